@@ -1,0 +1,113 @@
+from baton.v1 import common_pb2 as _common_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PushRequest(_message.Message):
+    __slots__ = ("header", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class PushHeader(_message.Message):
+    __slots__ = ("open", "chunk", "manifest", "epoch")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    open: PushOpen
+    chunk: PushChunk
+    manifest: PushManifest
+    epoch: int
+    def __init__(self, open: _Optional[_Union[PushOpen, _Mapping]] = ..., chunk: _Optional[_Union[PushChunk, _Mapping]] = ..., manifest: _Optional[_Union[PushManifest, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class PushOpen(_message.Message):
+    __slots__ = ("reservation_id", "request_id", "attempt", "fingerprint", "worker_id")
+    RESERVATION_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    reservation_id: str
+    request_id: str
+    attempt: int
+    fingerprint: _common_pb2.ModelFingerprint
+    worker_id: str
+    def __init__(self, reservation_id: _Optional[str] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., worker_id: _Optional[str] = ...) -> None: ...
+
+class PushChunk(_message.Message):
+    __slots__ = ("sequence", "layer_start", "layer_end", "block_start", "num_blocks", "checksum")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_START_FIELD_NUMBER: _ClassVar[int]
+    LAYER_END_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_START_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    layer_start: int
+    layer_end: int
+    block_start: int
+    num_blocks: int
+    checksum: int
+    def __init__(self, sequence: _Optional[int] = ..., layer_start: _Optional[int] = ..., layer_end: _Optional[int] = ..., block_start: _Optional[int] = ..., num_blocks: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class PushManifest(_message.Message):
+    __slots__ = ("num_chunks", "num_bytes", "block_start", "num_blocks", "num_tokens", "tokens_hash", "checksum", "first_token_id", "first_token_logprob")
+    NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_START_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_HASH_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    num_chunks: int
+    num_bytes: int
+    block_start: int
+    num_blocks: int
+    num_tokens: int
+    tokens_hash: bytes
+    checksum: int
+    first_token_id: int
+    first_token_logprob: _common_pb2.TokenLogprob
+    def __init__(self, num_chunks: _Optional[int] = ..., num_bytes: _Optional[int] = ..., block_start: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_tokens: _Optional[int] = ..., tokens_hash: _Optional[bytes] = ..., checksum: _Optional[int] = ..., first_token_id: _Optional[int] = ..., first_token_logprob: _Optional[_Union[_common_pb2.TokenLogprob, _Mapping]] = ...) -> None: ...
+
+class PushResponse(_message.Message):
+    __slots__ = ("credit", "committed")
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    credit: PushCredit
+    committed: PushCommitted
+    def __init__(self, credit: _Optional[_Union[PushCredit, _Mapping]] = ..., committed: _Optional[_Union[PushCommitted, _Mapping]] = ...) -> None: ...
+
+class PushCredit(_message.Message):
+    __slots__ = ("num_chunks",)
+    NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    num_chunks: int
+    def __init__(self, num_chunks: _Optional[int] = ...) -> None: ...
+
+class PushCommitted(_message.Message):
+    __slots__ = ("num_bytes", "num_chunks")
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    num_bytes: int
+    num_chunks: int
+    def __init__(self, num_bytes: _Optional[int] = ..., num_chunks: _Optional[int] = ...) -> None: ...
+
+class ProbeRequest(_message.Message):
+    __slots__ = ("payload",)
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    def __init__(self, payload: _Optional[bytes] = ...) -> None: ...
+
+class ProbeResponse(_message.Message):
+    __slots__ = ("num_bytes",)
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    num_bytes: int
+    def __init__(self, num_bytes: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,114 @@
+"""Chained hashes of KV blocks, and the identity of what computed them.
+
+A block's hash covers the model's fingerprint, the tenant's salt and every token up to the block's end, so equal hashes
+mean equal KV (Source: vLLM's automatic prefix caching, SGLang's RadixAttention). BLAKE2b with 16 bytes: a collision cannot be
+built by a tenant who chooses prompts.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+HASH_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """Shape of a worker's KV cache. Mirrors baton.v1.KvLayout."""
+
+    block_size: int
+    """Tokens per block."""
+    dtype: str
+    """"float32", "bfloat16" or "float16"."""
+    num_kv_heads: tuple[int, ...]
+    """Per layer."""
+    head_dim: tuple[int, ...]
+    """Per layer."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers with KV."""
+        return len(self.num_kv_heads)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block over all layers, K and V."""
+        return self.layers_block_bytes(0, self.num_layers)
+
+    def layers_block_bytes(self, layer_start: int, layer_end: int) -> int:
+        """Bytes of one block over layers `[layer_start, layer_end)`, K and V."""
+        item_bytes = 4 if self.dtype == "float32" else 2
+        elements = sum(
+            heads * dim
+            for heads, dim in zip(
+                self.num_kv_heads[layer_start:layer_end],
+                self.head_dim[layer_start:layer_end],
+                strict=True,
+            )
+        )
+        return 2 * elements * self.block_size * item_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What must be equal for KV of one worker to be usable by another. Mirrors baton.v1.ModelFingerprint."""
+
+    model: str
+    config_hash: str
+    weights_hash: str
+    tokenizer_hash: str
+    layout: KvLayout
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """Readable differences, empty when the two can exchange KV. An empty hash on either side is a difference."""
+        pairs = [
+            ("model", self.model, other.model),
+            ("config", self.config_hash, other.config_hash),
+            ("weights", self.weights_hash, other.weights_hash),
+            ("tokenizer", self.tokenizer_hash, other.tokenizer_hash),
+            ("block_size", self.layout.block_size, other.layout.block_size),
+            ("dtype", self.layout.dtype, other.layout.dtype),
+            ("num_kv_heads", self.layout.num_kv_heads, other.layout.num_kv_heads),
+            ("head_dim", self.layout.head_dim, other.layout.head_dim),
+        ]
+        return [f"{name}: {mine} != {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
+    def digest(self) -> bytes:
+        """Root of every block hash chain of this model."""
+        layout = self.layout
+        text = "\x00".join((
+            self.config_hash,
+            self.weights_hash,
+            self.tokenizer_hash,
+            str(layout.block_size),
+            layout.dtype,
+            str(layout.num_kv_heads),
+            str(layout.head_dim),
+        ))
+        return blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+
+
+def root_hash(fingerprint_digest: bytes, cache_salt: str) -> bytes:
+    """Parent of the first block: separates models and tenants."""
+    return blake2b(fingerprint_digest + cache_salt.encode(), digest_size=HASH_BYTES).digest()
+
+
+def chain(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Hash of a full block whose predecessor has hash `parent`."""
+    return blake2b(parent + array("I", token_ids).tobytes(), digest_size=HASH_BYTES).digest()
+
+
+def block_hashes(root: bytes, token_ids: Sequence[int], block_size: int) -> Iterator[bytes]:
+    """Hashes of the full blocks of `token_ids`, first block first."""
+    parent = root
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        parent = chain(parent, token_ids[start : start + block_size])
+        yield parent
+
+
+def tokens_hash(token_ids: Sequence[int]) -> bytes:
+    """Hash of a token sequence: what a hand-off's manifest compares."""
+    return blake2b(array("I", token_ids).tobytes(), digest_size=HASH_BYTES).digest()
