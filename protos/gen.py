@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def generate(out_dir: Path) -> int:
-    """Write stubs for every .proto below this folder into `out_dir`; returns protoc's exit status."""
+    """Write stubs for every .proto into `out_dir`; returns protoc's exit status."""
     protos = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "baton").rglob("*.proto"))
     well_known = Path(str(protoc.__file__)).parent / "_proto"
     return int(

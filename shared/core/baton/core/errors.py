@@ -1,13 +1,15 @@
 """Every way in which a request or a call can fail: one class per reason.
 
-Nothing here knows gRPC or HTTP; `baton.rpc.errors` and the gateway map reasons to statuses. A message is meant for the
-caller: it names the value and says what to change. It never holds prompt or output text.
+Nothing here knows gRPC or HTTP; `baton.rpc.errors` and the gateway map reasons to statuses. A
+message is meant for the caller: it names the value and says what to change. It never holds prompt
+or output text.
 
     BatonError
-    ├── InvalidRequest, PromptTooLong, ModelNotFound, RequestNotFound      the caller's mistake
+    ├── InvalidRequest, PromptTooLong, ModelNotFound, RequestNotFound   the caller's mistake
     ├── Unauthenticated, Forbidden
-    ├── QueueFull, KvCacheFull, NoWorker, WorkerDraining                   no room now: retry later or elsewhere
-    ├── KvTransferLost, StaleEpoch, KvLayoutMismatch, KvChecksum, Stalled  the hand-off failed: prefill again
+    ├── QueueFull, KvCacheFull, NoWorker, WorkerDraining                no room now
+    ├── KvTransferLost, StaleEpoch, KvLayoutMismatch, KvChecksum,
+    │   Stalled                                                         the hand-off failed
     ├── DeadlineExceeded, Cancelled
     └── Unsupported, Internal
 """
@@ -127,7 +129,7 @@ class StaleEpoch(BatonError):
 
 
 class KvLayoutMismatch(BatonError):
-    """Sender and receiver do not agree on model, dtype or KV layout. The message shows the difference."""
+    """Sender and receiver disagree on model, dtype or KV layout; the message shows how."""
 
     reason = ErrorReason.KV_LAYOUT_MISMATCH
 

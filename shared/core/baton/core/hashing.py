@@ -1,8 +1,8 @@
 """Chained hashes of KV blocks, and the identity of what computed them.
 
-A block's hash covers the model's fingerprint, the tenant's salt and every token up to the block's end, so equal hashes
-mean equal KV (Source: vLLM's automatic prefix caching, SGLang's RadixAttention). BLAKE2b with 16 bytes: a collision cannot be
-built by a tenant who chooses prompts.
+A block's hash covers the model's fingerprint, the tenant's salt and every token up to the block's
+end, so equal hashes mean equal KV (Source: vLLM's automatic prefix caching). BLAKE2b with 16 bytes: a
+collision cannot be built by a tenant who chooses prompts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ class KvLayout:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What must be equal for KV of one worker to be usable by another. Mirrors baton.v1.ModelFingerprint."""
+    """What must be equal for KV of one worker to be usable by another.
+
+    Mirrors baton.v1.ModelFingerprint.
+    """
 
     model: str
     config_hash: str
@@ -63,7 +66,7 @@ class Fingerprint:
     layout: KvLayout
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """Readable differences, empty when the two can exchange KV. An empty hash on either side is a difference."""
+        """Readable differences, empty when the two can exchange KV."""
         pairs = [
             ("model", self.model, other.model),
             ("config", self.config_hash, other.config_hash),

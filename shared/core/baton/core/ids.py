@@ -24,6 +24,6 @@ def check_request_id(request_id: str) -> str:
     """
     if len(request_id) > MAX_REQUEST_ID_CHARS or not _VISIBLE_ASCII.fullmatch(request_id):
         raise InvalidRequest(
-            f"request_id must be 1 to {MAX_REQUEST_ID_CHARS} visible ASCII characters without spaces"
+            f"request_id must be 1 to {MAX_REQUEST_ID_CHARS} visible ASCII characters"
         )
     return request_id

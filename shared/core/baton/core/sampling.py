@@ -27,7 +27,7 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """One request's sampling settings. `check()` has been called on every instance that reaches an engine."""
+    """One request's sampling settings; `check()` has passed on all that reach an engine."""
 
     temperature: float = 1.0
     """0 is greedy."""
