@@ -1,8 +1,8 @@
 """Chained hashes of KV blocks, and the identity of what computed them.
 
 A block's hash covers the model's fingerprint, the tenant's salt and every token up to the block's
-end, so equal hashes mean equal KV (Source: vLLM's automatic prefix caching). BLAKE2b with 16 bytes: a
-collision cannot be built by a tenant who chooses prompts.
+end, so equal hashes mean equal KV (Source: vLLM's automatic prefix caching). BLAKE2b with 16 bytes:
+a collision cannot be built by a tenant who chooses prompts.
 """
 
 from __future__ import annotations
