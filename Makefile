@@ -15,7 +15,7 @@ CONTAINER ?= docker
 SERVICE ?= decode
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 LIBRARIES := protos shared/core shared/rpc shared/engine shared/client
 SERVICES := services/gateway services/tokenizer services/scheduler services/prefill services/decode services/cache
 PARTS := $(LIBRARIES) $(SERVICES) shared/cli
@@ -33,6 +33,7 @@ help: ## list the targets
 	  while IFS="$$(printf '\t')" read -r name text; do printf '  %-14s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP) ## install everything into .venv (see TORCH_PIP_ARGS above for the CPU build of torch)
+	@:
 
 # Debian splits `ensurepip` off; then the base interpreter's pip fills the environment.
 $(BIN)/python:
@@ -44,8 +45,8 @@ $(STAMP): constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(PAR
 	  echo 'installing torch; on Linux without a GPU the CPU build is far smaller: see TORCH_PIP_ARGS in the Makefile';; esac
 	@$(PIP) $(TORCH_PIP_ARGS) torch
 	@echo 'installing the other dependencies'
-	@$(PIP) --requirement requirements-dev.txt
-	@$(PIP) --no-build-isolation $(foreach part,$(LIBRARIES) $(SERVICES),--editable ./$(part)) --editable './shared/cli[local]'
+	@$(PIP) --quiet --requirement requirements-dev.txt
+	@$(PIP) --quiet --no-build-isolation $(foreach part,$(LIBRARIES) $(SERVICES),--editable ./$(part)) --editable './shared/cli[local]'
 	@touch $@
 
 demo: setup ## start everything, stream one completion, show where its time went, stop everything
