@@ -1,0 +1,146 @@
+"""Tiny random models in the format of real ones: config, safetensors weights, byte-level tokenizer.
+
+Default initialisation makes a model that repeats one token for ever, which proves nothing: weights
+here are drawn wide and embeddings are untied, so that greedy outputs vary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+EOS = "<|endoftext|>"
+SPECIAL_TOKENS = (EOS, "<|im_start|>", "<|im_end|>")
+NUM_BYTES = 256
+EOS_TOKEN_ID = NUM_BYTES
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+}
+_KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 24},
+    "mistral": {"sliding_window": 24, "head_dim": 16},
+    "gemma2": {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 16},
+    "gemma3_text": {
+        "head_dim": 16,
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 16,
+        "num_hidden_layers": 6,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 48,
+    },
+    "phi3": {"pad_token_id": 0},
+    "gpt_oss": {
+        "head_dim": 16,
+        "sliding_window": 24,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+    },
+    "gpt2": {},
+}
+KINDS = tuple(_KINDS)
+
+
+def make_tiny_model(kind: str, directory: Path, *, seed: int = 0, vocab_size: int = 320) -> Path:
+    """Saves a model of an architecture (one of KINDS) with its tokenizer; returns `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = AutoConfig.for_model(
+        kind,
+        **{**_COMMON, **_KINDS[kind]},
+        vocab_size=vocab_size,
+        eos_token_id=EOS_TOKEN_ID,
+        bos_token_id=EOS_TOKEN_ID,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 and name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(directory)
+    save_byte_tokenizer(directory, vocab_size)
+    return directory
+
+
+def save_byte_tokenizer(directory: Path, vocab_size: int) -> None:
+    """A byte-level BPE tokenizer in which every id of the vocabulary has a text."""
+    vocab = {
+        character: index
+        for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
+    for token in SPECIAL_TOKENS:
+        vocab[token] = len(vocab)
+    pairs = itertools.product(string.ascii_lowercase, string.ascii_lowercase)
+    merges = list(itertools.islice(pairs, vocab_size - len(vocab)))
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def load_reference(directory: Path) -> PreTrainedModel:
+    """The model as transformers runs it, in float32 with eager attention."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+def reference_greedy(
+    model: PreTrainedModel, prompt: Sequence[int], num_tokens: int
+) -> tuple[int, ...]:
+    """`num_tokens` greedy tokens by transformers.generate; end-of-sequence tokens do not end it."""
+    config = model.generation_config
+    config.eos_token_id = None
+    config.pad_token_id = 0
+    input_ids = torch.tensor([list(prompt)])
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+        )
+    return tuple(output[0, len(prompt) :].tolist())
+
+
+def config_of(directory: Path) -> PreTrainedConfig:
+    """The saved configuration."""
+    return AutoConfig.from_pretrained(directory, local_files_only=True)
