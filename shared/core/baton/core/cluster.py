@@ -47,14 +47,14 @@ class ServiceStatus:
     state: ServiceState = ServiceState.STARTING
     model: str = ""
     fingerprint: Fingerprint | None = None
-    kv_blocks: Mapping[str, int] = field(default=_NO_COUNTS)
+    kv_blocks: Mapping[str, int] = field(default_factory=lambda: _NO_COUNTS)
     """Blocks by lower-case state name."""
     num_requests_running: int = 0
     num_requests_waiting: int = 0
     uptime_s: float = 0.0
     pid: int = 0
     metrics_address: str = ""
-    stats: Mapping[str, float] = field(default=_NO_STATS)
+    stats: Mapping[str, float] = field(default_factory=lambda: _NO_STATS)
     version: str = ""
     cores: tuple[int, ...] = ()
 

@@ -40,7 +40,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     """Frequency and presence count output tokens only."""
-    logit_bias: Mapping[int, float] = field(default=_NO_BIAS)
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: _NO_BIAS)
     max_tokens: int | None = None
     """None: as many as the context holds."""
     min_tokens: int = 0
