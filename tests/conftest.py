@@ -1,0 +1,12 @@
+"""Settings that every test needs, made before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+
+# One thread per process: the fast tests run two at a time, the slow ones start many processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A test that would download fails at once instead.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
