@@ -1,0 +1,261 @@
+"""From logits to tokens, vectorised over the rows of a batch.
+
+A row's token depends on its logits, its settings, its seed and its position, never on the other
+rows. Ties go to the lower token id. Speculation uses this sampler for draft and target with the
+same noise, and accepts a draft token iff it is the target's own sample: the output is the one
+without speculation, at any temperature.
+Source: Daliri, Musco, Suresh, "Coupling without Communication and Drafter-Invariant Speculative
+Decoding", 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from baton.core.sampling import SamplingParams, TokenLogprob
+from baton.engine.noise import gumbel
+
+_MAX_CANDIDATES = 1024
+"""Top-k and top-p look at this many tokens first; a row that needs more is sorted whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """What decides one row's token, besides its logits."""
+
+    sampling: SamplingParams
+    seed: int
+    position: int
+    """Index among the request's output tokens, over all attempts."""
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[int]
+    eos_token_ids: Collection[int]
+
+    @property
+    def is_edited(self) -> bool:
+        """True when the logits are changed before a token is chosen."""
+        sampling = self.sampling
+        return (
+            self.position < sampling.min_tokens
+            or sampling.repetition_penalty != 1.0
+            or sampling.frequency_penalty != 0.0
+            or sampling.presence_penalty != 0.0
+            or bool(sampling.logit_bias)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A chosen token."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+class Sampler:
+    """Chooses one token per row. Holds no state of any request."""
+
+    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
+        self._vocab_size = vocab_size
+        self._device = torch.device(device)
+        self._all_ids = torch.arange(vocab_size, dtype=torch.int32, device=self._device)
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+        """Samples every row.
+
+        Args:
+            logits: float32 [N, vocab_size]; not changed.
+            rows: N settings.
+        """
+        if not rows:
+            return []
+        edited = logits
+        if any(row.is_edited for row in rows):
+            edited = self._edited(logits, rows)
+        if all(row.sampling.is_greedy for row in rows):
+            chosen = edited.argmax(dim=-1)
+        else:
+            chosen = self._chosen(edited, rows)
+        token_ids: list[int] = chosen.tolist()
+        if not any(row.sampling.logprobs for row in rows):
+            return [Sampled(token_id) for token_id in token_ids]
+        logprobs = self._logprobs(logits, chosen, rows)
+        return [Sampled(token_id, logprobs.get(index)) for index, token_id in enumerate(token_ids)]
+
+    def _chosen(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+        """Token ids, int64 [N], of a batch that is not greedy as a whole."""
+        chosen = torch.empty(len(rows), dtype=torch.int64, device=self._device)
+        greedy = [index for index, row in enumerate(rows) if row.sampling.is_greedy]
+        cut, whole = [], []
+        for index, row in enumerate(rows):
+            if not row.sampling.is_greedy:
+                (cut if self._is_cut(row.sampling) else whole).append(index)
+        if greedy:
+            chosen[greedy] = logits[greedy].argmax(dim=-1)
+        if whole:
+            chosen[whole] = self._whole(logits[whole], [rows[index] for index in whole])
+        if cut:
+            chosen[cut] = self._cut(logits[cut], [rows[index] for index in cut])
+        return chosen
+
+    def _is_cut(self, sampling: SamplingParams) -> bool:
+        return 0 < sampling.top_k < self._vocab_size or sampling.top_p < 1.0
+
+    def _column(self, values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=self._device).unsqueeze(1)
+
+    def _scaled(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+        """Logits by temperature, the largest of a row at 0 so that no temperature overflows."""
+        temperatures = self._column([row.sampling.temperature for row in rows], torch.float32)
+        return (logits - logits.max(dim=-1, keepdim=True).values) / temperatures.clamp_(min=1e-6)
+
+    def _perturbed_argmax(
+        self, scaled: torch.Tensor, token_ids: torch.Tensor, rows: Sequence[SampleRow]
+    ) -> torch.Tensor:
+        """Column of the winner per row, int64 [N]: an exact sample of the softmax (Gumbel-max)."""
+        if any(row.sampling.min_p > 0.0 for row in rows):
+            min_ps = [row.sampling.min_p for row in rows]
+            floors = [math.log(min_p) if min_p else -math.inf for min_p in min_ps]
+            scaled = scaled.masked_fill(scaled < self._column(floors, torch.float32), -math.inf)
+        noise = gumbel([row.seed for row in rows], [row.position for row in rows], token_ids)
+        return (scaled + noise).argmax(dim=-1)
+
+    def _whole(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+        """Samples rows that keep the whole vocabulary (but for min-p)."""
+        return self._perturbed_argmax(self._scaled(logits, rows), self._all_ids.unsqueeze(0), rows)
+
+    def _cut(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+        """Samples rows with top-k or top-p, among their most likely tokens."""
+        scaled = self._scaled(logits, rows)
+        ids = self._most_likely(logits, min(self._vocab_size, _MAX_CANDIDATES))
+        kept, is_enough = self._kept(scaled, ids, rows)
+        chosen = self._pick(kept, ids, rows)
+        short = [index for index, enough in enumerate(is_enough.tolist()) if not enough]
+        if short:
+            short_rows = [rows[index] for index in short]
+            ids = self._most_likely(logits[short], self._vocab_size)
+            kept, _ = self._kept(scaled[short], ids, short_rows)
+            chosen[short] = self._pick(kept, ids, short_rows)
+        return chosen
+
+    def _pick(
+        self, kept: torch.Tensor, ids: torch.Tensor, rows: Sequence[SampleRow]
+    ) -> torch.Tensor:
+        columns = self._perturbed_argmax(kept, ids.to(torch.int32), rows)
+        return ids.gather(1, columns.unsqueeze(1)).squeeze(1)
+
+    def _kept(
+        self, scaled: torch.Tensor, ids: torch.Tensor, rows: Sequence[SampleRow]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cuts candidates `ids` [N, K] (most likely first) by top-k, then top-p.
+
+        Returns their scaled logits with -inf for those cut off, and per row whether K was enough.
+        Probability mass is summed in float64: the cut must not move with the shape of the batch.
+        """
+        width = ids.shape[1]
+        ranks = torch.arange(width, device=self._device).unsqueeze(0)
+        top_k = self._column(
+            [min(row.sampling.top_k or self._vocab_size, self._vocab_size) for row in rows],
+            torch.int64,
+        )
+        top_p = self._column([row.sampling.top_p for row in rows], torch.float64)
+        values = scaled.gather(1, ids)
+        weights = values.double().exp().masked_fill_(ranks >= top_k, 0.0)
+        total = torch.where(
+            top_k <= width,
+            weights.sum(dim=-1, keepdim=True),
+            scaled.double().exp().sum(dim=-1, keepdim=True),
+        )
+        reached = weights.cumsum(dim=-1)
+        before = reached - weights
+        is_kept = (ranks < top_k) & ((before < top_p * total) | (top_p >= 1.0))
+        is_kept[:, 0] = True
+        is_whole = top_k == self._vocab_size
+        is_enough = (top_k <= width) | (
+            is_whole & (top_p < 1.0) & (reached[:, -1:] >= top_p * total)
+        )
+        return values.masked_fill(~is_kept, -math.inf), is_enough.squeeze(1)
+
+    def _most_likely(self, logits: torch.Tensor, width: int) -> torch.Tensor:
+        """Token ids, int64 [N, width], most likely first, the lower id first among equals.
+
+        torch's topk leaves the order of equals open, and equals are common in logits that were
+        computed in 16 bits. Unique int64 keys leave nothing open.
+        """
+        bits = logits.contiguous().view(torch.int32)
+        # -0.0 and 0.0 are equal; negative floats order backwards as integers.
+        bits = torch.where(logits == 0.0, torch.zeros_like(bits), bits)
+        ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+        keys = (ordered << 32) - self._all_ids
+        return keys.topk(width, dim=-1).indices
+
+    def _edited(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+        """A copy of the logits after penalties, bias and minimum length."""
+        edited = logits.clone()
+        for index, row in enumerate(rows):
+            if row.is_edited:
+                self._edit(edited[index], row)
+        return edited
+
+    def _ids(self, token_ids: Collection[int]) -> torch.Tensor:
+        """Ids of the vocabulary; others are dropped, because a request may name any in its bias."""
+        known = [token_id for token_id in token_ids if 0 <= token_id < self._vocab_size]
+        return torch.tensor(known, dtype=torch.int64, device=self._device)
+
+    def _edit(self, logits: torch.Tensor, row: SampleRow) -> None:
+        """Changes one row's logits, float32 [vocab_size], in place."""
+        sampling = row.sampling
+        if sampling.repetition_penalty != 1.0:
+            seen = self._ids({*row.prompt_token_ids, *row.output_token_ids})
+            values = logits[seen]
+            logits[seen] = torch.where(
+                values > 0,
+                values / sampling.repetition_penalty,
+                values * sampling.repetition_penalty,
+            )
+        if sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
+            self._add(
+                logits,
+                {
+                    token_id: -(sampling.presence_penalty + count * sampling.frequency_penalty)
+                    for token_id, count in Counter(row.output_token_ids).items()
+                },
+            )
+        if sampling.logit_bias:
+            self._add(logits, dict(sampling.logit_bias))
+        if row.position < sampling.min_tokens:
+            logits[self._ids({*row.eos_token_ids, *sampling.stop_token_ids})] = -math.inf
+
+    def _add(self, logits: torch.Tensor, amounts: dict[int, float]) -> None:
+        known = {key: value for key, value in amounts.items() if 0 <= key < self._vocab_size}
+        values = torch.tensor(list(known.values()), dtype=torch.float32, device=self._device)
+        logits[self._ids(known)] += values
+
+    def _logprobs(
+        self, logits: torch.Tensor, chosen: torch.Tensor, rows: Sequence[SampleRow]
+    ) -> dict[int, TokenLogprob]:
+        """Log-probabilities of the raw logits, by row index, for the rows that want them."""
+        wanted = [index for index, row in enumerate(rows) if row.sampling.logprobs]
+        raw = logits[wanted]
+        logprobs = raw - raw.double().logsumexp(dim=-1, keepdim=True).float()
+        of_chosen: list[float] = logprobs.gather(1, chosen[wanted].unsqueeze(1)).squeeze(1).tolist()
+        num_top = min(max(rows[index].sampling.top_logprobs for index in wanted), self._vocab_size)
+        if not num_top:
+            return {
+                index: TokenLogprob(value) for index, value in zip(wanted, of_chosen, strict=True)
+            }
+        top = self._most_likely(raw, num_top)
+        top_ids: list[list[int]] = top.tolist()
+        top_values: list[list[float]] = logprobs.gather(1, top).tolist()
+        found = {}
+        for place, index in enumerate(wanted):
+            num = rows[index].sampling.top_logprobs
+            found[index] = TokenLogprob(
+                of_chosen[place], tuple(top_ids[place][:num]), tuple(top_values[place][:num])
+            )
+        return found
