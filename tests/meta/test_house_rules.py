@@ -1,0 +1,177 @@
+"""The rules of the house that no off-the-shelf linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.repository import ROOT, SERVICES, parts, tracked_files
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_PRODUCT_LINES = 12_000
+BANNED_MODULE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+UNSAFE_SERIALIZERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
+# The three places where anything may be caught: an RPC's edge, a process's edge, the engine's loop.
+BROAD_EXCEPT_ALLOWED = {
+    "shared/rpc/baton/rpc/interceptors.py",
+    "shared/rpc/baton/rpc/process.py",
+    "shared/engine/baton/engine/worker.py",
+}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+PRODUCT = [path for part in parts() for path in part.modules()]
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(_tree(path))
+
+
+def _found(breach: object, paths: list[Path] | None = None) -> list[str]:
+    """`file:line` of every node of the product for which `breach(node)` is true."""
+    return [
+        f"{_relative(path)}:{node.lineno}"
+        for path in (PRODUCT if paths is None else paths)
+        for node in _nodes(path)
+        if breach(node)  # type: ignore[operator]
+    ]
+
+
+def test_files_are_short() -> None:
+    lengths = {
+        _relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PRODUCT
+    }
+    assert {name: n for name, n in lengths.items() if n > MAX_FILE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
+    long = _found(
+        lambda node: (
+            isinstance(node, FUNCTIONS) and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+        )
+    )
+    assert long == []
+
+
+def test_product_is_small_and_size_table(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {
+        part.name: [len(path.read_text(encoding="utf-8").splitlines()) for path in part.modules()]
+        for part in parts()
+    }
+    total = sum(map(sum, sizes.values()))
+    table = [f"\n{'part':<12}{'files':>7}{'longest':>9}{'lines':>8}"]
+    table += [
+        f"{name:<12}{len(lines):>7}{max(lines, default=0):>9}{sum(lines):>8}"
+        for name, lines in sizes.items()
+    ]
+    table += [f"{'total':<12}{sum(map(len, sizes.values())):>7}{'':>9}{total:>8}\n"]
+    with capsys.disabled():
+        sys.stdout.write("\n".join(table))
+    assert total <= MAX_PRODUCT_LINES
+
+
+def test_nothing_prints() -> None:
+    def prints(node: ast.AST) -> bool:
+        return (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+        )
+
+    assert _found(prints) == []
+
+
+def test_nothing_asserts() -> None:
+    assert _found(lambda node: isinstance(node, ast.Assert)) == []
+
+
+def test_nothing_unpickles() -> None:
+    def imports_unsafe(node: ast.AST) -> bool:
+        if isinstance(node, ast.Import):
+            return any(alias.name.split(".")[0] in UNSAFE_SERIALIZERS for alias in node.names)
+        return (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] in UNSAFE_SERIALIZERS
+        )
+
+    def loads_with_torch(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+
+    assert _found(imports_unsafe) == []
+    assert _found(loads_with_torch) == [], "torch.load unpickles; weights are safetensors"
+
+
+def _is_broad(node: ast.AST) -> bool:
+    if not isinstance(node, ast.ExceptHandler):
+        return False
+    caught = ast.unparse(node.type) if node.type else "BaseException"
+    names = {name.strip() for name in caught.strip("()").split(",")}
+    # Cleaning up and raising again hides nothing.
+    raises_again = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+    return bool(names & {"Exception", "BaseException"}) and not raises_again
+
+
+def test_nothing_is_caught_broadly() -> None:
+    found = _found(_is_broad)
+    assert [place for place in found if place.split(":")[0] not in BROAD_EXCEPT_ALLOWED] == []
+
+
+def test_no_global_statements() -> None:
+    assert _found(lambda node: isinstance(node, ast.Global)) == []
+
+
+def test_module_names_say_something() -> None:
+    assert [_relative(path) for path in PRODUCT if path.stem in BANNED_MODULE_NAMES] == []
+
+
+def test_baton_stays_a_namespace() -> None:
+    """One `baton/__init__.py` would hide every other distribution's part of the namespace."""
+    owners = [part.folder / "baton" / "__init__.py" for part in parts()]
+    assert [_relative(path) for path in owners if path.exists()] == []
+    assert {part.name for part in parts() if not (part.package / "py.typed").is_file()} == set()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_look_alike(service: str) -> None:
+    package = ROOT / "services" / service / "baton" / service
+    edge = "app.py" if service == "gateway" else "servicer.py"
+    for name in ("__main__.py", "settings.py", edge):
+        assert (package / name).is_file(), f"{service} has no {name}"
+
+
+def test_nothing_names_somebodys_machine() -> None:
+    homes = "|".join(("root", "home/[a-z]", "Users/[A-Za-z]", "work", "opt/wheels"))
+    pattern = re.compile(rf"(?<![\w.}})])/(?:{homes})(?:/|\b)")
+    binary = {".safetensors", ".png", ".gz"}
+    found = []
+    for path in tracked_files():
+        if path.suffix in binary or path == Path(__file__) or "deploy/models" in str(path):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if pattern.search(line):
+                found.append(f"{_relative(path)}:{number}: {line.strip()[:80]}")
+    assert found == []
+
+
+def test_every_todo_has_an_issue() -> None:
+    loose = re.compile(r"#\s*(TODO|FIXME|XXX|HACK)(?!\(#\d+\))")
+    found = [
+        f"{_relative(path)}:{number}"
+        for path in PRODUCT
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if loose.search(line)
+    ]
+    assert found == []
