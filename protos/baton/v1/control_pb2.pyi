@@ -15,10 +15,12 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("status",)
+    __slots__ = ("status", "rates")
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
     status: _inference_pb2.ServiceStatus
-    def __init__(self, status: _Optional[_Union[_inference_pb2.ServiceStatus, _Mapping]] = ...) -> None: ...
+    rates: WorkerRates
+    def __init__(self, status: _Optional[_Union[_inference_pb2.ServiceStatus, _Mapping]] = ..., rates: _Optional[_Union[WorkerRates, _Mapping]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("grace",)

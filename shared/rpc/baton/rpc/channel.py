@@ -1,0 +1,119 @@
+"""Channels to peers: one per address, shared by all calls, closed together.
+
+A channel belongs to the event loop that made it. gRPC reconnects by itself; a peer that died is
+noticed by its calls failing (and, across hosts, by keepalive).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+MAX_CHANNELS = 1024
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Retries are the scheduler's decision: it knows which worker to try instead.
+    ("grpc.enable_retries", 0),
+    # An http_proxy variable in a service's environment must not swallow traffic inside the cluster.
+    ("grpc.enable_http_proxy", 0),
+)
+_BULK_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    # A TCP connection of its own, so that KV does not delay small calls to the same worker.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.optimization_target", "throughput"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files, read when used. Key and certificate may be absent on a client."""
+
+    cert: str = ""
+    key: str = ""
+    ca: str = ""
+
+    @property
+    def is_set(self) -> bool:
+        """True when anything is given."""
+        return bool(self.cert or self.key or self.ca)
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Credentials of a client; mutual TLS when a certificate is given."""
+        return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.cert))
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """Credentials of a server; it asks clients for certificates when a CA is given."""
+        return grpc.ssl_server_credentials(
+            [(_read(self.key) or b"", _read(self.cert) or b"")], _read(self.ca), bool(self.ca)
+        )
+
+
+def _read(path: str) -> bytes | None:
+    return Path(path).read_bytes() if path else None
+
+
+class ChannelPool:
+    """Hands out channels by address. Not thread-safe: use it on its event loop only."""
+
+    def __init__(
+        self,
+        *,
+        max_message_bytes: int,
+        tls: TlsFiles | None = None,
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    ) -> None:
+        self._options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
+        self._credentials = tls.channel_credentials() if tls and tls.is_set else None
+        self._interceptors = tuple(interceptors)
+        self._channels: dict[tuple[str, bool], grpc.aio.Channel] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def get(self, address: str, *, is_bulk: bool = False) -> grpc.aio.Channel:
+        """The channel to `address` ("host:port"); the pool owns it.
+
+        A bulk channel has a TCP connection of its own and is tuned for large messages.
+        """
+        key = (address, is_bulk)
+        channel = self._channels.pop(key, None) or self._open(address, is_bulk=is_bulk)
+        self._channels[key] = channel  # now the most recently used
+        if len(self._channels) > MAX_CHANNELS:
+            self._close_soon(self._channels.pop(next(iter(self._channels))))
+        return channel
+
+    def discard(self, address: str) -> None:
+        """Closes the channels to an address that is gone for good; their calls end cancelled."""
+        for is_bulk in (False, True):
+            channel = self._channels.pop((address, is_bulk), None)
+            if channel is not None:
+                self._close_soon(channel)
+
+    async def close(self) -> None:
+        """Closes all channels; calls on them end cancelled."""
+        channels = list(self._channels.values())
+        self._channels.clear()
+        for channel in channels:
+            await channel.close(None)
+        await asyncio.gather(*self._closing)
+
+    def _open(self, address: str, *, is_bulk: bool) -> grpc.aio.Channel:
+        options = (*self._options, *(_BULK_OPTIONS if is_bulk else ()))
+        interceptors = list(self._interceptors)
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+        return grpc.aio.secure_channel(
+            address, self._credentials, options=options, interceptors=interceptors
+        )
+
+    def _close_soon(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(channel.close(None))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -1,0 +1,151 @@
+"""Reasons on the wire: one table from reason to gRPC status, HTTP status and who may try again.
+
+Servicers raise `BatonError`s; `baton.rpc.interceptors` maps them with this table on the way out,
+and `error_from_rpc` maps them back on the caller's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import cast
+
+import grpc
+
+from baton.core.errors import BatonError, ErrorReason, WorkerDraining, error_for
+
+REASON_KEY = "baton-error-reason"
+"""Trailing metadata: name of the ErrorReason."""
+RETRY_AFTER_KEY = "baton-retry-after-ms"
+"""Trailing metadata: when a retry may succeed, in whole milliseconds."""
+MAX_MESSAGE_CHARS = 1024
+
+
+class Retry(Enum):
+    """Who may try the same again."""
+
+    NOBODY = "nobody"
+    CLIENT = "client"
+    """The caller, after the delay given."""
+    SCHEDULER = "scheduler"
+    """The scheduler, with another worker or another prefill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """How a reason looks on the wire."""
+
+    code: grpc.StatusCode
+    http_status: int
+    retry: Retry
+    public_text: str
+    """Used where an error brings no message of its own, and always for INTERNAL."""
+
+
+_R = ErrorReason
+_C = grpc.StatusCode
+
+CATALOGUE: Mapping[ErrorReason, Spec] = MappingProxyType({
+    _R.INVALID_REQUEST: Spec(
+        _C.INVALID_ARGUMENT, 400, Retry.NOBODY, "the request has a value that cannot work"
+    ),
+    _R.PROMPT_TOO_LONG: Spec(
+        _C.INVALID_ARGUMENT, 400, Retry.NOBODY, "the prompt does not fit the model's context"
+    ),
+    _R.MODEL_NOT_FOUND: Spec(_C.NOT_FOUND, 404, Retry.NOBODY, "no such model is served here"),
+    _R.REQUEST_NOT_FOUND: Spec(
+        _C.NOT_FOUND, 404, Retry.NOBODY, "no such request: it never was, or it has ended"
+    ),
+    _R.UNAUTHENTICATED: Spec(_C.UNAUTHENTICATED, 401, Retry.NOBODY, "credentials are needed"),
+    _R.FORBIDDEN: Spec(_C.PERMISSION_DENIED, 403, Retry.NOBODY, "not allowed"),
+    _R.QUEUE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, Retry.CLIENT, "the queue is full"),
+    _R.KV_CACHE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, Retry.SCHEDULER, "the KV cache is full"),
+    _R.NO_WORKER: Spec(
+        _C.UNAVAILABLE, 503, Retry.CLIENT, "no healthy worker can take the request now"
+    ),
+    _R.WORKER_DRAINING: Spec(_C.UNAVAILABLE, 503, Retry.SCHEDULER, "the worker takes nothing new"),
+    _R.KV_TRANSFER_LOST: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "the KV transfer was lost"),
+    _R.STALE_EPOCH: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "the reservation is no longer current"),
+    _R.KV_LAYOUT_MISMATCH: Spec(
+        _C.FAILED_PRECONDITION, 500, Retry.NOBODY, "the workers' models or KV layouts differ"
+    ),
+    _R.KV_CHECKSUM: Spec(_C.DATA_LOSS, 500, Retry.SCHEDULER, "KV arrived damaged"),
+    _R.DEADLINE: Spec(_C.DEADLINE_EXCEEDED, 504, Retry.NOBODY, "the deadline passed"),
+    _R.CANCELLED: Spec(_C.CANCELLED, 499, Retry.NOBODY, "cancelled by the caller"),
+    _R.UNSUPPORTED: Spec(_C.UNIMPLEMENTED, 501, Retry.NOBODY, "not supported here"),
+    _R.INTERNAL: Spec(
+        _C.INTERNAL, 500, Retry.NOBODY, "internal error; the details are in the server's log"
+    ),
+    _R.STALLED: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "a peer made no progress"),
+})
+
+# What a status means when it comes without a reason: from gRPC itself, or from a foreign server.
+_REASON_BY_CODE: Mapping[grpc.StatusCode, ErrorReason] = MappingProxyType({
+    _C.INVALID_ARGUMENT: _R.INVALID_REQUEST,
+    _C.OUT_OF_RANGE: _R.INVALID_REQUEST,
+    _C.NOT_FOUND: _R.REQUEST_NOT_FOUND,
+    _C.UNAUTHENTICATED: _R.UNAUTHENTICATED,
+    _C.PERMISSION_DENIED: _R.FORBIDDEN,
+    _C.RESOURCE_EXHAUSTED: _R.QUEUE_FULL,
+    _C.UNAVAILABLE: _R.NO_WORKER,
+    _C.DEADLINE_EXCEEDED: _R.DEADLINE,
+    _C.UNIMPLEMENTED: _R.UNSUPPORTED,
+    _C.ABORTED: _R.KV_TRANSFER_LOST,
+    _C.DATA_LOSS: _R.KV_CHECKSUM,
+})
+
+
+def public_message(error: BatonError) -> str:
+    """The text of an error that may leave this process."""
+    spec = CATALOGUE[error.reason]
+    if error.reason is ErrorReason.INTERNAL or not error.message:
+        return spec.public_text
+    return error.message[:MAX_MESSAGE_CHARS]
+
+
+def trailing_metadata(error: BatonError) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata of a call that fails with this error."""
+    pairs = [(REASON_KEY, error.reason.name)]
+    if error.retry_after_s is not None:
+        pairs.append((RETRY_AFTER_KEY, str(max(0, round(error.retry_after_s * 1000)))))
+    return tuple(pairs)
+
+
+def error_from_rpc(error: grpc.aio.AioRpcError) -> BatonError:
+    """What a failed call means. Never raises, whatever the peer sent."""
+    metadata = _text_metadata(error)
+    code = error.code()
+    message = error.details() or ""
+    reason = ErrorReason.__members__.get(metadata.get(REASON_KEY, ""))
+    if reason is not None:
+        retry_after_s = _retry_after_s(metadata.get(RETRY_AFTER_KEY, ""))
+        return error_for(reason, message, retry_after_s=retry_after_s)
+    if code is grpc.StatusCode.CANCELLED:
+        # Cancelled by us, a call raises CancelledError instead; so the peer cut it off: it stops.
+        return WorkerDraining(f"the peer ended the call: {message}")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        return error_for(ErrorReason.INVALID_REQUEST, f"message too large: {message}")
+    if code is grpc.StatusCode.UNKNOWN and "stream removed" in message.lower():
+        return error_for(ErrorReason.NO_WORKER, message)
+    return error_for(_REASON_BY_CODE.get(code, ErrorReason.INTERNAL), message)
+
+
+def _text_metadata(error: grpc.aio.AioRpcError) -> dict[str, str]:
+    pairs = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    return {key: value for key, value in pairs if isinstance(value, str)}
+
+
+def _retry_after_s(text: str) -> float | None:
+    return int(text) / 1000 if text.isascii() and text.isdigit() and len(text) < 12 else None
+
+
+@contextmanager
+def rpc_errors() -> Iterator[None]:
+    """Within it, a failed call raises the BatonError that it means."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise error_from_rpc(error) from error
