@@ -1,0 +1,278 @@
+"""The asyncio client, on grpc.aio: one per event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Mapping,
+    Sequence,
+)
+from random import Random, SystemRandom
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
+
+import grpc.aio
+
+from baton.client import messages as pb
+from baton.client.collect import Collector
+from baton.client.connection import Connection
+from baton.client.errors import error_from
+from baton.client.retry import Retrier, RetryPolicy
+from baton.client.types import Chunk, ClusterStatus, Completion, GenerateOptions, Model, Tls
+from baton.core.errors import BatonError, Cancelled
+from baton.v1 import inference_pb2, inference_pb2_grpc
+
+_Answer = TypeVar("_Answer")
+
+
+class AsyncTextStream(AsyncIterator[Chunk]):
+    """A streamed answer. The call starts with the first chunk asked for.
+
+    Use it in `async with`, which cancels the call when left: breaking out of `async for` alone
+    leaves the call running until the garbage collector finds it. `await` on it is allowed and
+    returns it unchanged.
+    """
+
+    def __init__(
+        self,
+        open_call: Callable[[float], Any],
+        connection: Connection,
+        retrier: Retrier,
+        timeout_s: float,
+    ) -> None:
+        self._open_call = open_call
+        self._connection = connection
+        self._retrier = retrier
+        self._timeout_s = timeout_s
+        self._is_cancelled = False
+        self._call: Any = None
+        self._collector: Collector | None = None
+        self._chunks = self._run()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self
+        yield
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        return await anext(self._chunks)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def completion(self) -> Completion:
+        """What came so far as one value; whole once the stream has ended."""
+        now = time.monotonic()
+        return (self._collector or Collector(now)).completion(now)
+
+    async def aclose(self) -> None:
+        """Cancels the call unless it has ended. For the task that iterates."""
+        await self._chunks.aclose()
+
+    def cancel(self) -> None:
+        """Cancels from another task of the loop: the iterating one gets `Cancelled`."""
+        self._is_cancelled = True
+        if self._call is not None:
+            self._call.cancel()
+
+    async def _run(self) -> AsyncGenerator[Chunk, None]:
+        started_at_s = time.monotonic()
+        ends_at_s = started_at_s + self._timeout_s
+        collector = self._collector = Collector(started_at_s)
+        delay_s: float | None = 0.0
+        while delay_s is not None:
+            if delay_s:
+                await asyncio.sleep(delay_s)
+            if self._is_cancelled:
+                raise Cancelled("the stream was cancelled")
+            collector.num_attempts += 1
+            call = self._call = self._open_call(max(0.0, ends_at_s - time.monotonic()))
+            try:
+                async for message in call:
+                    if not collector.has_messages:
+                        self._retrier.succeeded()
+                    yield collector.add(message, time.monotonic())
+                collector.end(time.monotonic())
+                return
+            except grpc.aio.AioRpcError as rpc_error:
+                error = _error(rpc_error, self._connection)
+                delay_s = self._delay_s(error, collector, ends_at_s)
+                if delay_s is None:
+                    raise error from rpc_error
+            except asyncio.CancelledError as cancelled:
+                if not self._is_cancelled:
+                    raise
+                raise Cancelled("the stream was cancelled") from cancelled
+            finally:
+                call.cancel()
+
+    def _delay_s(self, error: BatonError, collector: Collector, ends_at_s: float) -> float | None:
+        if collector.has_messages:
+            return None
+        remaining_s = ends_at_s - time.monotonic()
+        return self._retrier.delay_s(error, collector.num_attempts, remaining_s)
+
+
+class AsyncClient:
+    """Talks to a Baton scheduler from one event loop; close it, or use it in `async with`.
+
+    Failures are the errors of `baton.client`. Refusals are tried again within the deadline, before
+    the first message only.
+
+        async with AsyncClient("127.0.0.1:50051") as client:
+            async with client.generate("def add(a, b):", max_tokens=32, stream=True) as stream:
+                async for chunk in stream:
+                    print(chunk.text, end="")
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout_s: float = 600.0,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        retry: RetryPolicy | None = None,
+        rng: Random | None = None,
+    ) -> None:
+        self._connection = Connection(address, timeout_s, api_key, tls)
+        self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
+        credentials, options = self._connection.credentials(), self._connection.channel_options
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options)
+        )
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+
+    @property
+    def address(self) -> str:
+        """The scheduler's address, host:port."""
+        return self._connection.address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel; running calls are cancelled."""
+        await self._channel.close(None)
+
+    @overload
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Awaitable[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        stream: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncTextStream: ...
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        stream: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Awaitable[Completion] | AsyncTextStream:
+        """Generates text for a prompt, `messages=` or `token_ids=`; see GenerateOptions.
+
+        Raises:
+            BatonError: the reason's own class, such as InvalidRequest or QueueFull; a mistake that
+                shows here already is raised at once, not when awaited.
+        """
+        request = pb.generate_request(prompt, options)
+
+        def open_call(timeout_s: float) -> Any:
+            return self._stub.Generate(
+                request, timeout=timeout_s, metadata=self._connection.metadata()
+            )
+
+        timeout_s = self._connection.deadline_s(options)
+        answer = AsyncTextStream(open_call, self._connection, self._retrier, timeout_s)
+        return answer if stream else _complete(answer)
+
+    async def models(self, *, timeout_s: float | None = None) -> list[Model]:
+        """The models that can be used now."""
+        request = inference_pb2.ListModelsRequest()
+        return pb.models_from(await self._call(self._stub.ListModels, request, timeout_s))
+
+    async def tokenize(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> list[int]:
+        """Token ids of a text, or of a conversation with its generation prompt."""
+        request = pb.tokenize_request(text, messages, model)
+        return list((await self._call(self._stub.Tokenize, request, timeout_s)).token_ids)
+
+    async def detokenize(
+        self, token_ids: Sequence[int], *, model: str = "", timeout_s: float | None = None
+    ) -> str:
+        """Text of token ids."""
+        request = pb.detokenize_request(token_ids, model)
+        text: str = (await self._call(self._stub.Detokenize, request, timeout_s)).text
+        return text
+
+    async def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
+        """State and load of every process that the scheduler knows."""
+        request = inference_pb2.GetClusterStatusRequest()
+        return pb.status_from(await self._call(self._stub.GetClusterStatus, request, timeout_s))
+
+    async def _call(
+        self, method: Callable[..., Awaitable[_Answer]], request: object, timeout_s: float | None
+    ) -> _Answer:
+        ends_at_s = time.monotonic() + self._connection.check_timeout_s(timeout_s)
+        attempt = 0
+        while True:
+            attempt += 1
+            remaining_s = max(0.0, ends_at_s - time.monotonic())
+            metadata = self._connection.metadata()
+            try:
+                answer = await method(request, timeout=remaining_s, metadata=metadata)
+            except grpc.aio.AioRpcError as rpc_error:
+                error = _error(rpc_error, self._connection)
+                delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
+                if delay_s is None:
+                    raise error from rpc_error
+            else:
+                self._retrier.succeeded()
+                return answer
+            await asyncio.sleep(delay_s)
+
+
+async def _complete(stream: AsyncTextStream) -> Completion:
+    async with stream:
+        async for _ in stream:
+            pass
+    return stream.completion
+
+
+def _error(error: grpc.aio.AioRpcError, connection: Connection) -> BatonError:
+    return error_from(
+        error.code(), error.details() or "", error.trailing_metadata() or (), connection.address
+    )

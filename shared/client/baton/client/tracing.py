@@ -1,0 +1,23 @@
+"""Hands the caller's trace on when the caller uses OpenTelemetry, which the SDK does not need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def trace_metadata() -> Metadata:
+    """The current span's W3C context as gRPC metadata; empty without a current span."""
+    if find_spec("opentelemetry") is None:
+        return ()
+    from opentelemetry import trace  # noqa: PLC0415 - optional dependency
+    from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
+        TraceContextTextMapPropagator,
+    )
+
+    if not trace.get_current_span().get_span_context().is_valid:
+        return ()
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return tuple((key.lower(), value) for key, value in carrier.items())

@@ -1,0 +1,188 @@
+"""What the SDK takes and gives back: plain values, no protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from baton.core.cluster import ServiceStatus
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword options of `generate`; what is left out takes the server's default."""
+
+    messages: Sequence[Mapping[str, str]]
+    """A conversation instead of a prompt, as `{"role": ..., "content": ...}`, oldest first."""
+    token_ids: Sequence[int]
+    """A prompt as token ids instead of text."""
+    model: str
+    """Empty takes the only model served."""
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    min_tokens: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool
+    seed: int | None
+    """0 to 2**64 - 1."""
+    logprobs: bool
+    top_logprobs: int | None
+    """Implies `logprobs`."""
+    speculation: bool | None
+    explain: bool
+    """Ask for the stage breakdown and the placement."""
+    return_token_ids: bool
+    keep_special_tokens: bool
+    request_id: str
+    priority: int
+    cache_salt: str
+    timeout_s: float | None
+    """Deadline of the whole call, retries included; None takes the client's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates as PEM bytes. Without `ca` the system's roots are used."""
+
+    ca: bytes | None = None
+    cert: bytes | None = None
+    key: bytes | None = None
+    server_name: str = ""
+    """Name to expect in the server's certificate, when it is not the address's host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request used, in tokens."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose KV was found in a cache, anywhere."""
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One of the most likely tokens at a position."""
+
+    token_id: int
+    token: str
+    token_bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Log-probability (natural) of one output token."""
+
+    token_id: int
+    token: str
+    """Text; incomplete UTF-8 is replaced."""
+    token_bytes: bytes
+    logprob: float
+    top: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a request's life, measured by the service that ran it."""
+
+    name: str
+    start_s: float
+    """Since the request's arrival at the scheduler."""
+    duration_s: float
+    before_first_token: bool
+    """True on the path to the first token: these durations add up to the server's TTFT."""
+    worker_id: str = ""
+    num_bytes: int = 0
+    """Bytes moved (hand-off only)."""
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request ran, and why."""
+
+    prefill_worker_id: str
+    decode_worker_id: str
+    local_prefill: bool
+    reason: str
+    attempts: int
+    decode_cached_tokens: int = 0
+    prefill_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer. Only the last one has a `finish_reason`."""
+
+    text: str = ""
+    token_index: int = 0
+    """Index of the first output token that the chunk covers."""
+    num_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+    request_id: str = ""
+    model: str = ""
+    trace_id: str = ""
+    finish_reason: str = ""
+    """"stop", "length", "cancelled", "error"; empty until the last chunk."""
+    stop_reason: str = ""
+    """Stop string or token that ended the output, if one did."""
+    usage: Usage | None = None
+    stages: tuple[Stage, ...] = ()
+    placement: Placement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    token_ids: tuple[int, ...] = ()
+    stop_reason: str = ""
+    logprobs: tuple[Logprob, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    """Empty unless asked for with `explain`."""
+    placement: Placement | None = None
+    request_id: str = ""
+    model: str = ""
+    trace_id: str = ""
+    ttft_s: float | None = None
+    """At this client: from the call's start to the first message with text or a token."""
+    elapsed_s: float = 0.0
+    """At this client: from the call's start to its end."""
+    num_attempts: int = 1
+    """Calls made: more than one when the server refused at first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model."""
+
+    name: str
+    max_model_len_tokens: int
+    """Prompt and output together."""
+    num_prefill_workers: int
+    num_decode_workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """Every process that the scheduler knows."""
+
+    services: tuple[ServiceStatus, ...]
+    bus_connected: bool
+    requests_by_state: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,159 @@
+"""An in-process InferenceService for tests of what talks to one: the SDK and the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from baton.core.errors import BatonError
+from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+
+_CODES = {
+    "INVALID_REQUEST": grpc.StatusCode.INVALID_ARGUMENT,
+    "PROMPT_TOO_LONG": grpc.StatusCode.INVALID_ARGUMENT,
+    "MODEL_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
+    "FORBIDDEN": grpc.StatusCode.PERMISSION_DENIED,
+    "QUEUE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "KV_CACHE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "NO_WORKER": grpc.StatusCode.UNAVAILABLE,
+    "WORKER_DRAINING": grpc.StatusCode.UNAVAILABLE,
+    "DEADLINE": grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+async def abort(context: Any, error: BatonError) -> None:
+    """Ends a call the way the services' interceptor does."""
+    metadata = [("baton-error-reason", error.reason.name)]
+    if error.retry_after_s is not None:
+        metadata.append(("baton-retry-after-ms", str(int(error.retry_after_s * 1e3))))
+    code = _CODES.get(error.reason.name, grpc.StatusCode.INTERNAL)
+    await context.abort(code, error.message, tuple(metadata))
+
+
+@dataclass
+class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
+    """Says `words`, one per message; `before` and `after` fail the calls of their turn."""
+
+    words: tuple[str, ...] = ("Hello", " wörld", "!")
+    before: list[BatonError] = field(default_factory=list)
+    """Errors of the next calls, raised before their first message."""
+    after: list[BatonError] = field(default_factory=list)
+    """Errors of the next calls, raised after their first word."""
+    finish: int = common_pb2.FINISH_REASON_STOP
+    hold: asyncio.Event | None = None
+    """Waited for after the first word."""
+    requests: list[inference_pb2.GenerateRequest] = field(default_factory=list)
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    remaining_s: list[float | None] = field(default_factory=list)
+    num_running: int = 0
+    num_cancelled: int = 0
+    on_request: Callable[[inference_pb2.GenerateRequest], None] | None = None
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.remaining_s.append(context.time_remaining())
+        if self.on_request is not None:
+            self.on_request(request)
+        if self.before:
+            await abort(context, self.before.pop(0))
+        self.num_running += 1
+        try:
+            yield inference_pb2.GenerateResponse(
+                request_id=request.request_id or "req-1", trace_id="ab" * 16, model="demo"
+            )
+            for index, word in enumerate(self.words):
+                yield self._word(request, index, word)
+                if self.after:
+                    await abort(context, self.after.pop(0))
+                if self.hold is not None:
+                    await self.hold.wait()
+            yield self._end(request)
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        finally:
+            self.num_running -= 1
+
+    def _word(
+        self, request: inference_pb2.GenerateRequest, index: int, word: str
+    ) -> inference_pb2.GenerateResponse:
+        message = inference_pb2.GenerateResponse(text=word, token_index=index, num_tokens=1)
+        if request.return_token_ids:
+            message.token_ids.append(100 + index)
+        if request.sampling.logprobs:
+            entry = message.logprobs.add(
+                token_id=100 + index, token=word, token_bytes=word.encode(), logprob=-0.5
+            )
+            for rank in range(request.sampling.top_logprobs):
+                text = word if rank == 0 else f"alt{rank}"
+                entry.top.add(
+                    token_id=100 + index + rank,
+                    token=text,
+                    token_bytes=text.encode(),
+                    logprob=-0.5 - rank,
+                )
+        return message
+
+    def _end(self, request: inference_pb2.GenerateRequest) -> inference_pb2.GenerateResponse:
+        message = inference_pb2.GenerateResponse(
+            token_index=len(self.words), finish_reason=self.finish, trace_id="ab" * 16
+        )
+        message.usage.prompt_tokens = 7
+        message.usage.completion_tokens = len(self.words)
+        message.usage.cached_tokens = 4
+        if request.explain:
+            stage = message.stages.add(stage="prefill", before_first_token=True, worker_id="p1")
+            stage.start.nanos = 250_000_000
+            stage.duration.seconds = 1
+            message.placement.prefill_worker_id = "p1"
+            message.placement.decode_worker_id = "d1"
+            message.placement.attempts = 1
+        return message
+
+    async def ListModels(
+        self, request: inference_pb2.ListModelsRequest, context: Any
+    ) -> inference_pb2.ListModelsResponse:
+        if self.before:
+            await abort(context, self.before.pop(0))
+        response = inference_pb2.ListModelsResponse()
+        response.models.add(
+            model="demo", max_model_len_tokens=2048, num_prefill_workers=1, num_decode_workers=2
+        )
+        return response
+
+    async def Tokenize(
+        self, request: inference_pb2.TokenizeRequest, context: Any
+    ) -> inference_pb2.TokenizeResponse:
+        return inference_pb2.TokenizeResponse(token_ids=list(request.text.encode()))
+
+    async def Detokenize(
+        self, request: inference_pb2.DetokenizeRequest, context: Any
+    ) -> inference_pb2.DetokenizeResponse:
+        return inference_pb2.DetokenizeResponse(text=bytes(request.token_ids).decode())
+
+    async def GetClusterStatus(
+        self, request: inference_pb2.GetClusterStatusRequest, context: Any
+    ) -> inference_pb2.GetClusterStatusResponse:
+        response = inference_pb2.GetClusterStatusResponse(bus_connected=True)
+        service = response.services.add(worker_id="d1", role="decode", state="ready")
+        service.kv_blocks["free"] = 9
+        response.requests_by_state["DECODING"] = 2
+        return response
+
+
+async def serve(servicer: FakeInference) -> tuple[Any, str]:
+    """Starts a server for it; returns the server and its address."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, f"127.0.0.1:{port}"

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from random import Random
+
+import pytest
+import pytest_asyncio
+
+from baton.client import AsyncClient, Client, RetryPolicy, errors
+from baton.client.retry import Retrier
+from baton.core.cluster import ServiceState
+from baton.core.errors import (
+    BatonError,
+    Cancelled,
+    DeadlineExceeded,
+    ErrorReason,
+    Internal,
+    InvalidRequest,
+    ModelNotFound,
+    NoWorker,
+    PromptTooLong,
+    QueueFull,
+    WorkerDraining,
+    error_for,
+)
+from tests.support.eventually import eventually
+from tests.support.fake_inference import FakeInference, serve
+
+FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001, max_backoff_s=0.002)
+
+
+@pytest_asyncio.fixture
+async def fake() -> AsyncIterator[FakeInference]:
+    servicer = FakeInference()
+    server, servicer.address = await serve(servicer)  # type: ignore[attr-defined]
+    yield servicer
+    await server.stop(0)
+
+
+@pytest_asyncio.fixture
+async def client(fake) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(fake.address, timeout_s=10, retry=FAST) as client:
+        yield client
+
+
+async def test_completion_carries_everything_the_server_said(fake, client):
+    answer = await client.generate(
+        "say", max_tokens=3, explain=True, return_token_ids=True, top_logprobs=2, request_id="r-9"
+    )
+    assert answer.text == "Hello wörld!"
+    assert answer.token_ids == (100, 101, 102)
+    assert answer.finish_reason == "stop"
+    assert (answer.usage.prompt_tokens, answer.usage.cached_tokens) == (7, 4)
+    assert answer.request_id == "r-9"
+    assert answer.trace_id == "ab" * 16
+    assert answer.model == "demo"
+    assert [len(entry.top) for entry in answer.logprobs] == [2, 2, 2]
+    [stage] = answer.stages
+    assert (stage.name, stage.start_s, stage.duration_s) == ("prefill", 0.25, 1.0)
+    assert answer.placement is not None
+    assert answer.placement.decode_worker_id == "d1"
+    assert answer.ttft_s is not None
+    assert 0 < answer.ttft_s <= answer.elapsed_s
+    assert answer.num_attempts == 1
+
+
+async def test_only_given_options_reach_the_wire(fake, client):
+    await client.generate("x", temperature=0.0, stop="END", seed=2**64 - 1, logit_bias={3: 1.5})
+    sampling = fake.requests[0].sampling
+    assert sampling.HasField("temperature")
+    assert sampling.temperature == 0.0
+    assert not sampling.HasField("top_p")
+    assert not sampling.HasField("max_tokens")
+    assert not sampling.HasField("speculation")
+    assert list(sampling.stop) == ["END"]
+    assert sampling.seed == 2**64 - 1
+    assert dict(sampling.logit_bias) == {3: 1.5}
+
+
+async def test_messages_and_token_ids_are_prompts_too(fake, client):
+    await client.generate(messages=[{"role": "user", "content": "hi"}])
+    await client.generate(token_ids=[1, 2])
+    assert fake.requests[0].chat.messages[0].content == "hi"
+    assert list(fake.requests[1].tokens.token_ids) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one"),
+        ({"prompt": "a", "token_ids": [1]}, "exactly one"),
+        ({"prompt": "a", "temperature": -1.0}, "temperature"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "seed": -1}, "seed"),
+        ({"prompt": "a", "stop": [""]}, "stop"),
+        ({"prompt": "a", "timeout_s": 0}, "timeout_s"),
+        ({"token_ids": [-1]}, "does not fit"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\]"),
+    ],
+)
+async def test_bad_options_fail_before_the_call(fake, client, options, message):
+    with pytest.raises(InvalidRequest, match=message):
+        await client.generate(**options)
+    assert not fake.requests
+
+
+async def test_refusals_are_retried_before_the_first_message(fake, client):
+    fake.before += [QueueFull("full", retry_after_s=0.02), WorkerDraining("draining")]
+    answer = await client.generate("x")
+    assert answer.text == "Hello wörld!"
+    assert answer.num_attempts == 3
+    assert answer.ttft_s is not None
+    assert answer.ttft_s >= 0.02
+
+
+async def test_errors_that_cannot_be_mended_are_raised_with_their_class(fake, client):
+    fake.before += [ModelNotFound("no model named x"), PromptTooLong("3000 tokens > 2048")]
+    with pytest.raises(ModelNotFound, match="no model named x"):
+        await client.generate("x")
+    with pytest.raises(PromptTooLong, match="2048"):
+        await client.generate("x")
+    assert len(fake.requests) == 2
+
+
+async def test_nothing_is_retried_after_the_first_message(fake, client):
+    fake.after.append(QueueFull("too late"))
+    got = []
+    with pytest.raises(QueueFull):
+        async for chunk in client.generate("x", stream=True):
+            got.append(chunk.text)
+    assert "".join(got) == "Hello"
+    assert len(fake.requests) == 1
+
+
+async def test_retry_that_would_miss_the_deadline_is_not_made(fake, client):
+    fake.before.append(QueueFull("full", retry_after_s=30.0))
+    with pytest.raises(QueueFull) as caught:
+        await client.generate("x", timeout_s=1)
+    assert caught.value.retry_after_s == 30.0
+
+
+async def test_unreachable_server_is_no_worker(client):
+    async with AsyncClient("127.0.0.1:1", retry=FAST, timeout_s=2) as nobody:
+        with pytest.raises(NoWorker, match=r"127\.0\.0\.1:1"):
+            await nobody.generate("x")
+
+
+async def test_deadline_goes_with_the_call_and_ends_it(fake, client):
+    fake.hold = asyncio.Event()
+    with pytest.raises(DeadlineExceeded):
+        await client.generate("x", timeout_s=0.3)
+    assert 0 < fake.remaining_s[0] <= 0.31
+    await eventually(lambda: fake.num_running == 0)
+
+
+async def test_leaving_the_stream_cancels_the_call(fake, client):
+    fake.hold = asyncio.Event()
+    async with client.generate("x", stream=True) as stream:
+        async for chunk in stream:
+            if chunk.text:
+                break
+    await eventually(lambda: fake.num_cancelled == 1)
+    assert stream.completion.text == "Hello"
+    assert stream.completion.finish_reason == ""
+
+
+async def test_cancelling_the_task_cancels_the_call(fake, client):
+    fake.hold = asyncio.Event()
+    task = asyncio.create_task(_collect(client))
+    await eventually(lambda: fake.num_running == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await eventually(lambda: fake.num_cancelled == 1)
+
+
+async def test_cancel_from_another_task_is_a_cancelled_error(fake, client):
+    fake.hold = asyncio.Event()
+    stream = await client.generate("x", stream=True)
+    task = asyncio.create_task(_drain(stream))
+    await eventually(lambda: fake.num_running == 1)
+    stream.cancel()
+    with pytest.raises(Cancelled):
+        await task
+
+
+async def test_stream_without_a_finish_reason_is_an_error(fake, client):
+    fake.finish = 0
+    with pytest.raises(Internal, match="finish reason"):
+        await client.generate("x")
+
+
+async def test_key_and_trace_context_travel_as_metadata(fake):
+    from opentelemetry.sdk.trace import TracerProvider
+
+    provider = TracerProvider()
+    async with AsyncClient(fake.address, api_key="secret", timeout_s=5) as client:
+        with provider.get_tracer("test").start_as_current_span("caller") as span:
+            await client.generate("x")
+        await client.generate("x")
+    trace_id = f"{span.get_span_context().trace_id:032x}"
+    assert trace_id in fake.metadata[0]["traceparent"]
+    assert fake.metadata[0]["authorization"] == "Bearer secret"
+    assert "traceparent" not in fake.metadata[1]
+
+
+async def test_small_calls(fake, client):
+    fake.before.append(NoWorker("starting"))
+    [model] = await client.models()
+    assert (model.name, model.max_model_len_tokens) == ("demo", 2048)
+    assert await client.tokenize("ab") == [97, 98]
+    assert await client.detokenize([97, 98]) == "ab"
+    status = await client.status()
+    assert status.bus_connected
+    assert status.services[0].kv_blocks == {"free": 9}
+    assert status.services[0].state is ServiceState.READY
+    assert status.requests_by_state == {"DECODING": 2}
+
+
+async def test_blocking_client_does_the_same(fake):
+    def use() -> list[str]:
+        with Client(fake.address, timeout_s=10, retry=FAST) as client:
+            answer = client.generate("x", explain=True)
+            with client.generate("y", stream=True) as stream:
+                texts = [chunk.text for chunk in stream]
+            assert stream.completion.text == answer.text
+            assert stream.completion.ttft_s is not None
+            assert [model.name for model in client.models()] == ["demo"]
+            assert client.tokenize("ab") == [97, 98]
+            assert client.detokenize([97]) == "a"
+            assert client.status().bus_connected
+            assert answer.num_attempts == 2
+            return texts
+
+    fake.before.append(QueueFull("full", retry_after_s=0.0))
+    assert await asyncio.to_thread(use) == ["", "Hello", " wörld", "!", ""]
+
+
+async def test_blocking_stream_is_cancelled_when_left_and_from_other_threads(fake):
+    def leave() -> None:
+        with Client(fake.address, timeout_s=10) as client, client.generate("x", stream=True) as s:
+            while not next(s).text:
+                pass
+
+    def stop(client: Client) -> BatonError | None:
+        try:
+            for chunk in (stream := client.generate("x", stream=True)):
+                if chunk.text:
+                    stream.cancel()
+        except Cancelled as error:
+            return error
+        return None
+
+    fake.hold = asyncio.Event()
+    await asyncio.to_thread(leave)
+    await eventually(lambda: fake.num_cancelled == 1)
+    with Client(fake.address, timeout_s=10) as client:
+        assert await asyncio.to_thread(stop, client) is not None
+    await eventually(lambda: fake.num_cancelled == 2)
+
+
+def test_budget_bounds_retries_over_all_calls():
+    retrier = Retrier(RetryPolicy(budget=2.0), Random(0))
+    error = NoWorker("none")
+    delays = [retrier.delay_s(error, 1, 60.0) for _ in range(4)]
+    assert [delay is None for delay in delays] == [False, False, True, True]
+    for _ in range(11):
+        retrier.succeeded()
+    assert retrier.delay_s(error, 1, 60.0) is not None
+
+
+def test_delay_honours_retry_after_and_is_jittered():
+    retrier = Retrier(RetryPolicy(budget=100), Random(0))
+    delays = {retrier.delay_s(QueueFull("full", retry_after_s=2.0), 3, 60.0) for _ in range(8)}
+    assert len(delays) == 8
+    assert all(2.0 <= delay <= 2.4 for delay in delays if delay is not None)
+
+
+@pytest.mark.parametrize("reason", list(ErrorReason))
+def test_every_reason_survives_the_wire(reason):
+    import grpc
+
+    metadata = [(errors.REASON_KEY, reason.name), (errors.RETRY_AFTER_KEY, "1500")]
+    error = errors.error_from(grpc.StatusCode.UNKNOWN, "text", metadata, "here:1")
+    assert type(error) is type(error_for(reason, ""))
+    assert (error.message, error.retry_after_s) == ("text", 1.5)
+
+
+async def _collect(client: AsyncClient) -> object:
+    return await client.generate("x")
+
+
+async def _drain(stream) -> None:
+    async for _ in stream:
+        pass
