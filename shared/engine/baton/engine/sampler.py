@@ -91,7 +91,8 @@ class Sampler:
         """Token ids, int64 [N], of a batch that is not greedy as a whole."""
         chosen = torch.empty(len(rows), dtype=torch.int64, device=self._device)
         greedy = [index for index, row in enumerate(rows) if row.sampling.is_greedy]
-        cut, whole = [], []
+        cut: list[int] = []
+        whole: list[int] = []
         for index, row in enumerate(rows):
             if not row.sampling.is_greedy:
                 (cut if self._is_cut(row.sampling) else whole).append(index)
