@@ -1,0 +1,251 @@
+"""What makes a push of KV complete and correct: the frames, their checks, and how KV is cut up.
+
+The decode worker has one `Receiver` per push, the prefill worker counts its chunks in a `Ledger`.
+Nothing here moves a byte: the workers do, on the word of this module. Not thread-safe: each object
+belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from baton.core.errors import KvChecksum, KvLayoutMismatch, StaleEpoch
+from baton.core.hashing import Fingerprint, KvLayout
+from baton.core.reservation import Reservation, ReservationState
+from baton.core.sampling import TokenLogprob
+
+Digest = Callable[[bytes | bytearray | memoryview], int]
+"""XXH3-64, passed in because the core imports the standard library only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """First frame of a push."""
+
+    reservation_id: str
+    request_id: str
+    attempt: int
+    epoch: int
+    fingerprint: Fingerprint
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of layers of a range of a request's blocks."""
+
+    layer_start: int
+    layer_end: int
+    block_start: int
+    num_blocks: int
+
+    def num_bytes(self, layout: KvLayout) -> int:
+        """Bytes of its KV."""
+        return layout.layers_block_bytes(self.layer_start, self.layer_end) * self.num_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A frame with KV."""
+
+    epoch: int
+    sequence: int
+    span: Span
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Last frame of a push."""
+
+    epoch: int
+    num_chunks: int
+    num_bytes: int
+    block_start: int
+    num_blocks: int
+    num_tokens: int
+    tokens_hash: bytes
+    checksum: int
+    """Digest over the chunks' checksums, in order, each as 8 bytes little-endian."""
+    first_token_id: int
+    first_logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the receiver of a push knows beforehand."""
+
+    fingerprint: Fingerprint
+    block_start: int
+    """Blocks before it are here already."""
+    block_end: int
+    num_tokens: int
+    tokens_hash: bytes
+
+
+class Ledger:
+    """Counts what was sent or received, in order."""
+
+    def __init__(self, digest: Digest) -> None:
+        self._digest = digest
+        self._checksums = bytearray()
+        self.num_bytes = 0
+        """Payload bytes so far."""
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks so far."""
+        return len(self._checksums) // 8
+
+    @property
+    def checksum(self) -> int:
+        """The manifest's checksum over the chunks so far."""
+        return self._digest(self._checksums)
+
+    def add(self, num_bytes: int, checksum: int) -> None:
+        """Adds the next chunk."""
+        self.num_bytes += num_bytes
+        self._checksums += checksum.to_bytes(8, "little")
+
+
+class Receiver:
+    """Verifies one push.
+
+    A chunk that it accepts may be written. Once `manifest` has returned, every byte expected has
+    arrived unchanged, once, in the reservation's own epoch.
+    """
+
+    def __init__(self, reservation: Reservation, expected: Expected, digest: Digest) -> None:
+        self._reservation = reservation
+        self._expected = expected
+        self._digest = digest
+        self._written = [0] * expected.fingerprint.layout.num_layers
+        """Per layer, a bit per block received."""
+        self.received = Ledger(digest)
+
+    def open(self, opening: Opening) -> None:
+        """Checks the first frame, and marks the reservation as being filled.
+
+        Raises:
+            StaleEpoch: another epoch or attempt, or a push that is open or over already.
+            KvLayoutMismatch: the two sides do not compute the same KV; says how they differ.
+        """
+        reservation = self._reservation
+        named = (opening.request_id, opening.attempt)
+        if named != (reservation.request_id, reservation.attempt):
+            raise StaleEpoch(
+                f"reservation {reservation.reservation_id} is not for attempt {opening.attempt} "
+                f"of request {opening.request_id}"
+            )
+        self._check_epoch(opening.epoch)
+        differences = self._expected.fingerprint.differences(opening.fingerprint)
+        if differences:
+            raise KvLayoutMismatch("receiver != sender: " + "; ".join(differences))
+        if reservation.state is not ReservationState.RESERVED:
+            raise StaleEpoch(f"reservation is {reservation.state.value}: it takes no push")
+        reservation.transition(ReservationState.FILLING)
+
+    def chunk(self, chunk: Chunk, payload: memoryview) -> None:
+        """Checks a chunk and counts it as received.
+
+        Raises:
+            StaleEpoch: the reservation was released, or has another epoch.
+            KvLayoutMismatch: the range or its size does not fit the layout or the reservation.
+            KvChecksum: a chunk is missing, repeated or out of order, or its content changed.
+        """
+        self._check_filling(chunk.epoch)
+        if chunk.sequence != self.received.num_chunks:
+            raise KvChecksum(
+                f"chunk {chunk.sequence} came where {self.received.num_chunks} was expected"
+            )
+        span = chunk.span
+        self._check_range(span)
+        num_bytes = span.num_bytes(self._expected.fingerprint.layout)
+        if payload.nbytes != num_bytes:
+            raise KvLayoutMismatch(
+                f"chunk {chunk.sequence} has {payload.nbytes} bytes, its range needs {num_bytes}"
+            )
+        mask = ((1 << span.num_blocks) - 1) << span.block_start
+        if any(bits & mask for bits in self._written[span.layer_start : span.layer_end]):
+            raise KvChecksum(f"chunk {chunk.sequence} repeats blocks that were sent before")
+        if self._digest(payload) != chunk.checksum:
+            raise KvChecksum(f"content of chunk {chunk.sequence} does not match its checksum")
+        for layer in range(span.layer_start, span.layer_end):
+            self._written[layer] |= mask
+        self.received.add(num_bytes, chunk.checksum)
+
+    def manifest(self, manifest: Manifest) -> None:
+        """Checks the last frame against all that was received.
+
+        Raises:
+            StaleEpoch: the reservation was released, or has another epoch.
+            KvChecksum: anything is missing or differs; says what.
+        """
+        self._check_filling(manifest.epoch)
+        expected = self._expected
+        num_blocks = expected.block_end - expected.block_start
+        pairs = [
+            ("chunks", manifest.num_chunks, self.received.num_chunks),
+            ("bytes", manifest.num_bytes, self.received.num_bytes),
+            ("block_start", manifest.block_start, expected.block_start),
+            ("blocks", manifest.num_blocks, num_blocks),
+            ("tokens", manifest.num_tokens, expected.num_tokens),
+            ("tokens_hash", manifest.tokens_hash.hex(), expected.tokens_hash.hex()),
+            ("checksum", manifest.checksum, self.received.checksum),
+        ]
+        wrong = [f"{name}: {sent} != {mine}" for name, sent, mine in pairs if sent != mine]
+        if wrong:
+            raise KvChecksum("manifest does not match what arrived: " + "; ".join(wrong))
+        whole = ((1 << num_blocks) - 1) << expected.block_start
+        if any(bits != whole for bits in self._written):
+            raise KvChecksum("the push ended before all blocks of all layers had come")
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch != self._reservation.epoch:
+            raise StaleEpoch(
+                f"epoch {epoch} is not current: the reservation has {self._reservation.epoch}"
+            )
+
+    def _check_filling(self, epoch: int) -> None:
+        self._check_epoch(epoch)
+        if self._reservation.state is not ReservationState.FILLING:
+            raise StaleEpoch(
+                f"reservation is {self._reservation.state.value}: the write was refused"
+            )
+
+    def _check_range(self, span: Span) -> None:
+        expected = self._expected
+        is_layer_range = 0 <= span.layer_start < span.layer_end <= len(self._written)
+        block_end = span.block_start + span.num_blocks
+        is_block_range = (
+            span.num_blocks > 0 and expected.block_start <= span.block_start < block_end
+        ) and block_end <= expected.block_end
+        if not (is_layer_range and is_block_range):
+            raise KvLayoutMismatch(
+                f"layers [{span.layer_start}, {span.layer_end}), blocks [{span.block_start}, "
+                f"{block_end}) are outside of layers [0, {len(self._written)}), blocks "
+                f"[{expected.block_start}, {expected.block_end})"
+            )
+
+
+def split(
+    layout: KvLayout, block_start: int, block_end: int, max_chunk_bytes: int
+) -> Iterator[Span]:
+    """Cuts blocks into spans of at most `max_chunk_bytes`, as far as one block of one layer allows.
+
+    Whole blocks stay together where they fit; larger ones are cut between layers.
+    """
+    num_layers = layout.num_layers
+    blocks_per_chunk = max(1, max_chunk_bytes // layout.block_bytes)
+    for start in range(block_start, block_end, blocks_per_chunk):
+        num_blocks = min(blocks_per_chunk, block_end - start)
+        layer_start = 0
+        while layer_start < num_layers:
+            layer_end = num_layers
+            while layer_end > layer_start + 1 and (
+                layout.layers_block_bytes(layer_start, layer_end) * num_blocks > max_chunk_bytes
+            ):
+                layer_end -= 1
+            yield Span(layer_start, layer_end, start, num_blocks)
+            layer_start = layer_end
