@@ -1,0 +1,133 @@
+"""A sequence of tokens that an engine computes: what was asked for, and how far it is.
+
+A request is what a client sent; each of its attempts is one sequence on one engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from baton.core.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpec:
+    """What an engine is asked to compute."""
+
+    seq_id: str
+    """f"{request_id}/{attempt}"."""
+    token_ids: tuple[int, ...]
+    """The prompt, and after a fail-over also what was produced so far."""
+    sampling: SamplingParams
+    max_tokens: int
+    """Most output tokens, those of earlier attempts included."""
+    num_output_tokens: int = 0
+    """Trailing tokens of `token_ids` that are output of earlier attempts."""
+    priority: int = 0
+    """Higher goes first."""
+    cache_salt: str = ""
+    prefill_only: bool = False
+    """Stop after the first token and keep the KV until it is released."""
+
+
+class SequenceStatus(Enum):
+    """Where a sequence is in an engine."""
+
+    WAITING = "waiting"
+    """To be computed here; holds blocks only if it was reserved first."""
+    RESERVED = "reserved"
+    """Holds blocks for KV that comes from elsewhere."""
+    READY = "ready"
+    """Its KV is here; it waits for a place in the batch."""
+    RUNNING = "running"
+    HELD = "held"
+    """Prefill is done and its KV is kept for a hand-off."""
+    ENDED = "ended"
+
+
+_S = SequenceStatus
+TRANSITIONS: frozenset[tuple[SequenceStatus, SequenceStatus]] = frozenset({
+    (_S.WAITING, _S.RUNNING),
+    (_S.RUNNING, _S.WAITING),
+    (_S.RESERVED, _S.READY),
+    (_S.RESERVED, _S.WAITING),
+    (_S.READY, _S.RUNNING),
+    (_S.RUNNING, _S.HELD),
+    (_S.WAITING, _S.ENDED),
+    (_S.RESERVED, _S.ENDED),
+    (_S.READY, _S.ENDED),
+    (_S.RUNNING, _S.ENDED),
+    (_S.HELD, _S.ENDED),
+})
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The state of one sequence. Not thread-safe: the engine's lock guards it."""
+
+    spec: SequenceSpec
+    order: int
+    """Order of arrival at this engine."""
+    arrived_at_s: float
+    status: SequenceStatus
+    token_ids: list[int] = field(init=False)
+    """All known tokens; the KV of the last one is not computed while running."""
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Chained hashes of the leading full blocks of `token_ids`, as far as computed."""
+    num_computed_tokens: int = 0
+    """Leading tokens whose KV is in the blocks."""
+    num_draft_computed_tokens: int = 0
+    """The same for the draft model's KV."""
+    num_published_blocks: int = 0
+    """Leading blocks offered to the prefix cache."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache at the first start."""
+    has_started: bool = False
+    num_pins: int = 0
+    """Steps and transfers that touch the blocks right now: while any does, none is let go."""
+    is_released: bool = False
+    is_quarantined: bool = False
+    """Once let go, the blocks are quarantined."""
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.spec.token_ids)
+
+    @property
+    def seq_id(self) -> str:
+        """Id of the sequence."""
+        return self.spec.seq_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the request's prompt."""
+        return len(self.spec.token_ids) - self.spec.num_output_tokens
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens known, those of earlier attempts included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens."""
+        return len(self.token_ids)
+
+    def transition(self, to: SequenceStatus) -> None:
+        """Changes the status.
+
+        Raises:
+            ValueError: the transition is not legal (a defect).
+        """
+        if (self.status, to) not in TRANSITIONS:
+            raise ValueError(f"{self.seq_id}: {self.status.value} to {to.value} is not legal")
+        self.status = to
+
+    def forget_kv(self) -> list[int]:
+        """Drops the block table and all progress; returns the blocks, which the caller frees."""
+        blocks, self.block_table = self.block_table, []
+        self.num_computed_tokens = 0
+        self.num_draft_computed_tokens = 0
+        self.num_published_blocks = 0
+        return blocks
