@@ -22,38 +22,39 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/tokenizer.proto\x12\x08\x62\x61ton.v1\x1a\x18\x62\x61ton/v1/inference.proto\"]\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x42\x07\n\x05input\"J\n\x0e\x45ncodeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"R\n\x11\x44\x65\x63odeTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65\x63odeTextResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"J\n\x0eOpenTextStream\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\x8c\x01\n\x11StreamTextRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x04open\x18\x02 \x01(\x0b\x32\x18.baton.v1.OpenTextStream\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\r\n\x05\x66lush\x18\x04 \x01(\x08\x12\x1a\n\x12\x64\x65scribe_token_ids\x18\x05 \x03(\r\"\x81\x01\n\x12StreamTextResponse\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04stop\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12(\n\x0btoken_texts\x18\x05 \x03(\x0b\x32\x13.baton.v1.TokenText\".\n\tTokenText\x12\x13\n\x0btoken_bytes\x18\x01 \x01(\x0c\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x19\n\x17GetTokenizerInfoRequest\"G\n\x18GetTokenizerInfoResponse\x12+\n\ntokenizers\x18\x01 \x03(\x0b\x32\x17.baton.v1.TokenizerInfo\"|\n\rTokenizerInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x32\xc0\x02\n\x10TokenizerService\x12;\n\x06\x45ncode\x12\x17.baton.v1.EncodeRequest\x1a\x18.baton.v1.EncodeResponse\x12G\n\nDecodeText\x12\x1b.baton.v1.DecodeTextRequest\x1a\x1c.baton.v1.DecodeTextResponse\x12K\n\nStreamText\x12\x1b.baton.v1.StreamTextRequest\x1a\x1c.baton.v1.StreamTextResponse(\x01\x30\x01\x12Y\n\x10GetTokenizerInfo\x12!.baton.v1.GetTokenizerInfoRequest\x1a\".baton.v1.GetTokenizerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/tokenizer.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\x1a\x18\x62\x61ton/v1/inference.proto\"]\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x42\x07\n\x05input\"J\n\x0e\x45ncodeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"R\n\x11\x44\x65\x63odeTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\"\n\x12\x44\x65\x63odeTextResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"J\n\x0eOpenTextStream\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\x1b\n\x13keep_special_tokens\x18\x03 \x01(\x08\"\x8c\x01\n\x11StreamTextRequest\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x04open\x18\x02 \x01(\x0b\x32\x18.baton.v1.OpenTextStream\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\r\n\x05\x66lush\x18\x04 \x01(\x08\x12\x1a\n\x12\x64\x65scribe_token_ids\x18\x05 \x03(\r\"\xc5\x01\n\x12StreamTextResponse\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04stop\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12(\n\x0btoken_texts\x18\x05 \x03(\x0b\x32\x13.baton.v1.TokenText\x12+\n\x0c\x65rror_reason\x18\x06 \x01(\x0e\x32\x15.baton.v1.ErrorReason\x12\x15\n\rerror_message\x18\x07 \x01(\t\".\n\tTokenText\x12\x13\n\x0btoken_bytes\x18\x01 \x01(\x0c\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x19\n\x17GetTokenizerInfoRequest\"G\n\x18GetTokenizerInfoResponse\x12+\n\ntokenizers\x18\x01 \x03(\x0b\x32\x17.baton.v1.TokenizerInfo\"|\n\rTokenizerInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x32\xc0\x02\n\x10TokenizerService\x12;\n\x06\x45ncode\x12\x17.baton.v1.EncodeRequest\x1a\x18.baton.v1.EncodeResponse\x12G\n\nDecodeText\x12\x1b.baton.v1.DecodeTextRequest\x1a\x1c.baton.v1.DecodeTextResponse\x12K\n\nStreamText\x12\x1b.baton.v1.StreamTextRequest\x1a\x1c.baton.v1.StreamTextResponse(\x01\x30\x01\x12Y\n\x10GetTokenizerInfo\x12!.baton.v1.GetTokenizerInfoRequest\x1a\".baton.v1.GetTokenizerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.tokenizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODEREQUEST']._serialized_start=64
-  _globals['_ENCODEREQUEST']._serialized_end=157
-  _globals['_ENCODERESPONSE']._serialized_start=159
-  _globals['_ENCODERESPONSE']._serialized_end=233
-  _globals['_DECODETEXTREQUEST']._serialized_start=235
-  _globals['_DECODETEXTREQUEST']._serialized_end=317
-  _globals['_DECODETEXTRESPONSE']._serialized_start=319
-  _globals['_DECODETEXTRESPONSE']._serialized_end=353
-  _globals['_OPENTEXTSTREAM']._serialized_start=355
-  _globals['_OPENTEXTSTREAM']._serialized_end=429
-  _globals['_STREAMTEXTREQUEST']._serialized_start=432
-  _globals['_STREAMTEXTREQUEST']._serialized_end=572
-  _globals['_STREAMTEXTRESPONSE']._serialized_start=575
-  _globals['_STREAMTEXTRESPONSE']._serialized_end=704
-  _globals['_TOKENTEXT']._serialized_start=706
-  _globals['_TOKENTEXT']._serialized_end=752
-  _globals['_GETTOKENIZERINFOREQUEST']._serialized_start=754
-  _globals['_GETTOKENIZERINFOREQUEST']._serialized_end=779
-  _globals['_GETTOKENIZERINFORESPONSE']._serialized_start=781
-  _globals['_GETTOKENIZERINFORESPONSE']._serialized_end=852
-  _globals['_TOKENIZERINFO']._serialized_start=854
-  _globals['_TOKENIZERINFO']._serialized_end=978
-  _globals['_TOKENIZERSERVICE']._serialized_start=981
-  _globals['_TOKENIZERSERVICE']._serialized_end=1301
+  _globals['_ENCODEREQUEST']._serialized_start=87
+  _globals['_ENCODEREQUEST']._serialized_end=180
+  _globals['_ENCODERESPONSE']._serialized_start=182
+  _globals['_ENCODERESPONSE']._serialized_end=256
+  _globals['_DECODETEXTREQUEST']._serialized_start=258
+  _globals['_DECODETEXTREQUEST']._serialized_end=340
+  _globals['_DECODETEXTRESPONSE']._serialized_start=342
+  _globals['_DECODETEXTRESPONSE']._serialized_end=376
+  _globals['_OPENTEXTSTREAM']._serialized_start=378
+  _globals['_OPENTEXTSTREAM']._serialized_end=452
+  _globals['_STREAMTEXTREQUEST']._serialized_start=455
+  _globals['_STREAMTEXTREQUEST']._serialized_end=595
+  _globals['_STREAMTEXTRESPONSE']._serialized_start=598
+  _globals['_STREAMTEXTRESPONSE']._serialized_end=795
+  _globals['_TOKENTEXT']._serialized_start=797
+  _globals['_TOKENTEXT']._serialized_end=843
+  _globals['_GETTOKENIZERINFOREQUEST']._serialized_start=845
+  _globals['_GETTOKENIZERINFOREQUEST']._serialized_end=870
+  _globals['_GETTOKENIZERINFORESPONSE']._serialized_start=872
+  _globals['_GETTOKENIZERINFORESPONSE']._serialized_end=943
+  _globals['_TOKENIZERINFO']._serialized_start=945
+  _globals['_TOKENIZERINFO']._serialized_end=1069
+  _globals['_TOKENIZERSERVICE']._serialized_start=1072
+  _globals['_TOKENIZERSERVICE']._serialized_end=1392
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from baton.v1 import common_pb2 as _common_pb2
 from baton.v1 import inference_pb2 as _inference_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -68,18 +69,22 @@ class StreamTextRequest(_message.Message):
     def __init__(self, stream_id: _Optional[int] = ..., open: _Optional[_Union[OpenTextStream, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., flush: bool = ..., describe_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamTextResponse(_message.Message):
-    __slots__ = ("stream_id", "text", "stop", "num_tokens", "token_texts")
+    __slots__ = ("stream_id", "text", "stop", "num_tokens", "token_texts", "error_reason", "error_message")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     stream_id: int
     text: str
     stop: str
     num_tokens: int
     token_texts: _containers.RepeatedCompositeFieldContainer[TokenText]
-    def __init__(self, stream_id: _Optional[int] = ..., text: _Optional[str] = ..., stop: _Optional[str] = ..., num_tokens: _Optional[int] = ..., token_texts: _Optional[_Iterable[_Union[TokenText, _Mapping]]] = ...) -> None: ...
+    error_reason: _common_pb2.ErrorReason
+    error_message: str
+    def __init__(self, stream_id: _Optional[int] = ..., text: _Optional[str] = ..., stop: _Optional[str] = ..., num_tokens: _Optional[int] = ..., token_texts: _Optional[_Iterable[_Union[TokenText, _Mapping]]] = ..., error_reason: _Optional[_Union[_common_pb2.ErrorReason, str]] = ..., error_message: _Optional[str] = ...) -> None: ...
 
 class TokenText(_message.Message):
     __slots__ = ("token_bytes", "text")

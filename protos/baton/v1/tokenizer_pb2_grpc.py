@@ -77,8 +77,8 @@ class TokenizerServiceServicer(object):
 
     def StreamText(self, request_iterator, context):
         """Turns token ids into text as they come, and looks for stop strings. One call serves many outputs, told apart by
-        `stream_id`; each request message is answered by exactly one response message, in order. Closing the call drops
-        every output's state.
+        `stream_id`; each request message is answered by exactly one response message, in order; tokens
+        for an output that is not open (any more) are answered with nothing. Closing the call drops every output's state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,94 @@
+"""A model's chat template: Jinja in a sandbox, with what transformers offers to templates.
+
+Source: transformers 5.23, utils/chat_template_utils.py (`_compile_jinja_template`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from baton.core.errors import InvalidRequest
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks answers for training; here it only passes its content on."""
+
+    tags = {"generation"}  # noqa: RUF012 - so typed by the base class
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The content of the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """A compiled template. Thread-safe.
+
+    Raises:
+        InvalidRequest: the template is not valid Jinja (at construction).
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,
+            extensions=[_Generation, loopcontrols],
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise InvalidRequest(f"the chat template does not compile: {error}") from error
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt of a conversation, with the generation prompt added.
+
+        Raises:
+            InvalidRequest: the template refuses the conversation.
+        """
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
+            )
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            # The text of a TypeError or LookupError may quote the prompt; a template's own may not.
+            told = str(error) if isinstance(error, TemplateError) else type(error).__name__
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {told}"
+            ) from error
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - templates call it so
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)

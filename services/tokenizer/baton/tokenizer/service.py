@@ -1,0 +1,73 @@
+"""The tokenizer's process: loads vocabularies, serves them, counts."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from baton.core.errors import InvalidRequest
+from baton.rpc.process import Runtime, ServiceSnapshot
+from baton.tokenizer.servicer import Limits, TokenizerMetrics, TokenizerServicer
+from baton.tokenizer.settings import TokenizerSettings, parse_models
+from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
+from baton.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+
+
+class TokenizerService:
+    """Implements rpc.process.Service."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        settings = runtime.settings
+        if not isinstance(settings, TokenizerSettings):
+            raise TypeError("the tokenizer needs TokenizerSettings")
+        models = parse_models(settings.models)
+        if not models:
+            raise InvalidRequest("set --models (or BATON_TOKENIZER_MODELS) to a model's directory")
+        self._executor = ThreadPoolExecutor(settings.encode_threads, "encode")
+        self._vocabularies = Vocabularies([
+            Vocabulary(name, directory) for name, directory in models.items()
+        ])
+        metrics = runtime.metrics
+        self._servicer = TokenizerServicer(
+            self._vocabularies,
+            Limits(
+                max_text_chars=settings.max_text_chars,
+                max_token_ids=settings.max_token_ids,
+                max_chat_messages=settings.max_chat_messages,
+                max_open_outputs=settings.max_open_outputs,
+            ),
+            self._executor,
+            TokenizerMetrics(
+                encoded_tokens=metrics.counter("tokenizer_encoded_tokens", "Token ids encoded"),
+                decoded_tokens=metrics.counter(
+                    "tokenizer_decoded_tokens", "Token ids turned into text"
+                ),
+                open_outputs=metrics.gauge(
+                    "tokenizer_open_outputs", "Outputs being turned into text"
+                ),
+            ),
+        )
+
+    def register(self, server: Any) -> list[str]:
+        """Adds the servicer; returns the full names of what it serves."""
+        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(self._servicer, server)
+        return [tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name]
+
+    async def start(self) -> None:
+        """Nothing to load: the constructor read the vocabularies, so that a bad path shows soon."""
+
+    def snapshot(self) -> ServiceSnapshot:
+        """The models' names; a tokenizer has no load worth placing by."""
+        names = [vocabulary.name for vocabulary in self._vocabularies]
+        return ServiceSnapshot(model=",".join(names))
+
+    async def drain(self, grace_s: float) -> None:
+        """Nothing to do: the server lets running calls end."""
+
+    async def stop(self) -> None:
+        """Ends the encoding threads."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def kv_snapshot(self) -> tuple[int, list[bytes]]:
+        """No KV here."""
+        return 0, []

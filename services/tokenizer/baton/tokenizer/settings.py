@@ -1,0 +1,56 @@
+"""Settings of the tokenizer service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+
+from baton.rpc.settings import ServiceSettings
+
+
+class TokenizerSettings(ServiceSettings):
+    """What the tokenizer service can be told."""
+
+    role: ClassVar[str] = "tokenizer"
+    watches: ClassVar[frozenset[str] | None] = frozenset()
+
+    models: str = ""
+    """Directories with `tokenizer.json`: one path, or "name=path,name=path"; a path without a name
+    is known by its last part."""
+    max_text_chars: int = Field(default=2_000_000, ge=1)
+    """Longest text, or sum of a conversation's messages, to encode."""
+    max_token_ids: int = Field(default=1_000_000, ge=1)
+    """Most token ids to turn into text in one message."""
+    max_chat_messages: int = Field(default=4096, ge=1)
+    """Most messages of one conversation."""
+    max_open_outputs: int = Field(default=8192, ge=1)
+    """Most outputs open at once within one StreamText call."""
+    encode_threads: int = Field(default=2, ge=1, le=64)
+    """Threads for long texts, so that short ones and streams do not wait for them."""
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, value: str) -> str:
+        parse_models(value)
+        return value
+
+
+def parse_models(text: str) -> dict[str, Path]:
+    """Directories by model name.
+
+    Raises:
+        ValueError: an entry has no path, or a name appears twice.
+    """
+    models: dict[str, Path] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, path = entry.rpartition("=")
+        directory = Path(path).expanduser()
+        name = name.strip() if separator else directory.resolve().name
+        if not name or not path:
+            raise ValueError(f"must look like 'name=path,name=path' or one path, got {entry!r}")
+        if name in models:
+            raise ValueError(f"names the model {name!r} twice")
+        models[name] = directory
+    return models
