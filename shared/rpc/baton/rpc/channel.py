@@ -7,9 +7,10 @@ noticed by its calls failing (and, across hosts, by keepalive).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -61,6 +62,63 @@ def _read(path: str) -> bytes | None:
     return Path(path).read_bytes() if path else None
 
 
+class TracedChannel(grpc.aio.Channel):
+    """A channel that adds metadata (the current trace context) to every call that it starts.
+
+    It does not use grpc.aio's client interceptors: those put a task and a queue between caller and
+    call, which costs a bulk stream its throughput, and a cancelled call its clean end.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, inject: Callable[[], Mapping[str, str]]) -> None:
+        self._channel = channel
+        self._inject = inject
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return self._traced(self._channel.unary_unary(method, *args, **kwargs))
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return self._traced(self._channel.unary_stream(method, *args, **kwargs))
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return self._traced(self._channel.stream_unary(method, *args, **kwargs))
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return self._traced(self._channel.stream_stream(method, *args, **kwargs))
+
+    async def close(self, grace: float | None = None) -> None:
+        """Closes the channel; calls get `grace` seconds to end."""
+        await self._channel.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002
+        """The channel's state."""
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Returns when the state differs from the one given."""
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """Returns when the channel is connected."""
+        await self._channel.channel_ready()
+
+    async def __aenter__(self) -> TracedChannel:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    def _traced(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+            pairs = [*(metadata or ()), *self._inject().items()]
+            return start(*args, metadata=pairs, **kwargs)
+
+        return call
+
+
 class ChannelPool:
     """Hands out channels by address. Not thread-safe: use it on its event loop only."""
 
@@ -69,11 +127,11 @@ class ChannelPool:
         *,
         max_message_bytes: int,
         tls: TlsFiles | None = None,
-        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        inject: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         self._options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
         self._credentials = tls.channel_credentials() if tls and tls.is_set else None
-        self._interceptors = tuple(interceptors)
+        self._inject = inject
         self._channels: dict[tuple[str, bool], grpc.aio.Channel] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -106,12 +164,11 @@ class ChannelPool:
 
     def _open(self, address: str, *, is_bulk: bool) -> grpc.aio.Channel:
         options = (*self._options, *(_BULK_OPTIONS if is_bulk else ()))
-        interceptors = list(self._interceptors)
         if self._credentials is None:
-            return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
-        return grpc.aio.secure_channel(
-            address, self._credentials, options=options, interceptors=interceptors
-        )
+            channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            channel = grpc.aio.secure_channel(address, self._credentials, options=options)
+        return channel if self._inject is None else TracedChannel(channel, self._inject)
 
     def _close_soon(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.get_running_loop().create_task(channel.close(None))

@@ -70,8 +70,9 @@ class Metrics:
     def gauge_at_scrape(
         self, name: str, help_text: str, label: str, read: Callable[[], Mapping[str, float]]
     ) -> None:
-        """A gauge `baton_<name>{label}` whose values `read` returns at each scrape.
+        """A gauge `baton_<name>{label}` whose values `read` returns at each scrape, by label value.
 
+        With no label, `read` returns one value under the key "".
         It is called on the HTTP server's threads.
         """
         self.registry.register(_AtScrape(_PREFIX + name, help_text, label, read))
@@ -95,16 +96,16 @@ class _AtScrape(Collector):
     ) -> None:
         self._name = name
         self._help_text = help_text
-        self._label = label
+        self._labels = [label] if label else []
         self._read = read
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """The family without values, so that registering does not call `read`."""
-        return [GaugeMetricFamily(self._name, self._help_text, labels=[self._label])]
+        return [GaugeMetricFamily(self._name, self._help_text, labels=self._labels)]
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """The family with the values of now."""
-        family = GaugeMetricFamily(self._name, self._help_text, labels=[self._label])
+        family = GaugeMetricFamily(self._name, self._help_text, labels=self._labels)
         for key, value in self._read().items():
-            family.add_metric([key], value)
+            family.add_metric([key] if self._labels else [], value)
         return [family]

@@ -1,0 +1,279 @@
+"""One service inside its process: served, announced, measured, drained.
+
+`process` makes the parts; this runs them in the right order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from baton.core.cluster import Announcement, ServiceState, ServiceStatus
+from baton.core.errors import BatonError, NoWorker
+from baton.rpc.bus import Bus
+from baton.rpc.logs import log_failure
+from baton.rpc.membership import Announcer, MembershipView
+from baton.rpc.metrics import Metrics
+from baton.rpc.runtime import Lifecycle, Runtime, Service, ServiceSnapshot
+from baton.rpc.servicer import ControlServicer
+from baton.rpc.settings import ServiceSettings, parse_cores
+from baton.rpc.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+_STOP_GRACE_S = 1.0
+_STOP_TIMEOUT_S = 10.0
+_LOOP_CHECK_S = 0.25
+_SCRAPE_TIMEOUT_S = 1.0
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Hosting:
+    """Runs a service from its start to its end."""
+
+    _runtime: Runtime[Any]
+    _service: Service
+    _server: grpc.aio.Server
+    _announcer: Announcer
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        bus: Bus,
+        members: MembershipView,
+    ) -> None:
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._bus = bus
+        self._members = members
+        self._loop = asyncio.get_running_loop()
+        self._started_at_s = time.monotonic()
+        self._snapshot = ServiceSnapshot()
+        self._is_leaving = False
+        self._is_cut_short = asyncio.Event()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._names: list[str] = [""]
+
+    def attach(self, runtime: Runtime[Any], service: Service, server: grpc.aio.Server) -> None:
+        """Gives it what can only be made after it."""
+        self._runtime = runtime
+        self._service = service
+        self._server = server
+        self._announcer = Announcer(
+            self._bus,
+            self.describe,
+            observe=self._members.observe,
+            interval_s=self._settings.announce_interval_s,
+        )
+
+    def refusal(self) -> BatonError | None:
+        """Why calls of the service are refused now; None once it has loaded."""
+        if self._lifecycle.state is ServiceState.STARTING:
+            return NoWorker("the service is still loading", retry_after_s=1.0)
+        return None
+
+    def cut_short(self) -> None:
+        """Ends a drain at once."""
+        self._is_cut_short.set()
+
+    def describe(self) -> Announcement:
+        """State and load now."""
+        snapshot = self._take_snapshot()
+        runtime, lifecycle = self._runtime, self._lifecycle
+        stats = dict(snapshot.stats)
+        if lifecycle.state is ServiceState.STARTING:
+            stats["loading_fraction"] = lifecycle.loading_fraction
+        return Announcement(
+            status=ServiceStatus(
+                worker_id=runtime.worker_id,
+                role=runtime.role,
+                address=runtime.address,
+                state=lifecycle.state,
+                model=snapshot.model,
+                fingerprint=snapshot.fingerprint,
+                kv_blocks=snapshot.kv_blocks,
+                num_requests_running=snapshot.num_running,
+                num_requests_waiting=snapshot.num_waiting,
+                uptime_s=time.monotonic() - self._started_at_s,
+                pid=os.getpid(),
+                metrics_address=runtime.metrics_address,
+                stats=stats,
+                version=VERSION,
+                cores=parse_cores(self._settings.cores),
+            ),
+            lease_s=self._settings.lease_s,
+            rates=snapshot.rates,
+            leaving=self._is_leaving,
+        )
+
+    async def run(self, on_ready: Callable[[dict[str, object]], None]) -> None:
+        """Serves until a stop is requested, drains, and stops. Sets the lifecycle's exit code."""
+        await self._serve()
+        delay_meter = self._loop.create_task(self._measure_delay())
+        await self._announcer.start()
+        try:
+            if await self._load():
+                await self._become_ready(on_ready)
+                await self._lifecycle.stop_requested.wait()
+        finally:
+            await self._wind_down()
+            delay_meter.cancel()
+
+    async def _serve(self) -> None:
+        control = ControlServicer(
+            self.describe,
+            self._kv_snapshot,
+            lambda grace_s: self._runtime.request_stop(grace_s=grace_s),
+        )
+        served = [*self._service.register(self._server), control.register(self._server)]
+        self._names.extend(served)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        await self._set_health(_NOT_SERVING)
+        reflection.enable_server_reflection(
+            [*served, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+        self._register_gauges()
+        await self._server.start()
+        logger.info("listening", extra={"address": self._runtime.address})
+
+    async def _load(self) -> bool:
+        """Starts the service; False when it failed or a stop came first."""
+        starting = self._loop.create_task(self._service.start())
+        stopping = self._loop.create_task(self._lifecycle.stop_requested.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({starting}, timeout=_STOP_TIMEOUT_S)
+            return False
+        error = starting.exception()
+        if error is not None:
+            logger.critical("start failed", exc_info=error)
+            self._lifecycle.exit_code = 1
+        return error is None
+
+    async def _become_ready(self, on_ready: Callable[[dict[str, object]], None]) -> None:
+        self._lifecycle.state = ServiceState.READY
+        await self._set_health(_SERVING)
+        await self._announcer.announce()
+        facts: dict[str, object] = {
+            "address": self._runtime.address,
+            "metrics_address": self._runtime.metrics_address,
+            "pid": os.getpid(),
+            "load_s": round(time.monotonic() - self._started_at_s, 3),
+        }
+        logger.info("ready", extra=facts)
+        on_ready({"role": self._runtime.role, "worker_id": self._runtime.worker_id, **facts})
+
+    async def _wind_down(self) -> None:
+        was_ready = self._lifecycle.state is ServiceState.READY
+        self._lifecycle.state = ServiceState.DRAINING
+        await self._health.enter_graceful_shutdown()
+        await self._announcer.announce()
+        if was_ready:
+            await self._drain()
+        await self._server.stop(_STOP_GRACE_S)
+        await self._bounded("stop", self._service.stop(), _STOP_TIMEOUT_S)
+        self._is_leaving = True
+        await self._announcer.stop()
+
+    async def _drain(self) -> None:
+        grace_s = self._lifecycle.grace_s
+        if grace_s is None:
+            grace_s = self._settings.drain_grace_s
+        logger.info("draining", extra={"grace_s": grace_s})
+        draining = self._loop.create_task(
+            self._bounded("drain", self._service.drain(grace_s), grace_s + _STOP_GRACE_S)
+        )
+        cut_short = self._loop.create_task(self._is_cut_short.wait())
+        await asyncio.wait({draining, cut_short}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, cut_short):
+            task.cancel()
+        await asyncio.gather(draining, cut_short, return_exceptions=True)
+
+    async def _bounded(self, name: str, work: Any, timeout_s: float) -> None:
+        """Awaits a part of the end: neither an error nor a delay there may prevent the rest."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await work
+        except TimeoutError:
+            logger.warning("took too long; going on", extra={"step": name, "timeout_s": timeout_s})
+        except Exception as error:  # noqa: BLE001 - what follows must run
+            log_failure(logger, "step failed; going on", error, step=name)
+            self._lifecycle.exit_code = self._lifecycle.exit_code or 1
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in self._names:
+            await self._health.set(name, status)
+
+    def _kv_snapshot(self) -> tuple[int, list[bytes]]:
+        if self._lifecycle.state is ServiceState.STARTING:
+            return 0, []
+        return self._service.kv_snapshot()
+
+    def _take_snapshot(self) -> ServiceSnapshot:
+        """The service's load, or the last known one where there is none to have."""
+        if self._lifecycle.state is not ServiceState.STARTING and not self._is_leaving:
+            try:
+                self._snapshot = self._service.snapshot()
+            except Exception as error:  # noqa: BLE001 - a status without load is better than none
+                log_failure(logger, "snapshot failed", error)
+        return self._snapshot
+
+    def _register_gauges(self) -> None:
+        metrics = self._metrics
+        metrics.gauge_at_scrape(
+            "kv_blocks", "KV blocks by state", "state", lambda: self._scrape().kv_blocks
+        )
+        metrics.gauge_at_scrape(
+            "num_requests_running",
+            "Requests being computed",
+            "",
+            lambda: {"": self._scrape().num_running},
+        )
+        metrics.gauge_at_scrape(
+            "num_requests_waiting", "Requests waiting", "", lambda: {"": self._scrape().num_waiting}
+        )
+        metrics.gauge_at_scrape(
+            "bus_connected", "1 while NATS is connected", "", lambda: {"": self._bus.is_connected}
+        )
+        metrics.gauge_at_scrape("members", "Ready members by role", "role", self._count_members)
+
+    def _scrape(self) -> ServiceSnapshot:
+        """The service's load, from a scrape's thread."""
+
+        async def take() -> ServiceSnapshot:
+            return self._take_snapshot()
+
+        try:
+            future = asyncio.run_coroutine_threadsafe(take(), self._loop)
+            return future.result(_SCRAPE_TIMEOUT_S)
+        except (TimeoutError, RuntimeError):  # a loop that is busy, or closed
+            return self._snapshot
+
+    def _count_members(self) -> Mapping[str, float]:
+        counts: dict[str, float] = {}
+        for member in self._members.view():
+            if member.status.state is ServiceState.READY:
+                counts[member.status.role] = counts.get(member.status.role, 0) + 1
+        return counts
+
+    async def _measure_delay(self) -> None:
+        while True:
+            wake_at_s = self._loop.time() + _LOOP_CHECK_S
+            await asyncio.sleep(_LOOP_CHECK_S)
+            self._metrics.event_loop_delay_s.observe(max(0.0, self._loop.time() - wake_at_s))

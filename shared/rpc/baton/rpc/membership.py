@@ -1,0 +1,247 @@
+"""Who is there: leases announced on the bus, doubts settled by asking the process itself.
+
+A lease is an announcement on core NATS, measured on the receiver's own clock; the broker stores
+nothing, so its restart loses nothing. An ended lease is a reason to ask, not a verdict: whoever
+still answers GetStatus stays a member. That one rule covers a dead bus, a worker cut off from the
+bus, and static peers without any bus. Two unanswered questions in a row end a membership.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from baton.core.cluster import Announcement, ClusterView, Member
+from baton.core.errors import BatonError, InvalidRequest
+from baton.rpc.bus import Bus
+from baton.rpc.convert import announcement_from_bytes, announcement_to_bytes
+
+logger = logging.getLogger(__name__)
+
+MEMBER_SUBJECT = "baton.member"
+QUERY_SUBJECT = "baton.member-query"
+MAX_FAILED_POLLS = 2
+_TICK_S = 0.1
+_POLL_INTERVAL_S = 1.0
+_RETRY_INTERVAL_S = 0.25
+_SUSPECT_S = 2.0
+_MAX_CONCURRENT_POLLS = 16
+
+OnChange = Callable[[ClusterView], None]
+AskStatus = Callable[[str], Awaitable[Announcement]]
+"""Asks the process at an address for its status; raises BatonError."""
+
+
+@dataclass(slots=True)
+class _Poll:
+    """What is known about asking one address."""
+
+    next_at_s: float = 0.0
+    num_failures: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+class MembershipView:
+    """One process's view of all others. Not thread-safe, but `view()` may be called anywhere."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        ask_status: AskStatus,
+        *,
+        static_addresses: Iterable[str] = (),
+        roles: frozenset[str] | None = None,
+        own_worker_id: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bus = bus
+        self._ask_status = ask_status
+        self._static = tuple(static_addresses)
+        self._roles = roles
+        self._own_worker_id = own_worker_id
+        self._clock = clock
+        self._view = ClusterView()
+        self._callbacks: list[OnChange] = []
+        self._polls: dict[str, _Poll] = {}
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_POLLS)
+        self._task: asyncio.Task[None] | None = None
+
+    def view(self) -> ClusterView:
+        """The members now: an immutable snapshot."""
+        return self._view
+
+    def on_change(self, callback: OnChange) -> None:
+        """Has `callback` called when somebody joins, leaves, or changes state (not load)."""
+        self._callbacks.append(callback)
+
+    def suspect(self, worker_id: str) -> None:
+        """Says that a call to a member failed: it is unusable for 2 s, and asked at once."""
+        member = self._view.get(worker_id)
+        if member is None:
+            return
+        self._replace(self._view.suspected(worker_id, self._clock() + _SUSPECT_S))
+        self._poll_of(member.status.address).next_at_s = 0.0
+        self._start_polls()
+
+    def observe(self, announcement: Announcement) -> None:
+        """Takes in what a process said about itself, by whatever way that came."""
+        status = announcement.status
+        if self._roles is not None and status.role not in self._roles:
+            return
+        view = self._view
+        for member in self._view:
+            # Ids are per boot: whoever had this address before is gone.
+            is_same_address = member.status.address == status.address
+            if is_same_address and member.worker_id != status.worker_id:
+                view = view.without(member.worker_id)
+        self._replace(view.announced(announcement, self._clock()))
+
+    async def start(self) -> None:
+        """Begins to listen, ask and sweep."""
+        await self._bus.subscribe(f"{MEMBER_SUBJECT}.>", self._on_announcement)
+        self._bus.on_connect(self._query)
+        if self._bus.is_connected:
+            await self._query()
+        self._task = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def stop(self) -> None:
+        """Ends all of that."""
+        tasks = [poll.task for poll in self._polls.values() if poll.task is not None]
+        if self._task is not None:
+            tasks.append(self._task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _query(self) -> None:
+        await self._bus.publish(QUERY_SUBJECT, b"")
+
+    async def _on_announcement(self, subject: str, data: bytes) -> None:
+        try:
+            announcement = announcement_from_bytes(data)
+        except InvalidRequest as error:
+            logger.warning("bad announcement", extra={"subject": subject, "error": error.message})
+            return
+        self.observe(announcement)
+
+    async def _sweep(self) -> None:
+        while True:
+            self._start_polls()
+            await asyncio.sleep(_TICK_S)
+
+    def _start_polls(self) -> None:
+        now = self._clock()
+        wanted = set(self._static)
+        wanted.update(member.status.address for member in self._view if self._doubts(member, now))
+        for address in [key for key, poll in self._polls.items() if poll.task is None]:
+            if address not in wanted:
+                del self._polls[address]
+        for address in wanted:
+            poll = self._poll_of(address)
+            if poll.task is None and poll.next_at_s <= now:
+                poll.next_at_s = now + _POLL_INTERVAL_S
+                poll.task = asyncio.get_running_loop().create_task(self._poll(address, poll))
+
+    def _doubts(self, member: Member, now: float) -> bool:
+        if member.worker_id == self._own_worker_id:
+            return False
+        is_suspect = now < member.suspect_until_s
+        return is_suspect or member.lease_ends_at_s <= now or not self._bus.is_connected
+
+    def _poll_of(self, address: str) -> _Poll:
+        return self._polls.setdefault(address, _Poll())
+
+    async def _poll(self, address: str, poll: _Poll) -> None:
+        try:
+            async with self._slots:
+                announcement = await self._ask_status(address)
+        except BatonError as error:
+            poll.num_failures += 1
+            poll.next_at_s = self._clock() + _RETRY_INTERVAL_S
+            if poll.num_failures >= MAX_FAILED_POLLS:
+                poll.next_at_s = self._clock() + _POLL_INTERVAL_S
+                self._drop(address, error)
+        else:
+            poll.num_failures = 0
+            # It may have said goodbye while it was asked.
+            is_member = any(member.status.address == address for member in self._view)
+            if is_member or address in self._static:
+                self.observe(announcement)
+        finally:
+            poll.task = None
+
+    def _drop(self, address: str, error: BatonError) -> None:
+        view = self._view
+        for member in self._view:
+            if member.status.address == address:
+                view = view.without(member.worker_id)
+                logger.warning(
+                    "member lost",
+                    extra={"member": member.worker_id, "address": address, "error": str(error)},
+                )
+        self._replace(view)
+
+    def _replace(self, view: ClusterView) -> None:
+        before, self._view = self._view, view
+        if _outline(before) != _outline(view):
+            for callback in self._callbacks:
+                callback(view)
+
+
+def _outline(view: ClusterView) -> set[tuple[object, ...]]:
+    """What a change of which is worth telling."""
+    return {
+        (m.worker_id, m.status.state, m.status.address, m.status.model, m.suspect_until_s)
+        for m in view
+    }
+
+
+class Announcer:
+    """Announces one process: regularly, when asked, and when its state changes."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        describe: Callable[[], Announcement],
+        *,
+        observe: Callable[[Announcement], None],
+        interval_s: float,
+    ) -> None:
+        self._bus = bus
+        self._describe = describe
+        self._observe = observe
+        self._interval_s = interval_s
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins to announce."""
+        await self._bus.subscribe(QUERY_SUBJECT, self._on_query)
+        self._bus.on_connect(self.announce)
+        self._task = asyncio.get_running_loop().create_task(self._repeat())
+
+    async def announce(self) -> None:
+        """Announces the present state now."""
+        announcement = self._describe()
+        self._observe(announcement)
+        status = announcement.status
+        subject = f"{MEMBER_SUBJECT}.{status.role}.{status.worker_id}"
+        await self._bus.publish(subject, announcement_to_bytes(announcement))
+
+    async def stop(self) -> None:
+        """Announces once more (the description says that the process leaves), then no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.announce()
+        await self._bus.flush()
+
+    async def _on_query(self, _subject: str, _data: bytes) -> None:
+        await self.announce()
+
+    async def _repeat(self) -> None:
+        while True:
+            await self.announce()
+            await asyncio.sleep(self._interval_s)

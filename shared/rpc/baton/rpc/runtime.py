@@ -1,0 +1,125 @@
+"""What a service is to its process, and what the process offers to its service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+
+from baton.core.cluster import ServiceState, WorkerRates
+from baton.core.hashing import Fingerprint
+from baton.rpc.bus import Bus
+from baton.rpc.channel import ChannelPool
+from baton.rpc.membership import MembershipView
+from baton.rpc.metrics import Metrics
+from baton.rpc.peers import ControlClient
+from baton.rpc.settings import ServiceSettings
+from baton.rpc.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+S = TypeVar("S", bound=ServiceSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSnapshot:
+    """A service's load at one instant."""
+
+    model: str = ""
+    fingerprint: Fingerprint | None = None
+    kv_blocks: Mapping[str, int] = field(default_factory=dict)
+    """By lower-case state name."""
+    num_running: int = 0
+    num_waiting: int = 0
+    stats: Mapping[str, float] = field(default_factory=dict)
+    rates: WorkerRates = field(default_factory=WorkerRates)
+
+
+class Service(Protocol):
+    """What `process.run` needs of a service. All of it is called on the event loop.
+
+    Order: `register`, then the gRPC server listens (calls are refused with NO_WORKER), `start`,
+    READY. Then at the end `drain`, the server's stop, `stop`. `snapshot` and `kv_snapshot` are
+    called between the end of `start` and `stop` only.
+    """
+
+    def register(self, server: grpc.aio.Server) -> list[str]:
+        """Adds its handlers; returns the services' full names, such as "baton.v1.DecodeService"."""
+        ...
+
+    async def start(self) -> None:
+        """Loads what it needs. The process is ready when this returns."""
+        ...
+
+    def snapshot(self) -> ServiceSnapshot:
+        """Its load now; quick."""
+        ...
+
+    def kv_snapshot(self) -> tuple[int, list[bytes]]:
+        """Sequence of the last KV event, and all block hashes in the prefix cache; (0, []) if none.
+
+        The sequence is read together with the hashes.
+        """
+        ...
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes nothing new and returns when running work has ended, within `grace_s`."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends what still runs and frees everything; also after a `start` that failed."""
+        ...
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """Where a process is between its start and its end."""
+
+    state: ServiceState = ServiceState.STARTING
+    stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
+    exit_code: int = 0
+    grace_s: float | None = None
+    """Grace asked for by a Drain call; None for the settings' own."""
+    loading_fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime(Generic[S]):
+    """What a service gets from its process; `build(runtime)` makes the service from it."""
+
+    settings: S
+    role: str
+    worker_id: str
+    address: str
+    """host:port at which others reach this process's gRPC server."""
+    metrics_address: str
+    telemetry: Telemetry
+    metrics: Metrics
+    bus: Bus
+    members: MembershipView
+    channels: ChannelPool
+    control: ControlClient
+    rng: Random
+    clock: Callable[[], float]
+    """Monotonic seconds."""
+    lifecycle: Lifecycle
+
+    @property
+    def is_draining(self) -> bool:
+        """True from the signal to stop on: refuse new work."""
+        return self.lifecycle.state is ServiceState.DRAINING
+
+    def report_progress(self, fraction: float, text: str) -> None:
+        """Tells how far loading is, in [0, 1]. May be called from any thread."""
+        self.lifecycle.loading_fraction = fraction
+        logger.info("loading", extra={"fraction": round(fraction, 3), "text": text})
+
+    def request_stop(self, *, exit_code: int = 0, grace_s: float | None = None) -> None:
+        """Has the process drain and exit, as a SIGTERM does. Call it on the event loop."""
+        self.lifecycle.exit_code = self.lifecycle.exit_code or exit_code
+        self.lifecycle.grace_s = grace_s
+        self.lifecycle.stop_requested.set()

@@ -1,0 +1,68 @@
+"""The gRPC server: its limits, keepalive and TLS."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from baton.rpc.settings import ServiceSettings
+
+_WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Two processes on one port would each get some of the calls.
+    ("grpc.so_reuseport", 0),
+    # Peers ping while a long generation says nothing; that must not count as abuse.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def create_server(
+    settings: ServiceSettings, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = ()
+) -> grpc.aio.Server:
+    """A server that refuses larger messages and more calls than the settings allow."""
+    return grpc.aio.server(
+        interceptors=list(interceptors),
+        options=[
+            *_OPTIONS,
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+        ],
+        maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+    )
+
+
+def listen(server: grpc.aio.Server, settings: ServiceSettings) -> int:
+    """Binds the server before its start; returns the port, chosen if it was 0.
+
+    Raises:
+        RuntimeError: the address is taken or not this host's.
+    """
+    address = join_address(settings.host, settings.port)
+    if settings.tls_cert:
+        return server.add_secure_port(address, settings.tls.server_credentials())
+    return server.add_insecure_port(address)
+
+
+def advertised_host(settings: ServiceSettings) -> str:
+    """The host that others reach this process at."""
+    if settings.advertise_host:
+        return settings.advertise_host
+    if settings.host not in _WILDCARDS:
+        return settings.host
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"
+
+
+def join_address(host: str, port: int) -> str:
+    """host:port, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
