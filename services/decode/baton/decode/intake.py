@@ -1,0 +1,185 @@
+"""Receives pushes: verifies every chunk, writes it, and commits when all of it is there.
+
+The rules are `baton.core.handoff`'s. What is added here: credits, time limits, threads that write,
+and that blocks stay quarantined until the last of those threads is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import xxhash
+
+from baton.core.errors import BatonError, KvTransferLost, Stalled
+from baton.core.handoff import Chunk, Manifest, Opening, Receiver, Span
+from baton.decode.sessions import Session, Sessions
+from baton.engine.worker import EngineWorker
+
+_NUM_WRITERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFrame:
+    """A chunk and its KV."""
+
+    chunk: Chunk
+    payload: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class SignOfLife:
+    """The sender is still computing."""
+
+    epoch: int
+
+
+Frame = Opening | ChunkFrame | Manifest | SignOfLife
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Chunks that may be sent on top of those allowed so far."""
+
+    num_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The hand-off is complete."""
+
+    num_bytes: int
+    num_chunks: int
+
+
+class Intake:
+    """All pushes into this worker."""
+
+    def __init__(
+        self,
+        worker: EngineWorker,
+        sessions: Sessions,
+        *,
+        num_credits: int,
+        progress_timeout_s: float,
+    ) -> None:
+        self._engine = worker.engine
+        self._sessions = sessions
+        self._num_credits = num_credits
+        self._progress_timeout_s = progress_timeout_s
+        self._writers = ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="baton-intake")
+        self.num_bytes = 0
+        """Payload bytes written."""
+
+    def close(self) -> None:
+        """Waits for the writing threads."""
+        self._writers.shutdown()
+
+    async def receive(
+        self, frames: AsyncIterator[Frame]
+    ) -> AsyncGenerator[Credit | Committed, None]:
+        """Serves one push to its end.
+
+        Raises:
+            RequestNotFound, StaleEpoch: the reservation is gone, or was never this sender's.
+            KvLayoutMismatch, KvChecksum: what came is not what belongs here.
+            KvTransferLost: the sender stopped before its manifest.
+            Stalled: nothing came for too long.
+        """
+        opening = await self._next(frames)
+        if not isinstance(opening, Opening):
+            raise KvTransferLost("the first frame of a push must open it")
+        session = self._sessions.find(opening.reservation_id, opening.epoch)
+        receiver = Receiver(
+            session.reservation, self._sessions.expected(session), xxhash.xxh3_64_intdigest
+        )
+        receiver.open(opening)
+        push = _Push(self, self._sessions, session, receiver)
+        try:
+            self._sessions.push_opened(session)
+            yield Credit(self._num_credits)
+            while True:
+                frame = await self._next(frames)
+                self._sessions.push_progressed(session)
+                if isinstance(frame, ChunkFrame):
+                    await push.write(frame)
+                    yield Credit(1)
+                elif isinstance(frame, Manifest):
+                    receiver.manifest(frame)
+                    self._sessions.commit(session, frame)
+                    break
+                elif isinstance(frame, Opening):
+                    raise KvTransferLost("a push can be opened only once")
+        except BatonError as error:
+            push.close(error)
+            raise
+        finally:
+            push.close(KvTransferLost(f"the push from {opening.worker_id} ended early"))
+        yield Committed(receiver.received.num_bytes, receiver.received.num_chunks)
+
+    async def _next(self, frames: AsyncIterator[Frame]) -> Frame:
+        try:
+            async with asyncio.timeout(self._progress_timeout_s):
+                return await anext(frames)
+        except StopAsyncIteration:
+            raise KvTransferLost("the push ended before its manifest") from None
+        except TimeoutError:
+            raise Stalled(f"the push brought nothing for {self._progress_timeout_s:g} s") from None
+
+    def start_write(
+        self, session: Session, span: Span, payload: memoryview
+    ) -> asyncio.Future[None]:
+        """Starts writing a verified chunk on a thread."""
+        self.num_bytes += payload.nbytes
+        return asyncio.get_running_loop().run_in_executor(
+            self._writers,
+            self._engine.write_blocks,
+            session.seq_id,
+            span.block_start,
+            span.num_blocks,
+            span.layer_start,
+            span.layer_end,
+            payload,
+        )
+
+
+class _Push:
+    """One push, and its write under way."""
+
+    def __init__(
+        self, intake: Intake, sessions: Sessions, session: Session, receiver: Receiver
+    ) -> None:
+        self._intake = intake
+        self._sessions = sessions
+        self._session = session
+        self._receiver = receiver
+        self._writing: asyncio.Future[None] | None = None
+        self._is_closed = False
+
+    async def write(self, frame: ChunkFrame) -> None:
+        """Verifies and writes a chunk. When this is cancelled the write goes on: see `close`."""
+        self._receiver.chunk(frame.chunk, frame.payload)
+        self._writing = self._intake.start_write(self._session, frame.chunk.span, frame.payload)
+        await asyncio.shield(self._writing)
+        self._writing = None
+
+    def close(self, error: BatonError) -> None:
+        """Fences the push at once, and ends its quarantine when its write is done.
+
+        Only the first call counts.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._sessions.push_ended(self._session, error)
+        if self._writing is None or self._writing.done():
+            self._sessions.writes_ended(self._session)
+        else:
+            self._writing.add_done_callback(self._after_write)
+
+    def _after_write(self, done: asyncio.Future[None]) -> None:
+        if not done.cancelled():
+            done.exception()  # looked at, so that asyncio does not complain
+        self._sessions.writes_ended(self._session)

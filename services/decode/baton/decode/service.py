@@ -1,0 +1,196 @@
+"""The decode service: an engine, its sessions and pushes, and what the process shows of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+import grpc
+from opentelemetry.context import Context
+
+from baton.core.cluster import WorkerRates
+from baton.core.errors import BatonError, WorkerDraining
+from baton.decode import spans
+from baton.decode.intake import Intake
+from baton.decode.servicer import DecodeServicer, KvTransferServicer, register
+from baton.decode.sessions import Session, Sessions
+from baton.decode.settings import DecodeSettings
+from baton.engine.engine import Engine
+from baton.engine.worker import EngineWorker
+from baton.rpc.convert import KvEvent, kv_event_to_bytes
+from baton.rpc.runtime import Runtime, ServiceSnapshot
+
+logger = logging.getLogger(__name__)
+_HOUSEKEEPING_INTERVAL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What there is once the model is loaded."""
+
+    worker: EngineWorker
+    sessions: Sessions
+    intake: Intake
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        return self.worker.engine
+
+
+class DecodeService:
+    """What `baton.rpc.process` runs."""
+
+    def __init__(self, runtime: Runtime[DecodeSettings]) -> None:
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._loaded: Loaded | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ended = runtime.metrics.counter(
+            "decode_sessions", "Reservations that ended, by how", ("outcome",)
+        )
+        self._received = runtime.metrics.counter(
+            "handoff_received_bytes", "KV bytes received and verified"
+        )
+        self._refused = runtime.metrics.counter(
+            "handoff_refused", "Pushes that ended in an error", ("reason",)
+        )
+
+    def register(self, server: grpc.aio.Server) -> list[str]:
+        """Adds DecodeService and KvTransferService."""
+        return register(server, DecodeServicer(self), KvTransferServicer(self))
+
+    async def start(self) -> None:
+        """Loads the model."""
+        settings = self._settings
+        worker = await EngineWorker.start(settings.engine_config(), self._runtime.report_progress)
+        sessions = Sessions(
+            worker,
+            lease_s=settings.reservation_lease_s,
+            progress_timeout_s=settings.progress_timeout_s,
+            rng=self._runtime.rng,
+            on_end=self._count_end,
+        )
+        intake = Intake(
+            worker,
+            sessions,
+            num_credits=settings.credits,
+            progress_timeout_s=settings.progress_timeout_s,
+        )
+        self._loaded = Loaded(worker, sessions, intake)
+        self._tasks = [
+            asyncio.create_task(sessions.sweep(), name="sweep leases"),
+            asyncio.create_task(self._keep_house(self._loaded), name="housekeeping"),
+        ]
+
+    def loaded(self) -> Loaded:
+        """Engine and sessions, for calls that continue what was begun.
+
+        Raises:
+            WorkerDraining: they are not there yet, or not any more.
+        """
+        if self._loaded is None:
+            raise WorkerDraining("the worker is not ready")
+        return self._loaded
+
+    def admitting(self) -> Loaded:
+        """Engine and sessions, for calls that begin something.
+
+        Raises:
+            WorkerDraining: nothing new is taken.
+        """
+        if self._runtime.is_draining:
+            raise WorkerDraining("the worker is draining: take another one")
+        return self.loaded()
+
+    @property
+    def address(self) -> str:
+        """Where pushes go."""
+        return self._runtime.address
+
+    def context(self) -> Context:
+        """The trace context of the call being served."""
+        return self._runtime.telemetry.current_context()
+
+    def record(self, session: Session, parent: Context) -> None:
+        """Records a finished Decode call's stages."""
+        spans.record(self._runtime.telemetry, session, parent, time.monotonic())
+
+    def count_push(self, num_bytes: int, error: BatonError | None) -> None:
+        """Counts a push that ended."""
+        self._received.inc(num_bytes)
+        if error is not None:
+            self._refused.labels(error.reason.name).inc()
+
+    def snapshot(self) -> ServiceSnapshot:
+        """Load and blocks now."""
+        loaded = self.loaded()
+        stats = loaded.engine.stats()
+        fingerprint = loaded.engine.fingerprint
+        return ServiceSnapshot(
+            model=fingerprint.model,
+            fingerprint=fingerprint,
+            kv_blocks=loaded.engine.kv_counts(),
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            stats={
+                **stats.counters,
+                "reservations": len(loaded.sessions),
+                "leases_expired": loaded.sessions.num_leases_expired,
+                "max_model_len_tokens": loaded.engine.max_model_len_tokens,
+            },
+            rates=WorkerRates(
+                prefill_tokens_per_s=stats.prefill_tokens_per_s,
+                decode_step_s=stats.decode_step_s,
+                queued_prefill_tokens=stats.queued_prefill_tokens,
+                max_num_seqs=self._settings.max_num_seqs,
+            ),
+        )
+
+    def kv_snapshot(self) -> tuple[int, list[bytes]]:
+        """Hashes in the prefix cache."""
+        return self.loaded().engine.kv_snapshot()
+
+    async def drain(self, grace_s: float) -> None:
+        """Waits for running requests."""
+        if self._loaded is None:
+            return
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._loaded.sessions.wait_idle()
+        except TimeoutError:
+            logger.warning("drain cut off", extra={"num_sessions": len(self._loaded.sessions)})
+
+    async def stop(self) -> None:
+        """Ends what still runs and unloads the model."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.sessions.release_all(WorkerDraining("the worker has stopped"))
+            await asyncio.to_thread(loaded.intake.close)
+            await loaded.worker.stop()
+
+    def _count_end(self, outcome: str) -> None:
+        self._ended.labels(outcome).inc()
+
+    async def _keep_house(self, loaded: Loaded) -> None:
+        """Publishes changes of the prefix cache, and has the process exit when the engine died."""
+        subject = f"baton.kv.{self._runtime.worker_id}"
+        while loaded.worker.is_alive:
+            for change in loaded.engine.drain_kv_events():
+                event = KvEvent(
+                    self._runtime.worker_id, change.sequence, change.stored, change.removed
+                )
+                await self._runtime.bus.publish(subject, kv_event_to_bytes(event))
+            await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
+        logger.error("engine stopped; the process exits")
+        self._runtime.request_stop(exit_code=1, grace_s=0.0)
+
+
+def build(runtime: Runtime[DecodeSettings]) -> DecodeService:
+    """The service of a process."""
+    return DecodeService(runtime)

@@ -1,0 +1,280 @@
+"""DecodeService and KvTransferService: messages in, messages out; the sessions do the work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch
+from baton.core.handoff import Chunk, Manifest, Opening, Span
+from baton.core.ids import check_request_id
+from baton.core.sequence import SequenceSpec
+from baton.decode.intake import ChunkFrame, Committed, Credit, Frame, SignOfLife
+from baton.decode.outbox import Timings, TokenBatch
+from baton.engine.engine import Engine
+from baton.rpc.convert import (
+    duration_to_pb,
+    fingerprint_from_pb,
+    finish_to_pb,
+    logprob_from_pb,
+    logprob_to_pb,
+    sampling_from_pb,
+)
+from baton.rpc.frames import decode_frame
+from baton.v1 import decode_pb2, decode_pb2_grpc, kv_transfer_pb2
+
+if TYPE_CHECKING:
+    from baton.decode.service import DecodeService
+
+MAX_SALT_CHARS = 256
+_Context = grpc.aio.ServicerContext[Any, Any]
+_DECODE = "baton.v1.DecodeService"
+_KV_TRANSFER = "baton.v1.KvTransferService"
+
+
+class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
+    """Serves the scheduler."""
+
+    def __init__(self, service: DecodeService) -> None:
+        self._service = service
+
+    async def Reserve(
+        self, request: decode_pb2.ReserveRequest, context: _Context
+    ) -> decode_pb2.ReserveResponse:
+        """Reserves room for a request."""
+        loaded = self._service.admitting()
+        spec = _spec_from_pb(loaded.engine, request)
+        session = loaded.sessions.reserve(spec, request.request_id, request.attempt)
+        return decode_pb2.ReserveResponse(
+            reservation_id=session.reservation.reservation_id,
+            epoch=session.reservation.epoch,
+            lease=duration_to_pb(loaded.sessions.lease_s),
+            num_blocks=session.grant.num_blocks,
+            num_cached_blocks=session.grant.num_cached_blocks,
+            push_address=self._service.address,
+        )
+
+    async def Decode(
+        self, request: decode_pb2.DecodeRequest, context: _Context
+    ) -> AsyncGenerator[decode_pb2.DecodeResponse, None]:
+        """Streams a reserved request's tokens."""
+        sessions = self._service.loaded().sessions
+        session = sessions.attach(request.reservation_id, request.epoch)
+        parent = self._service.context()
+        try:
+            stream = sessions.stream(session, local_prefill=request.local_prefill)
+            async with aclosing(stream) as batches:
+                async for batch in batches:
+                    yield _batch_to_pb(batch)
+        finally:
+            sessions.release(session, Cancelled("the reader of the tokens went away"))
+            self._service.record(session, parent)
+
+    async def Release(
+        self, request: decode_pb2.ReleaseRequest, context: _Context
+    ) -> decode_pb2.ReleaseResponse:
+        """Ends reservations."""
+        if not (request.reservation_id or request.request_id):
+            raise InvalidRequest("set reservation_id or request_id")
+        num_blocks = self._service.loaded().sessions.release_named(
+            request.reservation_id, request.request_id, request.reason[:128] or "no reason given"
+        )
+        return decode_pb2.ReleaseResponse(released_blocks=num_blocks)
+
+    async def RenewLeases(
+        self, request: decode_pb2.RenewLeasesRequest, context: _Context
+    ) -> decode_pb2.RenewLeasesResponse:
+        """Extends leases."""
+        sessions = self._service.loaded().sessions
+        unknown = sessions.renew(request.reservation_ids)
+        return decode_pb2.RenewLeasesResponse(
+            lease=duration_to_pb(sessions.lease_s), unknown_reservation_ids=unknown
+        )
+
+
+class KvTransferServicer:
+    """Serves prefill workers, on raw bytes: see `baton.rpc.frames`."""
+
+    def __init__(self, service: DecodeService) -> None:
+        self._service = service
+
+    async def push(
+        self, requests: AsyncIterator[bytes], context: _Context
+    ) -> AsyncGenerator[kv_transfer_pb2.PushResponse, None]:
+        """Receives one push."""
+        num_bytes, failure = 0, None
+        try:
+            async with (
+                aclosing(_frames(requests)) as frames,
+                aclosing(self._service.loaded().intake.receive(frames)) as answers,
+            ):
+                async for answer in answers:
+                    num_bytes = answer.num_bytes if isinstance(answer, Committed) else num_bytes
+                    yield _answer_to_pb(answer)
+        except BatonError as error:
+            failure = error
+            raise
+        finally:
+            self._service.count_push(num_bytes, failure)
+
+    async def probe(
+        self, requests: AsyncIterator[bytes], context: _Context
+    ) -> kv_transfer_pb2.ProbeResponse:
+        """Counts bytes; measures the path between two workers."""
+        num_bytes = 0
+        async for message in requests:
+            num_bytes += len(message)
+        return kv_transfer_pb2.ProbeResponse(num_bytes=num_bytes)
+
+    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service's methods, without protobuf's copies of the payload."""
+        return grpc.method_handlers_generic_handler(
+            _KV_TRANSFER,
+            {
+                "Push": grpc.stream_stream_rpc_method_handler(
+                    self.push,
+                    request_deserializer=None,
+                    response_serializer=kv_transfer_pb2.PushResponse.SerializeToString,
+                ),
+                "Probe": grpc.stream_unary_rpc_method_handler(
+                    self.probe,
+                    request_deserializer=None,
+                    response_serializer=kv_transfer_pb2.ProbeResponse.SerializeToString,
+                ),
+            },
+        )
+
+
+def register(
+    server: grpc.aio.Server, decode: DecodeServicer, transfer: KvTransferServicer
+) -> list[str]:
+    """Adds both services to a server; returns their full names."""
+    decode_pb2_grpc.add_DecodeServiceServicer_to_server(decode, server)
+    server.add_generic_rpc_handlers((transfer.handlers(),))
+    return [_DECODE, _KV_TRANSFER]
+
+
+def _spec_from_pb(engine: Engine, request: decode_pb2.ReserveRequest) -> SequenceSpec:
+    """What the engine is asked to compute.
+
+    Raises:
+        InvalidRequest, PromptTooLong, KvLayoutMismatch: it never can.
+    """
+    check_request_id(request.request_id)
+    if request.attempt < 1:
+        raise InvalidRequest("attempt must be at least 1")
+    if request.HasField("fingerprint"):
+        differences = engine.fingerprint.differences(fingerprint_from_pb(request.fingerprint))
+        if differences:
+            raise KvLayoutMismatch("served here != asked for: " + "; ".join(differences))
+    token_ids = tuple(request.token_ids)
+    num_prompt_tokens = len(token_ids) - request.num_output_tokens
+    if num_prompt_tokens < 1:
+        raise InvalidRequest("token_ids must hold at least one prompt token")
+    if len(request.cache_salt) > MAX_SALT_CHARS:
+        raise InvalidRequest(f"cache_salt must have at most {MAX_SALT_CHARS} characters")
+    engine.check_tokens(token_ids)
+    sampling = sampling_from_pb(request.sampling)
+    if sampling.seed is None:
+        raise InvalidRequest("sampling.seed must be set")
+    return SequenceSpec(
+        seq_id=f"{request.request_id}/{request.attempt}",
+        token_ids=token_ids,
+        sampling=sampling,
+        max_tokens=engine.resolve_max_tokens(num_prompt_tokens, sampling),
+        num_output_tokens=request.num_output_tokens,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+    )
+
+
+async def _frames(requests: AsyncIterator[bytes]) -> AsyncGenerator[Frame, None]:
+    async for message in requests:
+        yield _frame_from_bytes(message)
+
+
+def _frame_from_bytes(message: bytes) -> Frame:
+    """A push's frame.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    view, payload = decode_frame(message)
+    header = kv_transfer_pb2.PushHeader()
+    try:
+        header.ParseFromString(bytes(view))
+    except DecodeError as error:
+        raise InvalidRequest("header must be a baton.v1.PushHeader") from error
+    kind = header.WhichOneof("kind")
+    if kind == "open":
+        return Opening(
+            reservation_id=header.open.reservation_id,
+            request_id=header.open.request_id,
+            attempt=header.open.attempt,
+            epoch=header.epoch,
+            fingerprint=fingerprint_from_pb(header.open.fingerprint),
+            worker_id=header.open.worker_id,
+        )
+    if kind == "chunk":
+        chunk = header.chunk
+        span = Span(chunk.layer_start, chunk.layer_end, chunk.block_start, chunk.num_blocks)
+        return ChunkFrame(Chunk(header.epoch, chunk.sequence, span, chunk.checksum), payload)
+    if kind == "manifest":
+        return _manifest_from_pb(header.manifest, header.epoch)
+    return SignOfLife(header.epoch)
+
+
+def _manifest_from_pb(manifest: kv_transfer_pb2.PushManifest, epoch: int) -> Manifest:
+    has_logprob = manifest.HasField("first_token_logprob")
+    return Manifest(
+        epoch=epoch,
+        num_chunks=manifest.num_chunks,
+        num_bytes=manifest.num_bytes,
+        block_start=manifest.block_start,
+        num_blocks=manifest.num_blocks,
+        num_tokens=manifest.num_tokens,
+        tokens_hash=manifest.tokens_hash,
+        checksum=manifest.checksum,
+        first_token_id=manifest.first_token_id,
+        first_logprob=logprob_from_pb(manifest.first_token_logprob) if has_logprob else None,
+    )
+
+
+def _answer_to_pb(answer: Credit | Committed) -> kv_transfer_pb2.PushResponse:
+    if isinstance(answer, Credit):
+        return kv_transfer_pb2.PushResponse(
+            credit=kv_transfer_pb2.PushCredit(num_chunks=answer.num_chunks)
+        )
+    return kv_transfer_pb2.PushResponse(
+        committed=kv_transfer_pb2.PushCommitted(
+            num_bytes=answer.num_bytes, num_chunks=answer.num_chunks
+        )
+    )
+
+
+def _batch_to_pb(batch: TokenBatch) -> decode_pb2.DecodeResponse:
+    response = decode_pb2.DecodeResponse(
+        token_index=batch.token_index,
+        token_ids=batch.token_ids,
+        logprobs=[logprob_to_pb(logprob) for logprob in batch.logprobs],
+        finish_reason=finish_to_pb(batch.finish_reason),
+        draft_tokens=batch.draft_tokens,
+        accepted_tokens=batch.accepted_tokens,
+        timings=_timings_to_pb(batch.timings) if batch.timings else None,
+    )
+    if batch.stop_token_id is not None:
+        response.stop_token_id = batch.stop_token_id
+    return response
+
+
+def _timings_to_pb(timings: Timings) -> decode_pb2.DecodeTimings:
+    return decode_pb2.DecodeTimings(
+        wait_for_kv=duration_to_pb(timings.wait_for_kv_s),
+        queue=duration_to_pb(timings.queue_s),
+        first_step=duration_to_pb(timings.first_step_s),
+        cached_tokens=timings.cached_tokens,
+    )

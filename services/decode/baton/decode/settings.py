@@ -1,0 +1,69 @@
+"""Settings of the decode service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from baton.engine.config import EngineConfig
+from baton.rpc.settings import ServiceSettings, parse_cores
+
+
+class DecodeSettings(ServiceSettings):
+    """What a decode worker can be told."""
+
+    role: ClassVar[str] = "decode"
+    watches: ClassVar[frozenset[str] | None] = frozenset()
+
+    model_path: Path
+    """Folder of the model, in Hugging Face format."""
+    model_name: str = ""
+    """Name that the model is served under; empty takes the folder's."""
+    device: str = "cpu"
+    """Device that computes, such as "cpu" or "cuda"."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type to compute with; auto takes the model's own."""
+    num_blocks: int | None = Field(default=None, ge=2)
+    """KV blocks to keep; empty takes as many as `kv_bytes` allows."""
+    kv_bytes: int | None = Field(default=None, ge=1)
+    """Memory for KV; empty takes a quarter of what is free, at most 2 GiB."""
+    max_model_len_tokens: int | None = Field(default=None, ge=1)
+    """Longest prompt and output together; empty takes the model's own."""
+    max_num_batched_tokens: int = Field(default=512, ge=1)
+    """Most tokens computed in one step."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Most sequences computed in one step."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
+    draft_model_path: Path | None = None
+    """Folder of the draft model for speculation; empty for none."""
+    speculation: bool = False
+    """Decode speculatively, unless a request says otherwise."""
+    num_draft_tokens: int = Field(default=4, ge=1, le=64)
+    """Draft tokens per step of a speculative sequence."""
+    reservation_lease_s: float = Field(default=15.0, gt=0.0, le=3600.0)
+    """A reservation that nobody uses or renews is let go after this long."""
+    progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
+    """An open push that brings nothing for so long has failed."""
+    credits: int = Field(default=8, ge=1, le=1024)
+    """Chunks that a push may have on their way."""
+
+    def engine_config(self) -> EngineConfig:
+        """What the engine is told."""
+        return EngineConfig(
+            model_path=str(self.model_path),
+            model_name=self.model_name or self.model_path.resolve().name,
+            device=self.device,
+            dtype=self.dtype,
+            num_blocks=self.num_blocks,
+            kv_bytes=self.kv_bytes,
+            max_model_len_tokens=self.max_model_len_tokens,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_num_seqs=self.max_num_seqs,
+            num_threads=self.num_threads or len(parse_cores(self.cores)) or None,
+            draft_model_path=str(self.draft_model_path) if self.draft_model_path else None,
+            speculation=self.speculation,
+            num_draft_tokens=self.num_draft_tokens,
+        )

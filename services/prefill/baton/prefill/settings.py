@@ -1,0 +1,71 @@
+"""Settings of the prefill service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from baton.engine.config import EngineConfig
+from baton.prefill.faults import parse_faults
+from baton.rpc.settings import ServiceSettings, parse_cores
+
+
+class PrefillSettings(ServiceSettings):
+    """What a prefill worker can be told."""
+
+    role: ClassVar[str] = "prefill"
+    watches: ClassVar[frozenset[str] | None] = frozenset({"cache"})
+
+    model_path: Path
+    """Folder of the model, in Hugging Face format."""
+    model_name: str = ""
+    """Name that the model is served under; empty takes the folder's."""
+    device: str = "cpu"
+    """Device that computes, such as "cpu" or "cuda"."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type to compute with; auto takes the model's own."""
+    num_blocks: int | None = Field(default=None, ge=2)
+    """KV blocks to keep; empty takes as many as `kv_bytes` allows."""
+    kv_bytes: int | None = Field(default=None, ge=1)
+    """Memory for KV; empty takes a quarter of what is free, at most 2 GiB."""
+    max_model_len_tokens: int | None = Field(default=None, ge=1)
+    """Longest prompt and output together; empty takes the model's own."""
+    max_num_batched_tokens: int = Field(default=512, ge=1)
+    """Most tokens computed in one step."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Most sequences computed in one step."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
+    hold_lease_s: float = Field(default=30.0, gt=0.0, le=3600.0)
+    """A prompt's KV is kept for a fail-over for at most this long after its hand-off."""
+    progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
+    """A decode worker that takes no chunk for so long has failed."""
+    cache_timeout_s: float = Field(default=0.5, gt=0.0, le=60.0)
+    """Time that a prompt may wait for blocks of the cache service."""
+    write_back_queue_blocks: int = Field(default=4096, ge=0)
+    """Blocks that may wait to be stored in the cache service; more are not stored. 0 stores none."""
+    fault: str = ""
+    """Faults to make on purpose, for tests, such as "corrupt_chunk=1,times=1"; empty for none."""
+
+    @field_validator("fault")
+    @classmethod
+    def _check_fault(cls, value: str) -> str:
+        parse_faults(value)
+        return value
+
+    def engine_config(self) -> EngineConfig:
+        """What the engine is told."""
+        return EngineConfig(
+            model_path=str(self.model_path),
+            model_name=self.model_name or self.model_path.resolve().name,
+            device=self.device,
+            dtype=self.dtype,
+            num_blocks=self.num_blocks,
+            kv_bytes=self.kv_bytes,
+            max_model_len_tokens=self.max_model_len_tokens,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_num_seqs=self.max_num_seqs,
+            num_threads=self.num_threads or len(parse_cores(self.cores)) or None,
+        )
