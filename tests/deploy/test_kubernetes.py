@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import kubernetes_validate
@@ -188,10 +189,20 @@ def _environment(service: str) -> dict[str, str]:
         if container["name"] == service
     ]
     given: dict[str, str] = {}
+    used_only_by_reference: set[str] = set()
     for source in container.get("envFrom", []):
         given |= maps[source["configMapRef"]["name"]]
-    # A value from the pod itself is its address.
-    return given | {entry["name"]: entry.get("value", "10.0.0.1") for entry in container["env"]}
+    for entry in container["env"]:
+        # A value from the pod itself is its address.
+        value = entry.get("value", "10.0.0.1")
+        referenced = re.findall(r"\$\((\w+)\)", value)
+        given[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda name: given[name[1]], value)
+        used_only_by_reference.update(referenced)
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in used_only_by_reference or name in variables(service)
+    }
 
 
 @pytest.mark.parametrize("service", SERVICES)
