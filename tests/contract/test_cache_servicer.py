@@ -90,7 +90,10 @@ async def store(
     stub: cache_pb2_grpc.CacheServiceStub, numbers: Iterable[int], *, corrupt: int | None = None
 ) -> cache_pb2.StoreBlocksResponse:
     with rpc_errors():
-        return await stub.StoreBlocks(iter(blocks(numbers, corrupt=corrupt)), timeout=5)
+        answer: cache_pb2.StoreBlocksResponse = await stub.StoreBlocks(
+            iter(blocks(numbers, corrupt=corrupt)), timeout=5
+        )
+    return answer
 
 
 async def fetch(
@@ -217,7 +220,7 @@ async def test_bad_hashes_are_refused(
 
 async def test_garbage_instead_of_a_frame_is_refused(cache: Cache) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{cache.port}") as channel:
-        call = channel.stream_unary("/baton.v1.CacheService/StoreBlocks")
+        call = channel.stream_unary("/baton.v1.CacheService/StoreBlocks", None, None)
         for garbage in (b"\x0a\x7f", b"\x0a\x02\xff\xff"):
             with pytest.raises(InvalidRequest), rpc_errors():
                 await call(iter([garbage]), timeout=5)

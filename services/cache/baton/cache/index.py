@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from baton.cache.peers import KvSnapshot
 from baton.core.cluster import ClusterView, ServiceState
 from baton.core.errors import BatonError, InvalidRequest
 from baton.core.prefix_index import PrefixIndex
 from baton.rpc.convert import kv_event_from_bytes
+from baton.rpc.peers import KvSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,8 @@ class ClusterIndex:
                 if snapshot.worker_id != worker_id or self._view().get(worker_id) is None:
                     return  # Somebody else is at that address now, or it has left meanwhile.
                 self.num_snapshots += 1
-                if not self.blocks.load_snapshot(worker_id, snapshot.sequence, snapshot.hashes):
+                if not self.blocks.load_snapshot(
+                    worker_id, snapshot.sequence, snapshot.block_hashes
+                ):
                     return
             await asyncio.sleep(_RETRY_DELAY_S * 2**attempt)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from baton.cache.index import KV_SUBJECT, ClusterIndex
-from baton.cache.peers import Workers
 from baton.cache.servicer import SERVICE_NAME, CacheLimits, CacheMetrics, CacheServicer
 from baton.cache.settings import CacheSettings
 from baton.cache.store import BlockStore
@@ -16,14 +15,11 @@ from baton.rpc.process import Runtime, ServiceSnapshot
 class CacheService:
     """Implements rpc.process.Service."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime[CacheSettings]) -> None:
         settings = runtime.settings
-        if not isinstance(settings, CacheSettings):
-            raise TypeError("the cache needs CacheSettings")
         self._runtime = runtime
         self._store = BlockStore(settings.memory_bytes)
-        workers = Workers(runtime.channels, settings.snapshot_timeout_s)
-        self._index = ClusterIndex(workers, runtime.members.view)
+        self._index = ClusterIndex(runtime.control, runtime.members.view)
         limits = CacheLimits(
             max_prefix_blocks=settings.max_prefix_blocks,
             stall_timeout_s=settings.stall_timeout_s,

@@ -57,7 +57,7 @@ class CacheServicer:
         self._limits = limits
         self._metrics = metrics
 
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service's handlers; frames pass as raw bytes, so KV is not copied by protobuf."""
         pb = cache_pb2
         return grpc.method_handlers_generic_handler(

@@ -21,5 +21,3 @@ class CacheSettings(ServiceSettings):
     """Most block hashes in one lookup or fetch."""
     stall_timeout_s: float = Field(default=10.0, gt=0.0, le=600.0)
     """A store call that sends nothing for so long is ended."""
-    snapshot_timeout_s: float = Field(default=5.0, gt=0.0, le=60.0)
-    """Longest wait for a worker's list of blocks."""
