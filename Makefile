@@ -74,7 +74,7 @@ fmt: setup ## format, and fix what ruff can fix
 	$(BIN)/ruff format .
 
 type: setup ## mypy strict over the product
-	$(BIN)/mypy $(foreach part,$(PARTS),$(wildcard $(part)/baton)) protos/gen.py
+	$(BIN)/mypy $(foreach part,$(filter-out protos,$(PARTS)),$(wildcard $(part)/baton)) protos/gen.py
 
 protos: setup ## regenerate the stubs from protos/baton/v1/*.proto
 	$(BIN)/python protos/gen.py
@@ -93,7 +93,7 @@ bench: setup ## load the running system (`make up`) and print throughput and lat
 	@$(BIN)/python benchmarks/serving.py
 
 size: setup ## lines of code per part
-	@$(BIN)/python -m pytest -q -s tests/meta/test_house_rules.py -k size_table | sed -n '/lines/,/total/p'
+	@$(BIN)/python -m pytest -q -s tests/meta/test_house_rules.py -k size_table | sed -n '/^part/,/^total/p'
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from tests.support.repository import ROOT, SERVICES, parts, tracked_files
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-MAX_PRODUCT_LINES = 12_000
+MAX_PRODUCT_CODE_LINES = 15_000
 BANNED_MODULE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 UNSAFE_SERIALIZERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
 # The three places where anything may be caught: an RPC's edge, a process's edge, the engine's loop.
@@ -66,21 +68,36 @@ def test_functions_are_short() -> None:
     assert long == []
 
 
-def test_product_is_small_and_size_table(capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {
-        part.name: [len(path.read_text(encoding="utf-8").splitlines()) for path in part.modules()]
-        for part in parts()
+def _code_lines(path: Path) -> int:
+    """Lines that hold code: without blank lines, comments and docstrings."""
+    source = path.read_text(encoding="utf-8")
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    lines = {
+        number
+        for token in tokens
+        if token.type not in {*skipped, tokenize.ENDMARKER}
+        for number in range(token.start[0], token.end[0] + 1)
     }
-    total = sum(map(sum, sizes.values()))
-    table = [f"\n{'part':<12}{'files':>7}{'longest':>9}{'lines':>8}"]
-    table += [
-        f"{name:<12}{len(lines):>7}{max(lines, default=0):>9}{sum(lines):>8}"
-        for name, lines in sizes.items()
-    ]
-    table += [f"{'total':<12}{sum(map(len, sizes.values())):>7}{'':>9}{total:>8}\n"]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def test_product_is_small_and_size_table(capsys: pytest.CaptureFixture[str]) -> None:
+    table = [f"\n{'part':<12}{'files':>7}{'longest':>9}{'lines':>8}{'code':>8}"]
+    totals = [0, 0, 0]
+    for part in parts():
+        lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in part.modules()]
+        row = [len(lines), sum(lines), sum(map(_code_lines, part.modules()))]
+        totals = [total + value for total, value in zip(totals, row, strict=True)]
+        longest = max(lines, default=0)
+        table.append(f"{part.name:<12}{row[0]:>7}{longest:>9}{row[1]:>8}{row[2]:>8}")
+    table.append(f"{'total':<12}{totals[0]:>7}{'':>9}{totals[1]:>8}{totals[2]:>8}\n")
     with capsys.disabled():
         sys.stdout.write("\n".join(table))
-    assert total <= MAX_PRODUCT_LINES
+    assert totals[2] <= MAX_PRODUCT_CODE_LINES
 
 
 def test_nothing_prints() -> None:
