@@ -13,9 +13,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -27,6 +27,8 @@ from baton.rpc.channel import TlsFiles
 
 S = TypeVar("S", bound="ServiceSettings")
 _WORKER_ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
+_NATS_URL = re.compile(r"(nats|tls|ws|wss)://\S+")
+_CREDENTIALS = re.compile(r"//[^/@]*@")
 _PEER = re.compile(r"([a-z]+)=(.+:\d+)")
 
 
@@ -106,6 +108,19 @@ class ServiceSettings(BaseSettings):
         parse_cores(value)
         return value
 
+    @field_validator("nats_url")
+    @classmethod
+    def _check_nats_url(cls, value: str) -> str:
+        if not all(_NATS_URL.fullmatch(part.strip()) for part in value.split(",") if value):
+            raise ValueError("must look like 'nats://host:port' (or tls://, ws://, wss://)")
+        return value
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key must be given together")
+        return self
+
     @property
     def tls(self) -> TlsFiles:
         """Certificates as given."""
@@ -181,12 +196,17 @@ def describe(settings: ServiceSettings, flags: dict[str, Any]) -> str:
     """One line per setting: its value and where that came from."""
     cls = type(settings)
     rows = [
-        (name, str(getattr(settings, name)), _origin(cls, flags, name)) for name in cls.model_fields
+        (name, _shown(getattr(settings, name)), _origin(cls, flags, name))
+        for name in cls.model_fields
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "".join(
         f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}\n" for name, value, origin in rows
     )
+
+
+def _shown(value: object) -> str:
+    return _CREDENTIALS.sub("//***@", str(value))
 
 
 def _variables(cls: type[ServiceSettings], name: str) -> list[str]:
@@ -205,7 +225,7 @@ def _explain(cls: type[ServiceSettings], flags: dict[str, Any], item: Any) -> st
     name = str(item["loc"][0]) if item["loc"] else ""
     if name not in cls.model_fields:
         return str(item["msg"])
-    return f"{name} ({_origin(cls, flags, name)}): {item['msg']}, got {item['input']!r}"
+    return f"{name} ({_origin(cls, flags, name)}): {item['msg']}, got {_shown(item['input'])!r}"
 
 
 def _parser(cls: type[ServiceSettings]) -> argparse.ArgumentParser:

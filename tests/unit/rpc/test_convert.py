@@ -1,0 +1,207 @@
+"""Conversion: nothing is lost on the way, and nothing is taken on trust."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.core.cluster import Announcement, ServiceState, ServiceStatus, WorkerRates
+from baton.core.errors import ErrorReason, InvalidRequest
+from baton.core.hashing import Fingerprint, KvLayout
+from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
+from baton.rpc import convert
+from baton.v1 import common_pb2, inference_pb2
+
+FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(16, "bfloat16", (2, 4), (8, 16)))
+STATUS = ServiceStatus(
+    worker_id="decode-1",
+    role="decode",
+    address="127.0.0.1:7005",
+    state=ServiceState.READY,
+    model="m",
+    fingerprint=FINGERPRINT,
+    kv_blocks={"free": 3, "in_use": 1},
+    num_requests_running=1,
+    num_requests_waiting=2,
+    uptime_s=12.5,
+    pid=77,
+    metrics_address="127.0.0.1:9",
+    stats={"x": 0.25},
+    version="0.1.0",
+    cores=(0, 1),
+)
+RATES = WorkerRates(100.0, 0.01, 7, 1e9, 64)
+
+
+def test_sampling_keeps_every_field() -> None:
+    params = SamplingParams(
+        temperature=0.5,
+        top_k=40,
+        top_p=0.75,
+        min_p=0.125,
+        repetition_penalty=1.25,
+        frequency_penalty=-0.5,
+        presence_penalty=0.5,
+        logit_bias={7: -1.5},
+        max_tokens=5,
+        min_tokens=2,
+        stop=("a", "b"),
+        stop_token_ids=(1, 2),
+        ignore_eos=True,
+        seed=2**64 - 1,
+        logprobs=True,
+        top_logprobs=3,
+        speculation=False,
+    )
+    assert all(
+        getattr(params, name) != getattr(SamplingParams(), name) for name in params.__slots__
+    ), "the test must set every field to something else than its default"
+    assert convert.sampling_from_pb(convert.sampling_to_pb(params)) == params
+
+
+def test_absent_sampling_fields_take_the_defaults_and_present_zeros_do_not() -> None:
+    assert convert.sampling_from_pb(common_pb2.SamplingParams()) == SamplingParams()
+    greedy = convert.sampling_from_pb(common_pb2.SamplingParams(temperature=0.0, seed=0))
+    assert greedy.is_greedy
+    assert greedy.seed == 0
+    assert convert.sampling_from_pb(convert.sampling_to_pb(SamplingParams())) == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("temperature", -1.0, "temperature must be in [0, 100], got -1"),
+        ("temperature", math.nan, "temperature must be in [0, 100], got nan"),
+        ("temperature", math.inf, "temperature"),
+        ("top_p", 0.0, "top_p must be in (0, 1], got 0"),
+        ("min_p", 1.5, "min_p"),
+        ("repetition_penalty", 0.0, "repetition_penalty"),
+        ("frequency_penalty", 2.5, "frequency_penalty"),
+        ("presence_penalty", math.nan, "presence_penalty"),
+        ("max_tokens", 0, "max_tokens must be in [1"),
+        ("top_logprobs", 21, "top_logprobs must be in [0, 20], got 21"),
+        ("stop", [""], "stop must be at most 16 texts"),
+        ("stop", ["x"] * 17, "stop must be at most 16 texts"),
+        ("stop_token_ids", [1] * 1025, "stop_token_ids must have at most 1024 entries, got 1025"),
+        ("logit_bias", {3: math.nan}, "logit_bias[3]"),
+        ("logit_bias", dict.fromkeys(range(1025), 0.0), "logit_bias must have at most 1024"),
+    ],
+)
+def test_sampling_out_of_range_names_field_and_range(
+    field: str, value: object, expected: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        convert.sampling_from_pb(common_pb2.SamplingParams(**{field: value}))
+    assert expected in caught.value.message
+
+
+def test_enums_mirror_the_wire() -> None:
+    for reason in ErrorReason:
+        pb = convert.reason_to_pb(reason)
+        assert common_pb2.ErrorReason.Name(pb) == f"ERROR_REASON_{reason.name}"
+        assert convert.reason_from_pb(pb) is reason
+    assert convert.reason_from_pb(0) is ErrorReason.INTERNAL
+    assert convert.reason_from_pb(999) is ErrorReason.INTERNAL
+    for finish in (None, *FinishReason):
+        pb_finish = convert.finish_to_pb(finish)
+        name = finish.name if finish else "UNSPECIFIED"
+        assert common_pb2.FinishReason.Name(pb_finish) == f"FINISH_REASON_{name}"
+        assert convert.finish_from_pb(pb_finish) is finish
+    with pytest.raises(InvalidRequest):
+        convert.finish_from_pb(9)
+
+
+@given(st.floats(min_value=0.0, max_value=1e7))
+def test_durations_survive_to_the_nanosecond(seconds: float) -> None:
+    pb = convert.duration_to_pb(seconds)
+    assert 0 <= pb.nanos < 1_000_000_000
+    assert convert.duration_from_pb(pb) == pytest.approx(seconds, abs=2e-9)
+
+
+def test_durations_out_of_range_are_refused() -> None:
+    assert convert.duration_to_pb(-1e-9) == Duration()
+    for pb in (Duration(seconds=-1), Duration(nanos=-1), Duration(seconds=10**9)):
+        with pytest.raises(InvalidRequest, match="lease must be in"):
+            convert.duration_from_pb(pb, "lease")
+
+
+def test_logprobs_survive_and_are_checked() -> None:
+    logprob = TokenLogprob(-0.5, (3, 4), (-0.5, -1.5))
+    assert convert.logprob_from_pb(convert.logprob_to_pb(logprob)) == logprob
+    for pb in (
+        common_pb2.TokenLogprob(logprob=math.nan),
+        common_pb2.TokenLogprob(top_token_ids=[1]),
+        common_pb2.TokenLogprob(top_token_ids=[1], top_logprobs=[math.nan]),
+    ):
+        with pytest.raises(InvalidRequest):
+            convert.logprob_from_pb(pb)
+
+
+def test_fingerprint_survives_and_its_layout_is_checked() -> None:
+    pb = convert.fingerprint_to_pb(FINGERPRINT)
+    assert convert.fingerprint_from_pb(pb) == FINGERPRINT
+    for damage in (
+        {"block_size": 0},
+        {"dtype": "int4"},
+        {"num_kv_heads": [1]},
+        {"num_kv_heads": [], "head_dim": []},
+        {"head_dim": [0, 1]},
+    ):
+        layout = common_pb2.KvLayout(**{
+            "block_size": 16,
+            "dtype": "float32",
+            "num_kv_heads": [1, 1],
+            "head_dim": [8, 8],
+            **damage,
+        })
+        with pytest.raises(InvalidRequest, match=r"layout\."):
+            convert.fingerprint_from_pb(common_pb2.ModelFingerprint(layout=layout))
+
+
+def test_announcement_survives() -> None:
+    announcement = Announcement(STATUS, lease_s=3.0, rates=RATES, leaving=True)
+    data = convert.announcement_to_bytes(announcement)
+    assert convert.announcement_from_bytes(data) == announcement
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xff\xff",
+        b"plain text",
+        convert.kv_event_to_bytes(convert.KvEvent("w", 1, (), ())),
+    ],
+)
+def test_what_is_no_announcement_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        convert.announcement_from_bytes(data)
+
+
+def test_status_with_unknown_state_or_bad_rate_is_refused() -> None:
+    pb = convert.status_to_pb(STATUS)
+    pb.state = "asleep"
+    with pytest.raises(InvalidRequest, match="one of starting, ready, draining, lost"):
+        convert.status_from_pb(pb)
+    with pytest.raises(InvalidRequest, match="worker_id"):
+        convert.status_from_pb(inference_pb2.ServiceStatus(role="decode", state="ready"))
+    rates = convert.rates_to_pb(RATES)
+    rates.decode_step_s = math.nan
+    with pytest.raises(InvalidRequest, match="decode_step_s"):
+        convert.rates_from_pb(rates)
+
+
+def test_kv_event_survives_and_is_checked() -> None:
+    event = convert.KvEvent("decode-1", 5, (b"a" * 16,), (b"b" * 16, b"c" * 16))
+    assert convert.kv_event_from_bytes(convert.kv_event_to_bytes(event)) == event
+    for bad in (
+        convert.KvEvent("", 5, (), ()),
+        convert.KvEvent("w", 0, (), ()),
+        convert.KvEvent("w", 1, (b"short",), ()),
+    ):
+        with pytest.raises(InvalidRequest):
+            convert.kv_event_from_bytes(convert.kv_event_to_bytes(bad))
