@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from baton.rpc.process import main
 from baton.tokenizer.service import TokenizerService
@@ -13,4 +12,4 @@ if __name__ == "__main__":
     # Texts are encoded one at a time, each on a thread of ours: the library's own pool would only
     # take cores from the workers.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(main(TokenizerSettings, TokenizerService))
+    main(TokenizerSettings, TokenizerService)

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from baton.core.errors import InvalidRequest
-from baton.rpc.process import Runtime, ServiceSnapshot
+from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.tokenizer.servicer import Limits, TokenizerMetrics, TokenizerServicer
 from baton.tokenizer.settings import TokenizerSettings, parse_models
 from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
-from baton.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
 
 class TokenizerService:
-    """Implements rpc.process.Service."""
+    """Implements rpc.runtime.Service."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime[TokenizerSettings]) -> None:
         settings = runtime.settings
-        if not isinstance(settings, TokenizerSettings):
-            raise TypeError("the tokenizer needs TokenizerSettings")
-        models = parse_models(settings.models)
-        if not models:
-            raise InvalidRequest("set --models (or BATON_TOKENIZER_MODELS) to a model's directory")
+        self._models = parse_models(settings.models)
+        if not self._models:
+            raise RuntimeError("set --models (or BATON_TOKENIZER_MODELS) to a model's directory")
+        self._runtime = runtime
         self._executor = ThreadPoolExecutor(settings.encode_threads, "encode")
-        self._vocabularies = Vocabularies([
-            Vocabulary(name, directory) for name, directory in models.items()
-        ])
+        self._vocabularies = Vocabularies()
         metrics = runtime.metrics
         self._servicer = TokenizerServicer(
             self._vocabularies,
@@ -50,11 +46,18 @@ class TokenizerService:
 
     def register(self, server: Any) -> list[str]:
         """Adds the servicer; returns the full names of what it serves."""
-        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(self._servicer, server)
-        return [tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name]
+        return self._servicer.add_to(server)
 
     async def start(self) -> None:
-        """Nothing to load: the constructor read the vocabularies, so that a bad path shows soon."""
+        """Reads the vocabularies.
+
+        Raises:
+            InvalidRequest: a directory has no usable tokenizer.
+        """
+        for index, (name, directory) in enumerate(self._models.items()):
+            self._runtime.report_progress(index / len(self._models), f"reading {name}")
+            vocabulary = await asyncio.to_thread(Vocabulary, name, directory)
+            self._vocabularies.add(vocabulary)
 
     def snapshot(self) -> ServiceSnapshot:
         """The models' names; a tokenizer has no load worth placing by."""

@@ -14,6 +14,7 @@ from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
 from baton.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 
 if TYPE_CHECKING:
+    import grpc.aio
     from prometheus_client import Counter, Gauge
 
 _Argument = TypeVar("_Argument")
@@ -55,6 +56,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self._limits = limits
         self._executor = executor
         self._metrics = metrics
+
+    def add_to(self, server: grpc.aio.Server) -> list[str]:
+        """Registers itself; returns the full names of what it serves."""
+        tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(self, server)
+        return [tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name]
 
     async def Encode(
         self, request: tokenizer_pb2.EncodeRequest, context: Any

@@ -176,8 +176,12 @@ class Vocabulary:
 class Vocabularies:
     """The tokenizers that a process serves, by model name."""
 
-    def __init__(self, vocabularies: Sequence[Vocabulary]) -> None:
+    def __init__(self, vocabularies: Sequence[Vocabulary] = ()) -> None:
         self._by_name = {vocabulary.name: vocabulary for vocabulary in vocabularies}
+
+    def add(self, vocabulary: Vocabulary) -> None:
+        """Serves one more."""
+        self._by_name[vocabulary.name] = vocabulary
 
     def __iter__(self) -> Iterator[Vocabulary]:
         return iter(self._by_name.values())

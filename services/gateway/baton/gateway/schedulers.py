@@ -1,0 +1,58 @@
+"""Which scheduler a request goes to, and the clients to them."""
+
+from __future__ import annotations
+
+import time
+from itertools import count
+
+from baton.client import AsyncClient, NoWorker, RetryPolicy, Tls
+from baton.rpc.membership import MembershipView
+
+MAX_CLIENTS = 16
+
+
+class Schedulers:
+    """Hands out a client per request, by turns among the usable schedulers."""
+
+    def __init__(
+        self, address: str, members: MembershipView, timeout_s: float, tls: Tls | None = None
+    ) -> None:
+        self._address = address
+        self._members = members
+        self._timeout_s = timeout_s
+        self._tls = tls
+        self._clients: dict[str, AsyncClient] = {}
+        self._turns = count()
+
+    async def client(self) -> AsyncClient:
+        """A client to a scheduler; it stays the owner's, do not close it.
+
+        Raises:
+            NoWorker: none is known.
+        """
+        address = self._address or self._pick()
+        client = self._clients.pop(address, None)
+        if client is None:
+            # A refusal goes back to the HTTP caller, who is told when to come again.
+            client = AsyncClient(
+                address,
+                timeout_s=self._timeout_s,
+                tls=self._tls,
+                retry=RetryPolicy(max_attempts=1),
+            )
+        self._clients[address] = client
+        while len(self._clients) > MAX_CLIENTS:
+            await self._clients.pop(next(iter(self._clients))).close()
+        return client
+
+    async def close(self) -> None:
+        """Closes all clients."""
+        while self._clients:
+            _, client = self._clients.popitem()
+            await client.close()
+
+    def _pick(self) -> str:
+        usable = self._members.view().usable("scheduler", time.monotonic())
+        if not usable:
+            raise NoWorker("no scheduler is known yet; try again soon", retry_after_s=1.0)
+        return usable[next(self._turns) % len(usable)].status.address

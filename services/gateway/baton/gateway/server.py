@@ -1,0 +1,94 @@
+"""uvicorn inside a process that has its own signals, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+KEEP_ALIVE_S = 30
+STOP_S = 2.0
+"""Time that cancelled requests get to end."""
+
+
+class _Server(uvicorn.Server):
+    """Leaves the process's signals alone, and says when it accepts."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing: rpc.process owns the signals."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to accept."""
+        await super().startup(sockets)
+        self.accepting.set()
+
+
+class HttpServer:
+    """Serves an ASGI application until it is drained or stopped."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Binds and accepts; returns the address, host:port.
+
+        Raises:
+            OSError: the address is taken or not this host's.
+        """
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.create_server((self._host, self._port), family=family, backlog=2048)
+        port = listener.getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve([listener]))
+        accepting = asyncio.create_task(self._server.accepting.wait())
+        await asyncio.wait({self._task, accepting}, return_when=asyncio.FIRST_COMPLETED)
+        accepting.cancel()
+        if self._task.done():
+            await self._task
+            raise OSError("the HTTP server ended at once")
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+
+    async def drain(self, grace_s: float) -> None:
+        """Accepts nothing new, and returns when the running requests have ended or time is up."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=grace_s)
+
+    async def stop(self) -> None:
+        """Cuts off what still runs."""
+        if self._task is None:
+            return
+        self._server.should_exit = True
+        self._server.force_exit = True
+        running = list(self._server.server_state.tasks)
+        for task in running:
+            task.cancel()
+        await asyncio.wait({self._task}, timeout=STOP_S)
+        self._task.cancel()
+        await asyncio.gather(self._task, *running, return_exceptions=True)
+        self._task = None

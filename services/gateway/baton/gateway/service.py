@@ -1,0 +1,69 @@
+"""The gateway's process: an HTTP server that is a member of the cluster like any other service."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from baton.client import Tls
+from baton.gateway.app import Gateway, make_app
+from baton.gateway.schedulers import Schedulers
+from baton.gateway.server import HttpServer
+from baton.gateway.settings import GatewaySettings
+from baton.rpc.runtime import Runtime, ServiceSnapshot
+
+logger = logging.getLogger(__name__)
+
+
+class GatewayService:
+    """Implements rpc.runtime.Service."""
+
+    def __init__(self, runtime: Runtime[GatewaySettings]) -> None:
+        settings = runtime.settings
+        self._schedulers = Schedulers(
+            settings.scheduler, runtime.members, settings.request_timeout_s, _tls(settings)
+        )
+        self._gateway = Gateway(settings, self._schedulers, runtime.metrics)
+        app = make_app(self._gateway, runtime.telemetry, runtime.metrics, runtime.rng)
+        self._http = HttpServer(app, settings.http_host, settings.http_port)
+
+    def register(self, server: Any) -> list[str]:
+        """Nothing: gRPC is for health and control only."""
+        del server
+        return []
+
+    async def start(self) -> None:
+        """Accepts HTTP."""
+        address = await self._http.start()
+        logger.info("serving http", extra={"http_address": address})
+
+    def snapshot(self) -> ServiceSnapshot:
+        """How many requests run."""
+        return ServiceSnapshot(num_running=self._gateway.num_running)
+
+    async def drain(self, grace_s: float) -> None:
+        """Lets running requests end."""
+        self._gateway.is_draining = True
+        await self._http.drain(grace_s)
+
+    async def stop(self) -> None:
+        """Cuts off what still runs."""
+        await self._http.stop()
+        await self._schedulers.close()
+
+    def kv_snapshot(self) -> tuple[int, list[bytes]]:
+        """No KV here."""
+        return 0, []
+
+
+def _tls(settings: GatewaySettings) -> Tls | None:
+    if not settings.tls.is_set:
+        return None
+    return Tls(
+        ca=_read(settings.tls_ca), cert=_read(settings.tls_cert), key=_read(settings.tls_key)
+    )
+
+
+def _read(path: str) -> bytes | None:
+    return Path(path).read_bytes() if path else None

@@ -1,0 +1,432 @@
+"""The gateway as OpenAI's own client sees it, over HTTP, with a fake scheduler behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from baton.core.cluster import ClusterView
+from baton.core.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidRequest,
+    ModelNotFound,
+    NoWorker,
+    PromptTooLong,
+    QueueFull,
+    Unauthenticated,
+)
+from baton.gateway.app import Gateway, make_app
+from baton.gateway.schedulers import Schedulers
+from baton.gateway.server import HttpServer
+from baton.gateway.settings import GatewaySettings
+from baton.rpc.metrics import Metrics
+from baton.rpc.telemetry import Telemetry
+from tests.support.eventually import eventually
+from tests.support.fake_inference import FakeInference, serve
+
+
+class NoMembers:
+    def view(self) -> ClusterView:
+        return ClusterView()
+
+
+@dataclass
+class Edge:
+    fake: FakeInference
+    gateway: Gateway
+    http: HttpServer
+    url: str
+    client: openai.AsyncOpenAI
+    raw: httpx.AsyncClient
+    spans: InMemorySpanExporter
+
+
+@pytest_asyncio.fixture
+async def edge() -> AsyncIterator[Edge]:
+    fake = FakeInference()
+    server, address = await serve(fake)
+    settings = GatewaySettings(
+        scheduler=address,
+        http_port=0,
+        max_body_bytes=20_000,
+        max_choices=8,
+        ping_interval_s=0.05,
+        request_timeout_s=20,
+    )
+    spans = InMemorySpanExporter()
+    telemetry = Telemetry("gateway", "g1", processors=(SimpleSpanProcessor(spans),))
+    metrics = Metrics("gateway", "g1", "0")
+    schedulers = Schedulers(settings.scheduler, NoMembers(), 20.0)  # type: ignore[arg-type]
+    gateway = Gateway(settings, schedulers, metrics)
+    http = HttpServer(make_app(gateway, telemetry, metrics, Random(1)), "127.0.0.1", 0)
+    url = f"http://{await http.start()}"
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=10)
+    raw = httpx.AsyncClient(base_url=url, timeout=10)
+    yield Edge(fake, gateway, http, url, client, raw, spans)
+    await raw.aclose()
+    await client.close()
+    await http.stop()
+    await schedulers.close()
+    await server.stop(0)
+    telemetry.shutdown()
+
+
+async def test_completion(edge):
+    answer = await edge.client.completions.create(
+        model="demo",
+        prompt="say",
+        max_tokens=3,
+        seed=7,
+        stop=["END"],
+        temperature=0,
+        logit_bias={"5": -100},
+        extra_body={"ignore_eos": True, "top_k": 5, "min_tokens": 1, "unheard_of": 1},
+    )
+    assert answer.object == "text_completion"
+    assert answer.choices[0].text == "Hello wörld!"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 10
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 4
+    [request] = edge.fake.requests
+    assert request.text == "say"
+    assert request.sampling.max_tokens == 3
+    assert (request.sampling.seed, list(request.sampling.stop)) == (7, ["END"])
+    assert request.sampling.ignore_eos
+    assert (request.sampling.top_k, request.sampling.min_tokens) == (5, 1)
+    assert dict(request.sampling.logit_bias) == {5: -100.0}
+    assert 0 < edge.fake.remaining_s[0] <= 20
+
+
+async def test_completions_default_to_16_tokens_and_chats_to_the_whole_context(edge):
+    await edge.client.completions.create(model="demo", prompt="x")
+    await edge.client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "x"}]
+    )
+    assert edge.fake.requests[0].sampling.max_tokens == 16
+    assert not edge.fake.requests[1].sampling.HasField("max_tokens")
+
+
+async def test_chat(edge):
+    answer = await edge.client.chat.completions.create(
+        model="demo",
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
+        ],
+        max_completion_tokens=9,
+    )
+    assert answer.choices[0].message.content == "Hello wörld!"
+    assert answer.choices[0].message.role == "assistant"
+    [request] = edge.fake.requests
+    sent = [(message.role, message.content) for message in request.chat.messages]
+    assert sent == [("system", "Be brief."), ("user", "ab")]
+    assert request.sampling.max_tokens == 9
+
+
+async def test_streamed_chat_with_usage(edge):
+    stream = await edge.client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "x"}],
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == "Hello wörld!"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 3
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_streamed_completion_as_it_is_on_the_wire(edge):
+    body = {"model": "demo", "prompt": "x", "stream": True}
+    async with edge.raw.stream("POST", "/v1/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        text = (await response.aread()).decode()
+    events = text.strip().split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    assert '"text":" wörld"' in events[1]
+    assert "usage" not in text
+
+
+async def test_several_prompts_and_outputs_are_choices_in_order(edge):
+    edge.fake.words = ("x",)
+    answer = await edge.client.completions.create(
+        model="demo", prompt=["a", "b"], n=2, seed=2**64 - 1
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (14, 4)
+    by_id = {request.request_id[-2:]: request for request in edge.fake.requests}
+    sent = [(by_id[f"-{i}"].text, by_id[f"-{i}"].sampling.seed) for i in range(4)]
+    assert sent == [("a", 2**64 - 1), ("a", 0), ("b", 2**64 - 1), ("b", 0)]
+
+
+async def test_streamed_outputs_are_told_apart_by_index(edge):
+    stream = await edge.client.completions.create(model="demo", prompt="a", n=3, stream=True)
+    texts: dict[int, str] = {}
+    async for chunk in stream:
+        choice = chunk.choices[0]
+        texts[choice.index] = texts.get(choice.index, "") + choice.text
+    assert texts == dict.fromkeys(range(3), "Hello wörld!")
+
+
+@pytest.mark.parametrize("prompt", [[1, 2, 3], [[1, 2, 3]]])
+async def test_prompts_of_token_ids(edge, prompt):
+    await edge.client.completions.create(model="demo", prompt=prompt)
+    assert list(edge.fake.requests[0].tokens.token_ids) == [1, 2, 3]
+
+
+async def test_logprobs(edge):
+    chat = await edge.client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "x"}],
+        logprobs=True,
+        top_logprobs=2,
+    )
+    assert chat.choices[0].logprobs is not None
+    assert chat.choices[0].logprobs.content is not None
+    entry = chat.choices[0].logprobs.content[1]
+    assert (entry.token, entry.logprob, entry.bytes) == (" wörld", -0.5, list(" wörld".encode()))
+    assert [top.token for top in entry.top_logprobs] == [" wörld", "alt1"]
+    plain = await edge.client.completions.create(model="demo", prompt="x", logprobs=2)
+    logprobs = plain.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == ["Hello", " wörld", "!"]
+    assert logprobs.text_offset == [0, 5, 11]
+    assert logprobs.top_logprobs is not None
+    assert logprobs.top_logprobs[0] == {"Hello": -0.5, "alt1": -1.5}
+    stream = await edge.client.completions.create(model="demo", prompt="x", logprobs=0, stream=True)
+    offsets = [c.choices[0].logprobs.text_offset async for c in stream if c.choices[0].logprobs]
+    assert offsets == [[0], [5], [11]]
+
+
+async def test_models(edge):
+    models = await edge.client.models.list()
+    assert [model.id for model in models.data] == ["demo"]
+    model = await edge.client.models.retrieve("demo")
+    assert model.model_extra is not None
+    assert model.model_extra["max_model_len"] == 2048
+    with pytest.raises(openai.NotFoundError):
+        await edge.client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "code"),
+    [
+        (InvalidRequest("bad"), openai.BadRequestError, "invalid_value"),
+        (PromptTooLong("long"), openai.BadRequestError, "context_length_exceeded"),
+        (ModelNotFound("no"), openai.NotFoundError, "model_not_found"),
+        (Unauthenticated("key"), openai.AuthenticationError, "invalid_api_key"),
+        (QueueFull("full", retry_after_s=1.5), openai.RateLimitError, "queue_full"),
+        (NoWorker("none"), openai.InternalServerError, "no_worker"),
+        (DeadlineExceeded("late"), openai.InternalServerError, "deadline"),
+        (Internal("secret"), openai.InternalServerError, "internal"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_errors_before_the_first_token_have_openais_classes(
+    edge, error, expected, code, stream
+):
+    edge.fake.before.append(error)
+    with pytest.raises(expected) as caught:
+        await edge.client.completions.create(model="demo", prompt="x", stream=stream)
+    assert caught.value.code == code
+    assert "secret" not in str(caught.value)
+    headers = caught.value.response.headers
+    assert headers["x-request-id"]
+    if isinstance(error, QueueFull):
+        assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1500")
+    elif isinstance(error, NoWorker):
+        assert headers["retry-after"] == "1"
+    elif not isinstance(error, Internal | DeadlineExceeded):
+        assert 400 <= caught.value.response.status_code < 500
+    else:
+        assert headers["x-should-retry"] == "false"
+
+
+async def test_error_in_the_middle_of_a_stream_is_an_event(edge):
+    edge.fake.after.append(NoWorker("gone"))
+    stream = await edge.client.completions.create(model="demo", prompt="x", stream=True)
+    texts: list[str] = []
+    with pytest.raises(openai.APIError, match="gone"):
+        texts.extend([chunk.choices[0].text async for chunk in stream])
+    await eventually(lambda: edge.gateway.num_running == 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("completions", {}, "prompt"),
+        ("completions", {"prompt": []}, "prompt must not be empty"),
+        ("completions", {"prompt": "x", "n": 0}, "n:"),
+        ("completions", {"prompt": "x", "n": 9}, "at most 8"),
+        ("completions", {"prompt": "x", "temperature": -1}, "temperature"),
+        ("completions", {"prompt": "x", "max_tokens": "many"}, "max_tokens"),
+        ("completions", {"prompt": "x", "echo": True}, "echo"),
+        ("completions", {"prompt": [-1]}, "does not fit"),
+        ("chat/completions", {"messages": []}, "messages"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+         "type 'text'"),
+        ("chat/completions", {"messages": [{"role": "user"}], "tools": [{}]}, "tools"),
+        ("chat/completions",
+         {"messages": [{"role": "user"}], "response_format": {"type": "json_object"}},
+         "response_format"),
+        ("chat/completions", {"messages": [{"role": "user"}], "top_logprobs": 3}, "logprobs"),
+        ("completions", [1], "body"),
+    ],
+)  # fmt: skip
+async def test_bad_bodies_name_what_is_wrong(edge, path, body, message):
+    response = await edge.raw.post(f"/v1/{path}", json=body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert message in error["message"]
+    assert not edge.fake.requests
+
+
+async def test_bodies_are_bounded_and_must_be_json(edge):
+    response = await edge.raw.post("/v1/completions", content=b"{")
+    assert response.status_code == 400
+    response = await edge.raw.post("/v1/completions", json={"prompt": "x" * 30_000})
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "request_too_large"
+
+
+async def test_request_id_is_echoed_and_passed_on(edge):
+    response = await edge.raw.post(
+        "/v1/completions", json={"prompt": "x"}, headers={"x-request-id": "mine-1"}
+    )
+    assert response.headers["x-request-id"] == "mine-1"
+    assert edge.fake.requests[0].request_id == "mine-1"
+    assert response.json()["id"] == "cmpl-mine-1"
+    response = await edge.raw.get("/health", headers={"x-request-id": "x" * 200})
+    assert response.headers["x-request-id"].startswith("req-")
+
+
+async def test_trace_goes_from_the_http_caller_to_the_scheduler(edge):
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    header = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    await edge.raw.post("/v1/completions", json={"prompt": "x", "model": "demo"}, headers=header)
+    [span] = edge.spans.get_finished_spans()
+    assert span.name == "POST /v1/completions"
+    assert span.attributes is not None
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.attributes["gen_ai.request.model"] == "demo"
+    assert span.context is not None
+    assert f"{span.context.trace_id:032x}" == trace_id
+    sent = edge.fake.metadata[0]["traceparent"]
+    assert sent == f"00-{trace_id}-{span.context.span_id:016x}-01"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_client_that_goes_away_cancels_its_generation(edge, stream):
+    edge.fake.hold = asyncio.Event()
+    body = {"model": "demo", "prompt": "x", "stream": stream, "n": 2}
+    task = asyncio.create_task(edge.raw.post("/v1/completions", json=body))
+    await eventually(lambda: edge.fake.num_running == 2)
+    task.cancel()
+    await eventually(lambda: edge.fake.num_cancelled == 2)
+    await eventually(lambda: edge.gateway.num_running == 0)
+    text = (await edge.raw.get("/metrics")).text
+    assert 'route="/v1/completions",status="499"' in text
+
+
+async def test_silent_stream_is_pinged(edge):
+    edge.fake.hold = asyncio.Event()
+    body, last = {"prompt": "x", "stream": True}, ""
+    async with edge.raw.stream("POST", "/v1/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            if line == ": ping":
+                edge.fake.hold.set()
+            last = line or last
+    assert last == "data: [DONE]"
+
+
+async def test_too_many_requests_are_refused(edge):
+    edge.fake.hold = asyncio.Event()
+    edge.gateway._settings = edge.gateway._settings.model_copy(
+        update={"max_concurrent_requests": 1}
+    )
+    body = {"prompt": "x"}
+    task = asyncio.create_task(edge.raw.post("/v1/completions", json=body))
+    await eventually(lambda: edge.gateway.num_running == 1)
+    response = await edge.raw.post("/v1/completions", json=body)
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "1"
+    edge.fake.hold.set()
+    assert (await task).status_code == 200
+
+
+async def test_health_readiness_version_and_unknown_paths(edge):
+    assert (await edge.raw.get("/health")).json() == {"status": "ok"}
+    assert (await edge.raw.get("/ready")).json() == {"status": "ready", "models": ["demo"]}
+    edge.fake.before.append(NoWorker("starting"))
+    assert (await edge.raw.get("/ready")).status_code == 503
+    edge.gateway.is_draining = True
+    assert (await edge.raw.get("/ready")).json()["reason"] == "draining"
+    assert "version" in (await edge.raw.get("/version")).json()
+    missing = await edge.raw.get("/v2/nothing")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert (await edge.raw.get("/v1/completions")).status_code == 405
+
+
+async def test_tokenize_and_detokenize(edge):
+    response = await edge.raw.post("/tokenize", json={"prompt": "ab"})
+    assert response.json() == {"count": 2, "tokens": [97, 98]}
+    response = await edge.raw.post("/detokenize", json={"tokens": [97, 98]})
+    assert response.json() == {"prompt": "ab"}
+
+
+async def test_without_a_scheduler_the_answer_says_so():
+    schedulers = Schedulers("", NoMembers(), 5.0)  # type: ignore[arg-type]
+    with pytest.raises(NoWorker, match="no scheduler"):
+        await schedulers.client()
+
+
+async def test_explanation_comes_when_asked_for(edge):
+    body: dict[str, Any] = {"prompt": "x", "explain": True}
+    answer = (await edge.raw.post("/v1/completions", json=body)).json()
+    assert answer["baton"][0]["stages"][0]["name"] == "prefill"
+    assert answer["baton"][0]["placement"]["decode_worker_id"] == "d1"
+    answer = (await edge.raw.post("/v1/completions", json={"prompt": "x"})).json()
+    assert "baton" not in answer
+
+
+async def test_drain_lets_running_streams_end_and_refuses_new_connections(edge):
+    edge.fake.hold = asyncio.Event()
+    stream = await edge.client.completions.create(model="demo", prompt="x", stream=True)
+    drain = asyncio.create_task(edge.http.drain(10.0))
+
+    async def is_closed() -> bool:
+        async with httpx.AsyncClient() as fresh:
+            try:
+                await fresh.get(f"{edge.url}/health")
+            except httpx.ConnectError:
+                return True
+        return False
+
+    await eventually(is_closed)
+    edge.fake.hold.set()
+    assert "".join([chunk.choices[0].text async for chunk in stream]) == "Hello wörld!"
+    await asyncio.wait_for(drain, 5)
