@@ -46,9 +46,9 @@ class PlacementJob:
     """Prompt tokens, and after a fail-over also those produced so far."""
     ordinal: int
     """Counts placements; turns round robin and breaks ties."""
-    cached_blocks: Mapping[str, int] = field(default=_NO_BLOCKS)
+    cached_blocks: Mapping[str, int] = field(default_factory=lambda: _NO_BLOCKS)
     """Leading blocks of the prompt per worker id."""
-    loads: Mapping[str, Load] = field(default=_NO_LOADS)
+    loads: Mapping[str, Load] = field(default_factory=lambda: _NO_LOADS)
     """Per worker id; announcements are up to a second old, these are not."""
     excluded: frozenset[str] = frozenset()
     """Workers that failed this request; used only when nobody else is left."""
