@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
-from baton.decode.service import build
 from baton.decode.settings import DecodeSettings
 from baton.rpc.process import main
 
 if __name__ == "__main__":
-    sys.exit(main(DecodeSettings, build))
+    # Named, not imported: torch must come after the process has been bound to its cores.
+    main(DecodeSettings, "baton.decode.service:build")

@@ -45,7 +45,7 @@ class PrefillSettings(ServiceSettings):
     cache_timeout_s: float = Field(default=0.5, gt=0.0, le=60.0)
     """Time that a prompt may wait for blocks of the cache service."""
     write_back_queue_blocks: int = Field(default=4096, ge=0)
-    """Blocks that may wait to be stored in the cache service; more are not stored. 0 stores none."""
+    """Blocks that may wait to be stored in the cache service; more are not. 0 stores none."""
     fault: str = ""
     """Faults to make on purpose, for tests, such as "corrupt_chunk=1,times=1"; empty for none."""
 

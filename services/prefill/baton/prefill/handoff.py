@@ -1,0 +1,270 @@
+"""Pushes one prompt's KV to the decode worker that reserved room for it, while it is computed.
+
+Chunks go out as blocks become ready, as many as the receiver has given credit for. The push ends
+with the manifest and the receiver's commit; anything else is an error, and the receiver has then
+changed nothing that a reader can see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+import xxhash
+
+from baton.core.errors import BatonError, KvTransferLost, Stalled
+from baton.core.handoff import Chunk, Ledger, Manifest, Opening, Span, split
+from baton.core.hashing import tokens_hash
+from baton.core.sampling import TokenLogprob
+from baton.core.sequence import SequenceSpec
+from baton.engine.engine import Engine
+from baton.prefill.faults import NO_FAULTS, Faults
+from baton.prefill.peers import Committed, PushCall
+
+MAX_CHUNK_BYTES = 1 << 20
+"""Larger messages are slower over gRPC, and hold up what shares their connection."""
+_MAX_SIGN_OF_LIFE_INTERVAL_S = 2.0
+_LAST_WORD_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """A reservation on a decode worker."""
+
+    worker_id: str
+    address: str
+    reservation_id: str
+    epoch: int
+    num_cached_blocks: int
+    """Leading blocks that are there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What a committed push was."""
+
+    num_bytes: int
+    num_blocks: int
+    num_chunks: int
+    began_at_s: float
+    """First chunk's write, `time.monotonic()`."""
+    ended_at_s: float
+    """Commit's acknowledgement."""
+    exposed_s: float
+    """Part of the time that was after the first token was chosen."""
+    starved_s: float
+    """Part of the time spent waiting for credit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstToken:
+    token_id: int
+    logprob: TokenLogprob | None
+    at_s: float
+
+
+class Push:
+    """One push. `run` does it; `ready` and `finish` tell it how far the computation is."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        spec: SequenceSpec,
+        target: PushTarget,
+        *,
+        connect: Callable[[], PushCall],
+        readers: Executor,
+        progress_timeout_s: float,
+        faults: Faults = NO_FAULTS,
+    ) -> None:
+        self._engine = engine
+        self._spec = spec
+        self._target = target
+        self._connect = connect
+        self._readers = readers
+        self._progress_timeout_s = progress_timeout_s
+        self._faults = faults
+        self._layout = engine.fingerprint.layout
+        self._num_blocks = -(-len(spec.token_ids) // self._layout.block_size)
+        self._num_ready = 0
+        self._first: _FirstToken | None = None
+        self._num_credits = 0
+        self._committed: Committed | None = None
+        self._failure: BatonError | None = None
+        self._news = asyncio.Event()
+        self._sent = Ledger(xxhash.xxh3_64_intdigest)
+        self._began_at_s = 0.0
+        self._starved_s = 0.0
+
+    def ready(self, num_blocks: int) -> None:
+        """The first `num_blocks` blocks can be read."""
+        self._num_ready = max(self._num_ready, num_blocks)
+        self._news.set()
+
+    def finish(self, token_id: int, logprob: TokenLogprob | None, at_s: float) -> None:
+        """All blocks can be read, and this is the first token."""
+        self._first = _FirstToken(token_id, logprob, at_s)
+        self._news.set()
+
+    async def run(self, request_id: str, attempt: int, worker_id: str) -> PushReport:
+        """Does the push.
+
+        Raises:
+            BatonError: what the receiver says, KvTransferLost, or Stalled.
+        """
+        call = self._connect()
+        reader = asyncio.create_task(self._read(call))
+        try:
+            opening = Opening(
+                self._target.reservation_id,
+                request_id,
+                attempt,
+                self._target.epoch,
+                self._engine.fingerprint,
+                worker_id,
+            )
+            try:
+                async with asyncio.timeout(self._progress_timeout_s):
+                    await call.open(opening)
+                return await self._send(call)
+            except TimeoutError:
+                raise Stalled(
+                    f"decode worker {self._target.worker_id} took nothing for "
+                    f"{self._progress_timeout_s:g} s"
+                ) from None
+            except KvTransferLost as error:
+                raise await self._last_word(reader, error) from error
+        finally:
+            call.cancel()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(self, call: PushCall) -> None:
+        """Takes the receiver's answers, to the last one."""
+        try:
+            while self._committed is None:
+                answer = await call.read()
+                if isinstance(answer, Committed):
+                    self._committed = answer
+                else:
+                    self._num_credits += answer.num_chunks
+                self._news.set()
+        except BatonError as error:
+            self._failure = error
+            self._news.set()
+
+    async def _last_word(self, reader: asyncio.Task[None], error: BatonError) -> BatonError:
+        """The receiver's own reason for ending the push, where it gave one."""
+        await asyncio.wait({reader}, timeout=_LAST_WORD_S)
+        return self._failure or error
+
+    async def _send(self, call: PushCall) -> PushReport:
+        num_sent = block_start = self._target.num_cached_blocks
+        while self._first is None or num_sent < self._num_blocks:
+            await self._wait_for_blocks(call, num_sent)
+            block_end = self._num_blocks if self._first else self._num_ready
+            for span in split(self._layout, num_sent, block_end, MAX_CHUNK_BYTES):
+                await self._send_chunk(call, span)
+            num_sent = max(num_sent, block_end)
+        if not self._faults.drop_manifest:
+            await call.manifest(self._manifest(self._first, block_start))
+        await call.end()
+        await self._until(lambda: self._committed is not None)
+        ended_at_s = time.monotonic()
+        return PushReport(
+            num_bytes=self._sent.num_bytes,
+            num_blocks=self._num_blocks - block_start,
+            num_chunks=self._sent.num_chunks,
+            began_at_s=self._began_at_s,
+            ended_at_s=ended_at_s,
+            exposed_s=max(0.0, ended_at_s - max(self._began_at_s, self._first.at_s)),
+            starved_s=self._starved_s,
+        )
+
+    async def _send_chunk(self, call: PushCall, span: Span) -> None:
+        faults = self._faults
+        sequence = self._sent.num_chunks
+        waits_since_s = time.monotonic()
+        await self._until(lambda: self._num_credits > 0)
+        now = time.monotonic()
+        self._num_credits -= 1
+        if self._began_at_s:
+            self._starved_s += now - waits_since_s
+        else:
+            self._began_at_s = now
+        payload = await asyncio.get_running_loop().run_in_executor(
+            self._readers,
+            self._engine.read_blocks,
+            self._spec.seq_id,
+            span.block_start,
+            span.num_blocks,
+            span.layer_start,
+            span.layer_end,
+        )
+        checksum = xxhash.xxh3_64_intdigest(payload)
+        chunk = Chunk(self._target.epoch, sequence, span, checksum)
+        self._sent.add(len(payload), checksum)
+        if sequence == faults.corrupt_chunk:
+            payload = bytes((payload[0] ^ 1,)) + payload[1:]
+        if faults.wrong_epoch:
+            chunk = replace(chunk, epoch=chunk.epoch + 1)
+        if sequence != faults.drop_chunk:
+            async with asyncio.timeout(self._progress_timeout_s):
+                await call.chunk(chunk, payload)
+        if sequence == faults.stall_after_chunk:
+            await asyncio.Event().wait()
+
+    def _manifest(self, first: _FirstToken, block_start: int) -> Manifest:
+        return Manifest(
+            epoch=self._target.epoch,
+            num_chunks=self._sent.num_chunks,
+            num_bytes=self._sent.num_bytes,
+            block_start=block_start,
+            num_blocks=self._num_blocks - block_start,
+            num_tokens=len(self._spec.token_ids),
+            tokens_hash=tokens_hash(self._spec.token_ids),
+            checksum=self._sent.checksum,
+            first_token_id=first.token_id,
+            first_logprob=first.logprob,
+        )
+
+    async def _wait_for_blocks(self, call: PushCall, num_sent: int) -> None:
+        """Waits for the computation, however long, and tells the receiver so meanwhile."""
+        interval_s = min(_MAX_SIGN_OF_LIFE_INTERVAL_S, self._progress_timeout_s / 3)
+        while self._first is None and self._num_ready <= num_sent:
+            if not await self._has_news(interval_s):
+                async with asyncio.timeout(self._progress_timeout_s):
+                    await call.sign_of_life(self._target.epoch)
+
+    async def _until(self, is_true: Callable[[], bool]) -> None:
+        """Waits for the receiver.
+
+        Raises:
+            Stalled: it said nothing for `progress_timeout_s`.
+        """
+        while not is_true():
+            if not await self._has_news(self._progress_timeout_s):
+                raise Stalled(
+                    f"decode worker {self._target.worker_id} said nothing for "
+                    f"{self._progress_timeout_s:g} s"
+                )
+        self._raise_failure()
+
+    async def _has_news(self, timeout_s: float) -> bool:
+        """False when nothing happened in the time. Raises what the receiver ended the push with."""
+        self._raise_failure()
+        self._news.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        self._raise_failure()
+        return True
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure

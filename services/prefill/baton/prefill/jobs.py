@@ -1,0 +1,342 @@
+"""Prompts being computed and pushed, and the copies kept of them: the one owner of their blocks.
+
+Every path ends in `release`, or in a hold whose lease does. Everything here runs on the event loop;
+the engine computes on its own thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from baton.core.errors import BatonError, Internal, StaleEpoch
+from baton.core.sampling import FinishReason, TokenLogprob
+from baton.core.sequence import SequenceSpec
+from baton.engine.events import BlocksReady, Event, Failed, Started, Tokens
+from baton.engine.worker import EngineWorker
+from baton.prefill.handoff import Push, PushReport, PushTarget
+from baton.prefill.holds import Hold, Holds
+from baton.prefill.prefix import PrefixSource
+
+logger = logging.getLogger(__name__)
+_ENGINE_CHECK_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A prompt to compute, and where its KV goes."""
+
+    request_id: str
+    attempt: int
+    spec: SequenceSpec
+    target: PushTarget | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """The prompt left the queue."""
+
+    arrived_at_s: float
+    at_s: float
+    queue_s: float
+    cached_tokens: int
+    fetched_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFirstToken:
+    """The whole prompt is computed."""
+
+    token_id: int
+    logprob: TokenLogprob | None
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+    started_at_s: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """The KV is where it should be. No report: nothing was sent."""
+
+    report: PushReport | None
+
+
+JobEvent = JobStarted | JobFirstToken | JobDone
+MakePush = Callable[[SequenceSpec, PushTarget], Push]
+
+
+class _Running:
+    """One job's news, from the engine and from its push."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._events: list[Event] = []
+        self._error: BatonError | None = None
+        self._has_news = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Takes an event of the engine. A prompt has few: one per step that computes it."""
+        if isinstance(event, Failed):
+            self.fail(event.error)
+            return
+        self._events.append(event)
+        self._has_news.set()
+
+    def fail(self, error: BatonError) -> None:
+        """Ends the job; the first error counts."""
+        self._error = self._error or error
+        self._has_news.set()
+
+    async def next(self, worker: EngineWorker) -> Event:
+        """The next event. Raises what the job was failed with."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self._events:
+                return self._events.pop(0)
+            self._has_news.clear()
+            try:
+                async with asyncio.timeout(_ENGINE_CHECK_INTERVAL_S):
+                    await self._has_news.wait()
+            except TimeoutError:
+                if not worker.is_alive:
+                    raise Internal("the engine has stopped") from None
+
+
+class Jobs:
+    """All jobs and kept copies of the worker."""
+
+    def __init__(
+        self,
+        worker: EngineWorker,
+        prefix: PrefixSource,
+        *,
+        worker_id: str,
+        hold_lease_s: float,
+        make_push: MakePush,
+    ) -> None:
+        self._worker = worker
+        self._engine = worker.engine
+        self._prefix = prefix
+        self._worker_id = worker_id
+        self._make_push = make_push
+        self._running: dict[str, _Running] = {}
+        self._holds = Holds(hold_lease_s)
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self.num_holds_expired = 0
+        self.push_bytes_per_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_holds(self) -> int:
+        """Copies kept."""
+        return len(self._holds)
+
+    async def wait_idle(self) -> None:
+        """Returns once nothing is being computed or pushed."""
+        await self._is_idle.wait()
+
+    async def run(self, job: Job) -> AsyncGenerator[JobEvent, None]:
+        """Does a job to its end. Closing this early stops it and frees what it held.
+
+        Raises:
+            StaleEpoch: this attempt or a later one is here already, or came meanwhile.
+            BatonError: computation or push failed.
+        """
+        self._replace_older(job)
+        seq_id = job.spec.seq_id
+        running = _Running(job)
+        self._running[seq_id] = running
+        self._is_idle.clear()
+        is_kept = False
+        try:
+            async with aclosing(self._compute(running)) as events:
+                async for event in events:
+                    if isinstance(event, JobDone):
+                        is_kept = event.report is not None
+                    yield event
+        finally:
+            self._worker.unsubscribe(seq_id)
+            del self._running[seq_id]
+            if is_kept:
+                self._holds.add(seq_id, job.request_id, job.attempt, time.monotonic())
+            else:
+                self._engine.release(seq_id)
+            if not self._running:
+                self._is_idle.set()
+
+    def release(self, request_id: str, attempt: int) -> int:
+        """Lets go of the copies kept of a request; returns the number of blocks."""
+        return sum(self._let_go(hold) for hold in self._holds.take(request_id, attempt))
+
+    def stop_all(self, error: BatonError) -> None:
+        """Fails all jobs and lets go of all copies."""
+        for running in self._running.values():
+            running.fail(error)
+        for hold in self._holds.take_all():
+            self._let_go(hold)
+
+    def sweep_once(self, now: float) -> None:
+        """Lets go of copies whose lease has ended by `now`, and of the oldest one under pressure.
+
+        Pressure means that prompts wait and nearly no block is free: a kept copy saves a
+        computation that may come, a waiting prompt is one that has come.
+        """
+        expired = self._holds.take_expired(now)
+        self.num_holds_expired += len(expired)
+        if not expired and len(self._holds) and self._is_under_pressure():
+            expired = self._holds.take_oldest()
+        for hold in expired:
+            logger.info("kept copy let go", extra={"request_id": hold.request_id})
+            self._let_go(hold)
+
+    def _is_under_pressure(self) -> bool:
+        counts = self._engine.kv_counts()
+        num_usable = counts["free"] + counts["cached"]
+        return self._engine.stats().num_waiting > 0 and num_usable * 20 < sum(counts.values())
+
+    def _let_go(self, hold: Hold) -> int:
+        return self._engine.release(hold.seq_id)
+
+    def _replace_older(self, job: Job) -> None:
+        for running in self._running.values():
+            other = running.job
+            if other.request_id == job.request_id and other.attempt >= job.attempt:
+                raise StaleEpoch(
+                    f"attempt {job.attempt} of request {job.request_id} comes too late: "
+                    f"attempt {other.attempt} is here"
+                )
+        for running in self._running.values():
+            if running.job.request_id == job.request_id:
+                running.fail(StaleEpoch(f"attempt {job.attempt} replaced it"))
+        for hold in self._holds.take(job.request_id):
+            self._let_go(hold)
+
+    async def _compute(self, running: _Running) -> AsyncGenerator[JobEvent, None]:
+        job = running.job
+        arrived_at_s = time.monotonic()
+        num_fetched = await self._prefix.fetch(job.spec)
+        self._worker.subscribe(job.spec.seq_id, running.put)
+        self._engine.submit(job.spec)
+        started_at_s = arrived_at_s
+        async with _Pushing(self, running) as pushing:
+            while True:
+                event = await running.next(self._worker)
+                match event:
+                    case Started():
+                        started_at_s = event.at_s
+                        pushing.start()
+                        yield self._started(event, arrived_at_s, num_fetched)
+                    case BlocksReady():
+                        pushing.ready(event.num_blocks)
+                    case Tokens():
+                        break
+                    case Failed():
+                        raise event.error
+            self._prefix.offer(job.spec)
+            token = JobFirstToken(
+                token_id=event.token_ids[0],
+                logprob=event.logprobs[0] if event.logprobs else None,
+                finish_reason=event.finish_reason,
+                stop_token_id=event.stop_token_id,
+                started_at_s=started_at_s,
+                at_s=event.at_s,
+            )
+            if token.finish_reason is None:
+                pushing.finish(token)
+                yield token
+                yield JobDone(await pushing.report())
+            else:
+                await pushing.stop()
+                yield token
+                yield JobDone(None)
+
+    def _started(self, event: Started, arrived_at_s: float, num_fetched: int) -> JobStarted:
+        block_size = self._engine.fingerprint.layout.block_size
+        return JobStarted(
+            arrived_at_s=arrived_at_s,
+            at_s=event.at_s,
+            queue_s=event.at_s - arrived_at_s,
+            cached_tokens=event.num_cached_tokens,
+            fetched_tokens=min(num_fetched * block_size, event.num_cached_tokens),
+        )
+
+    def begin_push(self, job: Job) -> Push | None:
+        """The push of a job, if it has a target."""
+        return None if job.target is None else self._make_push(job.spec, job.target)
+
+    def run_push(self, push: Push, job: Job) -> asyncio.Task[PushReport]:
+        """Runs a push beside the computation."""
+        return asyncio.create_task(push.run(job.request_id, job.attempt, self._worker_id))
+
+    def pushed(self, report: PushReport) -> None:
+        """Learns from a finished push how fast they are."""
+        duration_s = report.ended_at_s - report.began_at_s
+        if duration_s > 0.0:
+            measured = report.num_bytes / duration_s
+            known = self.push_bytes_per_s
+            self.push_bytes_per_s = measured if not known else 0.8 * known + 0.2 * measured
+
+
+class _Pushing:
+    """A job's push, if it has a target: never outlives the job, and fails it when it fails."""
+
+    def __init__(self, jobs: Jobs, running: _Running) -> None:
+        self._jobs = jobs
+        self._running = running
+        self._push = jobs.begin_push(running.job)
+        self._task: asyncio.Task[PushReport] | None = None
+
+    async def __aenter__(self) -> _Pushing:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def start(self) -> None:
+        """Opens the stream to the target."""
+        if self._push is not None:
+            self._task = self._jobs.run_push(self._push, self._running.job)
+            self._task.add_done_callback(self._on_done)
+
+    def ready(self, num_blocks: int) -> None:
+        """So many blocks can be sent."""
+        if self._push is not None:
+            self._push.ready(num_blocks)
+
+    def finish(self, token: JobFirstToken) -> None:
+        """The rest can be sent, and the manifest."""
+        if self._push is not None:
+            self._push.finish(token.token_id, token.logprob, token.at_s)
+
+    async def report(self) -> PushReport | None:
+        """Waits for the commit. None without a target. Raises what the push failed with."""
+        if self._task is None:
+            return None
+        await asyncio.wait({self._task})
+        report = self._task.result()
+        self._jobs.pushed(report)
+        return report
+
+    async def stop(self) -> None:
+        """Cancels the push unless it is over."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _on_done(self, task: asyncio.Task[PushReport]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, BatonError):
+            self._running.fail(error)
+        elif error is not None:
+            self._running.fail(Internal(f"push failed: {error!r}"))

@@ -1,0 +1,159 @@
+"""PrefillService: messages in, messages out; the jobs do the work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from baton.core.errors import InvalidRequest, KvLayoutMismatch
+from baton.core.ids import check_request_id
+from baton.core.sequence import SequenceSpec
+from baton.engine.engine import Engine
+from baton.prefill.handoff import PushTarget
+from baton.prefill.jobs import Job, JobDone, JobEvent, JobFirstToken, JobStarted
+from baton.rpc.convert import (
+    duration_to_pb,
+    fingerprint_from_pb,
+    finish_to_pb,
+    logprob_to_pb,
+    sampling_from_pb,
+)
+from baton.v1 import prefill_pb2, prefill_pb2_grpc
+
+if TYPE_CHECKING:
+    from baton.prefill.service import PrefillService
+
+MAX_SALT_CHARS = 256
+_Context = grpc.aio.ServicerContext[Any, Any]
+_PREFILL = "baton.v1.PrefillService"
+
+
+class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
+    """Serves the scheduler."""
+
+    def __init__(self, service: PrefillService) -> None:
+        self._service = service
+
+    async def Prefill(
+        self, request: prefill_pb2.PrefillRequest, context: _Context
+    ) -> AsyncGenerator[prefill_pb2.PrefillResponse, None]:
+        """Computes a prompt and pushes its KV."""
+        loaded = self._service.admitting()
+        job = _job_from_pb(loaded.engine, request)
+        recorder = self._service.recorder(job)
+        async with aclosing(loaded.jobs.run(job)) as events:
+            async for event in events:
+                recorder.note(event)
+                if isinstance(event, JobDone):
+                    self._service.count(event)
+                yield _event_to_pb(event)
+
+    async def ReleasePrefill(
+        self, request: prefill_pb2.ReleasePrefillRequest, context: _Context
+    ) -> prefill_pb2.ReleasePrefillResponse:
+        """Lets go of a kept copy."""
+        if not request.request_id:
+            raise InvalidRequest("request_id must be set")
+        num_blocks = self._service.loaded().jobs.release(request.request_id, request.attempt)
+        return prefill_pb2.ReleasePrefillResponse(released_blocks=num_blocks)
+
+
+def register(server: grpc.aio.Server, servicer: PrefillServicer) -> list[str]:
+    """Adds the service to a server; returns its full name."""
+    prefill_pb2_grpc.add_PrefillServiceServicer_to_server(servicer, server)
+    return [_PREFILL]
+
+
+def _job_from_pb(engine: Engine, request: prefill_pb2.PrefillRequest) -> Job:
+    """What to compute.
+
+    Raises:
+        InvalidRequest, PromptTooLong, KvLayoutMismatch: it never can be.
+    """
+    check_request_id(request.request_id)
+    if request.attempt < 1:
+        raise InvalidRequest("attempt must be at least 1")
+    if request.HasField("fingerprint"):
+        differences = engine.fingerprint.differences(fingerprint_from_pb(request.fingerprint))
+        if differences:
+            raise KvLayoutMismatch("served here != asked for: " + "; ".join(differences))
+    token_ids = tuple(request.token_ids)
+    num_prompt_tokens = len(token_ids) - request.num_output_tokens
+    if num_prompt_tokens < 1:
+        raise InvalidRequest("token_ids must hold at least one prompt token")
+    if len(request.cache_salt) > MAX_SALT_CHARS:
+        raise InvalidRequest(f"cache_salt must have at most {MAX_SALT_CHARS} characters")
+    engine.check_tokens(token_ids)
+    sampling = sampling_from_pb(request.sampling)
+    if sampling.seed is None:
+        raise InvalidRequest("sampling.seed must be set")
+    return Job(
+        request_id=request.request_id,
+        attempt=request.attempt,
+        spec=SequenceSpec(
+            seq_id=f"{request.request_id}/{request.attempt}",
+            token_ids=token_ids,
+            sampling=sampling,
+            max_tokens=engine.resolve_max_tokens(num_prompt_tokens, sampling),
+            num_output_tokens=request.num_output_tokens,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            prefill_only=True,
+        ),
+        target=_target_from_pb(request.target) if request.HasField("target") else None,
+    )
+
+
+def _target_from_pb(target: prefill_pb2.PushTarget) -> PushTarget:
+    if not (target.address and target.reservation_id and target.epoch):
+        raise InvalidRequest("target must have address, reservation_id and epoch")
+    return PushTarget(
+        worker_id=target.worker_id,
+        address=target.address,
+        reservation_id=target.reservation_id,
+        epoch=target.epoch,
+        num_cached_blocks=target.num_cached_blocks,
+    )
+
+
+def _event_to_pb(event: JobEvent) -> prefill_pb2.PrefillResponse:
+    match event:
+        case JobStarted():
+            started = prefill_pb2.PrefillStarted(
+                queue=duration_to_pb(event.queue_s),
+                cached_tokens=event.cached_tokens,
+                fetched_tokens=event.fetched_tokens,
+            )
+            return prefill_pb2.PrefillResponse(started=started)
+        case JobFirstToken():
+            return prefill_pb2.PrefillResponse(first_token=_first_token_to_pb(event))
+        case JobDone():
+            return prefill_pb2.PrefillResponse(done=_done_to_pb(event))
+
+
+def _first_token_to_pb(event: JobFirstToken) -> prefill_pb2.FirstToken:
+    token = prefill_pb2.FirstToken(
+        token_id=event.token_id,
+        logprob=logprob_to_pb(event.logprob) if event.logprob else None,
+        finish_reason=finish_to_pb(event.finish_reason),
+        compute=duration_to_pb(event.at_s - event.started_at_s),
+    )
+    if event.stop_token_id is not None:
+        token.stop_token_id = event.stop_token_id
+    return token
+
+
+def _done_to_pb(event: JobDone) -> prefill_pb2.PrefillDone:
+    report = event.report
+    if report is None:
+        return prefill_pb2.PrefillDone()
+    return prefill_pb2.PrefillDone(
+        bytes=report.num_bytes,
+        blocks=report.num_blocks,
+        chunks=report.num_chunks,
+        transfer=duration_to_pb(report.ended_at_s - report.began_at_s),
+        exposed=duration_to_pb(report.exposed_s),
+    )
