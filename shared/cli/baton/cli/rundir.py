@@ -1,0 +1,201 @@
+"""The run directory: what a local system leaves on disk for the other commands to find.
+
+$BATON_HOME/lock          held (flock) by the supervisor for as long as it lives
+$BATON_HOME/system.json   processes, addresses and progress; replaced at every change
+$BATON_HOME/logs/         one file per process; those of the run before in logs/previous/
+$BATON_HOME/traces/       spans as JSON lines
+$BATON_HOME/ready/        one file per process that is ready
+$BATON_HOME/nats/         the bus's store
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+STATE_VERSION = 1
+RUN_ID_VARIABLE = "BATON_RUN_ID"
+
+
+class AlreadyRunning(Exception):
+    """Another supervisor holds the run directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessState:
+    """One process as the supervisor sees it."""
+
+    name: str
+    """Unique in the system, such as "decode-1"."""
+    role: str
+    pid: int = 0
+    phase: str = "waiting"
+    """waiting, starting, ready, restarting, failed or stopped."""
+    fraction: float = 0.0
+    """Of the loading done, 0 to 1."""
+    text: str = ""
+    """What it is doing, for people."""
+    address: str = ""
+    """gRPC (the bus: NATS), host:port."""
+    metrics_address: str = ""
+    http_address: str = ""
+    cores: tuple[int, ...] = ()
+    """Empty: not pinned."""
+    num_restarts: int = 0
+    log: str = ""
+    """Path of its log file."""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemState:
+    """A local system."""
+
+    run_id: str
+    """In the environment of every process of it."""
+    supervisor_pid: int
+    phase: str = "starting"
+    """starting, ready, stopping, stopped or failed."""
+    model: str = ""
+    """Path of the model."""
+    nats_url: str = ""
+    error: str = ""
+    """Why it failed, with the last lines of the log that tells more."""
+    processes: tuple[ProcessState, ...] = field(default=())
+
+    def process(self, role: str) -> ProcessState | None:
+        """The first process of a role."""
+        return next((process for process in self.processes if process.role == role), None)
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The run directory's files."""
+
+    path: Path
+
+    @property
+    def logs(self) -> Path:
+        """Directory of the log files."""
+        return self.path / "logs"
+
+    @property
+    def traces(self) -> Path:
+        """Directory of the span files."""
+        return self.path / "traces"
+
+    @property
+    def ready(self) -> Path:
+        """Directory of the ready files."""
+        return self.path / "ready"
+
+    @property
+    def nats_store(self) -> Path:
+        """Directory of the bus's store."""
+        return self.path / "nats"
+
+    @property
+    def state_file(self) -> Path:
+        """The system's state."""
+        return self.path / "system.json"
+
+    def prepare(self) -> None:
+        """Makes the directories, empty of an earlier run; its logs are kept once."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        previous = self.logs / "previous"
+        for directory in (self.ready, self.traces, previous):
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir(parents=True)
+        for log in self.logs.glob("*.log"):
+            log.rename(previous / log.name)
+        self.nats_store.mkdir(exist_ok=True)
+
+    def save(self, state: SystemState) -> None:
+        """Replaces the state at once: a reader sees the old or the new one, never half of one."""
+        temporary = self.state_file.with_suffix(".tmp")
+        document = {"version": STATE_VERSION, **asdict(state)}
+        temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        temporary.replace(self.state_file)
+
+    def load(self) -> SystemState | None:
+        """The state last saved; None when there is none that can be read."""
+        try:
+            document = json.loads(self.state_file.read_text(encoding="utf-8"))
+            return _state_from(document)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def running(self) -> SystemState | None:
+        """The state of the system that runs now; None when no supervisor lives."""
+        return self.load() if self.is_locked() else None
+
+    def forget(self) -> None:
+        """Removes the state of a system that has ended."""
+        self.state_file.unlink(missing_ok=True)
+
+    def is_locked(self) -> bool:
+        """True while a supervisor lives; unlike a pid, a lock ends with its holder."""
+        try:
+            with self._lock_file("r") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run directory.
+
+        Raises:
+            AlreadyRunning: another supervisor holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock_file("a") as handle:
+            if not _try_lock(handle):
+                raise AlreadyRunning(str(self.path))
+            yield
+
+    def _lock_file(self, mode: str) -> TextIO:
+        return cast("TextIO", (self.path / "lock").open(mode, encoding="utf-8"))
+
+
+def run_directory() -> RunDirectory:
+    """The run directory of this user: $BATON_HOME, or one under the user's state directory."""
+    home = os.environ.get("BATON_HOME")
+    if home:
+        return RunDirectory(Path(home).expanduser().absolute())
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return RunDirectory(Path(base) / "baton")
+
+
+def _try_lock(handle: TextIO) -> bool:
+    """Tries for a moment: a command that asks `is_locked` holds the lock for microseconds."""
+    for _ in range(10):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
+
+
+def _state_from(document: dict[str, Any]) -> SystemState:
+    if document.pop("version") != STATE_VERSION:
+        raise ValueError("written by another version")
+    processes = document.pop("processes")
+    return SystemState(
+        **document,
+        processes=tuple(
+            ProcessState(**{**process, "cores": tuple(process["cores"])}) for process in processes
+        ),
+    )
