@@ -1,0 +1,131 @@
+"""Paged attention, plugged into transformers' models.
+
+A model's attention layers call `PagedAttention`, registered under a name of its own. It writes the
+new K and V into the pool and lets a backend attend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface
+
+from baton.core.errors import Unsupported
+from baton.engine.kv_cache import KvCache
+from baton.engine.ragged import AttentionBatch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionOptions:
+    """What a layer asks for besides softmax(QK)V."""
+
+    scaling: float
+    window: int | None = None
+    """A token sees itself and the `window - 1` before it."""
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+    """One extra logit per query head, [num_heads]."""
+
+
+class AttentionBackend(Protocol):
+    """How attention is computed on a device."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: AttentionBatch,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """Attends over the pool.
+
+        Args:
+            query: [num_tokens, num_heads, head_dim].
+            keys: [num_blocks, block_size, num_kv_heads, head_dim]; holds the new tokens' too.
+            values: as `keys`.
+            batch: whose tokens they are.
+            options: what the layer asks for.
+
+        Returns:
+            [num_tokens, num_heads, head_dim].
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """KV of one layer, as the layer itself passed it."""
+
+    num_kv_heads: int
+    head_dim: int
+
+
+class PagedAttention:
+    """The function that a model's attention layers call.
+
+    Without a pool it records what the layers pass and returns zeros: that is how a model's KV
+    layout is found, whatever its config calls it.
+    """
+
+    def __init__(self, backend: AttentionBackend) -> None:
+        self.name = f"baton_{id(self):x}"
+        self.shapes: dict[int, LayerShape] = {}
+        self._backend = backend
+        self._kv: KvCache | None = None
+        self._batch: AttentionBatch | None = None
+        # No mask function goes with it: transformers then makes no mask at all.
+        AttentionInterface.register(self.name, self)
+
+    def attach(self, kv: KvCache) -> None:
+        """Gives it the pool that it writes to."""
+        self._kv = kv
+
+    def detach(self) -> None:
+        """Lets go of the pool; transformers' registry keeps this object for ever."""
+        self._kv = None
+        self._batch = None
+
+    def use(self, batch: AttentionBatch) -> None:
+        """Sets the batch that the next forward computes."""
+        self._batch = batch
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,  # noqa: ARG002
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Called by transformers with [1, heads, num_tokens, head_dim]; returns the transpose."""
+        layer = getattr(module, "layer_idx", None)
+        if not isinstance(layer, int):
+            raise Unsupported(f"{type(module).__name__} does not say which layer it is")
+        if self._kv is None or self._batch is None:
+            self._record(layer, key, value)
+            return torch.zeros_like(query).transpose(1, 2), None
+        keys, values = self._kv.keys[layer], self._kv.values[layer]
+        for pool, new in ((keys, key), (values, value)):
+            pool.view(-1, *pool.shape[2:]).index_copy_(0, self._batch.slots, new[0].transpose(0, 1))
+        options = AttentionOptions(
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            window=kwargs.get("sliding_window"),
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
+        )
+        output = self._backend.attend(query[0].transpose(0, 1), keys, values, self._batch, options)
+        return output.unsqueeze(0), None
+
+    def _record(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        if key.shape != value.shape:
+            raise Unsupported(
+                f"layer {layer} has keys of size {key.shape[-1]} and values of size "
+                f"{value.shape[-1]}; one size is needed"
+            )
+        if layer in self.shapes:
+            raise Unsupported(f"layer {layer} attends twice; one KV cache per layer is needed")
+        self.shapes[layer] = LayerShape(key.shape[1], key.shape[3])

@@ -1,0 +1,74 @@
+"""Settings of one engine: plain values, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baton.core.errors import InvalidRequest
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What to run, and with how much.
+
+    Raises:
+        InvalidRequest: a value is out of range; the message names it.
+    """
+
+    model_path: str
+    """Directory with config.json and safetensors."""
+    model_name: str
+    """Served name, a part of the fingerprint."""
+    device: str = "cpu"
+    dtype: str = "auto"
+    """"auto" takes what the model's config says."""
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_bytes: int | None = None
+    """At most one of `num_blocks` and `kv_bytes`. Default: 25 % of free memory, at most 2 GiB."""
+    max_model_len_tokens: int | None = None
+    """Default: what the model and the KV cache can hold."""
+    max_num_batched_tokens: int = 512
+    max_num_seqs: int = 64
+    max_num_waiting: int = 256
+    """Sequences that wait, reservations included; more are refused."""
+    num_threads: int | None = None
+    draft_model_path: str | None = None
+    speculation: bool = False
+    """Whether requests that do not say get speculation. Needs `draft_model_path`."""
+    num_draft_tokens: int = 4
+    headroom_tokens: int = 64
+    """Output tokens that a reservation has room for."""
+    prepack_linears: bool = False
+    """Use pre-packed oneDNN linears where this CPU and dtype have them."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.num_blocks is not None and self.kv_bytes is not None:
+            raise InvalidRequest("set num_blocks or kv_bytes, not both")
+        if self.speculation and self.draft_model_path is None:
+            raise InvalidRequest("speculation needs draft_model_path")
+        for name in (
+            "block_size",
+            "num_blocks",
+            "kv_bytes",
+            "max_model_len_tokens",
+            "max_num_batched_tokens",
+            "max_num_seqs",
+            "max_num_waiting",
+            "num_threads",
+            "num_draft_tokens",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name} must be at least 1, got {value}")
+        if self.headroom_tokens < 0:
+            raise InvalidRequest(f"headroom_tokens must be at least 0, got {self.headroom_tokens}")
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise InvalidRequest(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}): each running sequence takes one per step"
+            )

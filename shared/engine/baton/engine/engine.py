@@ -1,0 +1,297 @@
+"""The engine: one model, its KV, and the sequences that it computes.
+
+`Engine` may be called from any thread, but for `step`, which belongs to one thread. Its lock is
+held while planning and updating, never while a model runs or KV bytes are copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from baton.core.blocks import BlockPool
+from baton.core.errors import BatonError, InvalidRequest, Unsupported
+from baton.core.hashing import Fingerprint, block_hashes
+from baton.core.sampling import SamplingParams, TokenLogprob
+from baton.core.sequence import SequenceSpec, SequenceStatus
+from baton.engine.config import EngineConfig
+from baton.engine.events import EngineStats, Event, Failed, Grant, KvChange
+from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
+from baton.engine.kv_cache import choose_num_blocks
+from baton.engine.model import LoadedModel, Progress, load_model
+from baton.engine.reservations import Reservations
+from baton.engine.runner import ModelRunner
+from baton.engine.sampler import Sampler
+from baton.engine.speculative import Drafter
+from baton.engine.state import EngineState
+from baton.engine.steps import StepLoop
+from baton.engine.transfer import Transfer
+
+
+class Engine:
+    """Loads what `config` names, and serves it.
+
+    Raises:
+        ModelNotFound, Unsupported, InvalidRequest: it cannot be served; the message says why.
+    """
+
+    def __init__(self, config: EngineConfig, on_progress: Progress | None = None) -> None:
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        report = on_progress or _ignore
+        model = self._load(config.model_path, config, report, 0.0, 0.8)
+        draft = None
+        if config.draft_model_path is not None:
+            draft = self._load(config.draft_model_path, config, report, 0.8, 0.15)
+            _check_pair(model, draft)
+        report(0.95, "allocating KV blocks")
+        block_bytes = model.layout.block_bytes + (draft.layout.block_bytes if draft else 0)
+        num_blocks = choose_num_blocks(
+            block_bytes, config.num_blocks, config.kv_bytes, model.device
+        )
+        self.config = config
+        self.vocab_size = model.vocab_size
+        self.eos_token_ids = model.eos_token_ids
+        self.max_model_len_tokens = _max_model_len(config, model, num_blocks)
+        self.fingerprint: Fingerprint = make_fingerprint(
+            config.model_name, model.directory, model.config.to_dict(), model.layout
+        )
+        pool = BlockPool(num_blocks, config.block_size)
+        self._digest = self.fingerprint.digest()
+        self._state = EngineState(config, pool, self._digest)
+        self._runner = ModelRunner(model, num_blocks)
+        self._draft_runner = ModelRunner(draft, num_blocks) if draft else None
+        sampler = Sampler(self.vocab_size, model.device)
+        self._steps = StepLoop(
+            config,
+            self._state,
+            self._runner,
+            self._make_drafter(sampler),
+            sampler=sampler,
+            eos_token_ids=self.eos_token_ids,
+        )
+        self._reservations = Reservations(
+            self._state,
+            vocab_size=self.vocab_size,
+            max_model_len_tokens=self.max_model_len_tokens,
+            eos_token_ids=self.eos_token_ids,
+        )
+        self._transfer = Transfer(self._state, self._runner.kv)
+        self._num_kv_changes = 0
+        report(1.0, f"{config.model_name}: {num_blocks} KV blocks of {config.block_size} tokens")
+
+    # Coming and going: see Reservations.
+
+    def check_tokens(self, token_ids: Collection[int]) -> None:
+        """See Reservations.check_tokens."""
+        self._reservations.check_tokens(token_ids)
+
+    def resolve_max_tokens(self, num_prompt_tokens: int, sampling: SamplingParams) -> int:
+        """See Reservations.resolve_max_tokens."""
+        return self._reservations.resolve_max_tokens(num_prompt_tokens, sampling)
+
+    def submit(self, spec: SequenceSpec) -> None:
+        """See Reservations.submit."""
+        self._reservations.submit(spec)
+
+    def reserve(self, spec: SequenceSpec) -> Grant:
+        """See Reservations.reserve."""
+        return self._reservations.reserve(spec)
+
+    def begin_fill(self, seq_id: str) -> None:
+        """See Reservations.begin_fill."""
+        self._reservations.begin_fill(seq_id)
+
+    def commit(
+        self, seq_id: str, first_token_id: int, first_logprob: TokenLogprob | None = None
+    ) -> None:
+        """See Reservations.commit."""
+        self._reservations.commit(seq_id, first_token_id, first_logprob)
+
+    def start_local(self, seq_id: str) -> None:
+        """See Reservations.start_local."""
+        self._reservations.start_local(seq_id)
+
+    def release(self, seq_id: str, *, quarantine: bool = False) -> int:
+        """See Reservations.release."""
+        return self._reservations.release(seq_id, quarantine=quarantine)
+
+    def end_quarantine(self, seq_id: str) -> None:
+        """See Reservations.end_quarantine."""
+        self._reservations.end_quarantine(seq_id)
+
+    # KV bytes: see Transfer.
+
+    def read_blocks(
+        self, seq_id: str, block_start: int, num_blocks: int, layer_start: int, layer_end: int
+    ) -> bytes:
+        """See Transfer.read_blocks."""
+        return self._transfer.read_blocks(seq_id, block_start, num_blocks, layer_start, layer_end)
+
+    def write_blocks(
+        self,
+        seq_id: str,
+        block_start: int,
+        num_blocks: int,
+        layer_start: int,
+        layer_end: int,
+        payload: memoryview,
+    ) -> None:
+        """See Transfer.write_blocks."""
+        self._transfer.write_blocks(
+            seq_id, block_start, num_blocks, layer_start, layer_end, payload
+        )
+
+    def import_blocks(self, hashes: Sequence[bytes], payloads: Sequence[memoryview]) -> int:
+        """See Transfer.import_blocks."""
+        return self._transfer.import_blocks(hashes, payloads)
+
+    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """See Transfer.export_blocks."""
+        return self._transfer.export_blocks(hashes)
+
+    # The prefix cache.
+
+    def block_hashes(self, token_ids: Sequence[int], cache_salt: str) -> list[bytes]:
+        """Chained hashes of the full blocks of `token_ids`. Needs no lock."""
+        root = self._state.root(cache_salt)
+        return list(block_hashes(root, token_ids, self.config.block_size))
+
+    def match_prefix(self, token_ids: Sequence[int], cache_salt: str) -> int:
+        """Leading full blocks of `token_ids` that are here."""
+        hashes = self.block_hashes(token_ids, cache_salt)
+        with self._state.lock:
+            return len(self._state.pool.match(hashes))
+
+    def kv_counts(self) -> dict[str, int]:
+        """Blocks by lower-case state name; they sum to all blocks."""
+        with self._state.lock:
+            return self._state.pool.counts()
+
+    def kv_snapshot(self) -> tuple[int, list[bytes]]:
+        """Number of the last change drained, and all hashes; later changes apply on top."""
+        with self._state.lock:
+            return self._num_kv_changes, self._state.pool.hashes()
+
+    def drain_kv_events(self) -> list[KvChange]:
+        """Changes of the prefix cache since the last call, at most one that sums them up."""
+        with self._state.lock:
+            stored, removed = self._state.pool.drain_changes()
+            if not stored and not removed:
+                return []
+            self._num_kv_changes += 1
+            return [KvChange(self._num_kv_changes, tuple(stored), tuple(removed))]
+
+    # Load.
+
+    def stats(self) -> EngineStats:
+        """Load and speeds now."""
+        state = self._state
+        with state.lock:
+            statuses = [sequence.status for sequence in state.sequences.values()]
+            computing = [*state.running.values(), *state.waiting.values()]
+            return EngineStats(
+                num_running=len(state.running),
+                num_waiting=len(state.waiting),
+                num_reserved=statuses.count(SequenceStatus.RESERVED),
+                num_held=statuses.count(SequenceStatus.HELD),
+                queued_prefill_tokens=sum(
+                    sequence.num_tokens - sequence.num_computed_tokens - 1 for sequence in computing
+                ),
+                prefill_tokens_per_s=self._steps.speeds.prefill_tokens_per_s,
+                decode_step_s=self._steps.speeds.decode_step_s,
+                counters=dict(state.counters),
+            )
+
+    def check(self) -> None:
+        """Verifies the block accounting.
+
+        Raises:
+            ValueError: it is wrong (a defect).
+        """
+        with self._state.lock:
+            self._state.pool.check()
+
+    # The engine thread.
+
+    def step(self) -> bool:
+        """Computes one step. Only the engine thread calls it. False if there was nothing to do."""
+        return self._steps.step()
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits until something has changed since the last step began, or for `timeout_s`."""
+        with self._state.changed:
+            if not self._state.is_changed and not self._state.outbox:
+                self._state.changed.wait(timeout_s)
+
+    def notify(self) -> None:
+        """Ends a `wait`."""
+        with self._state.lock:
+            self._state.touch()
+
+    def drain_events(self) -> list[Event]:
+        """Events since the last call, in order."""
+        with self._state.lock:
+            events, self._state.outbox = self._state.outbox, []
+            return events
+
+    def fail_all(self, error: BatonError) -> None:
+        """Ends every sequence with an error, and refuses new ones with it."""
+        with self._state.lock:
+            self._state.failure = error
+            for sequence in list(self._state.sequences.values()):
+                sequence.num_pins = 0
+                self._state.end(sequence)
+                self._state.outbox.append(Failed(sequence.seq_id, error))
+
+    def close(self) -> None:
+        """Lets go of the KV tensors."""
+        self._runner.close()
+        if self._draft_runner is not None:
+            self._draft_runner.close()
+
+    def _load(
+        self, path: str, config: EngineConfig, report: Progress, start: float, share: float
+    ) -> LoadedModel:
+        return load_model(
+            path,
+            dtype=config.dtype,
+            device=config.device,
+            block_size=config.block_size,
+            on_progress=lambda fraction, text: report(start + share * fraction, text),
+        )
+
+    def _make_drafter(self, sampler: Sampler) -> Drafter | None:
+        if self._draft_runner is None:
+            return None
+        return Drafter(
+            self._draft_runner,
+            sampler,
+            vocab_size=self.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            num_draft_tokens=self.config.num_draft_tokens,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
+        )
+
+
+def _ignore(fraction: float, text: str) -> None:
+    del fraction, text
+
+
+def _max_model_len(config: EngineConfig, model: LoadedModel, num_blocks: int) -> int:
+    wanted = config.max_model_len_tokens
+    if wanted is not None and wanted > model.max_len_tokens:
+        raise InvalidRequest(
+            f"max_model_len_tokens ({wanted}) exceeds the model's {model.max_len_tokens}"
+        )
+    return min(wanted or model.max_len_tokens, num_blocks * config.block_size)
+
+
+def _check_pair(model: LoadedModel, draft: LoadedModel) -> None:
+    hashes = tokenizer_hash(model.directory), tokenizer_hash(draft.directory)
+    if all(hashes) and hashes[0] != hashes[1]:
+        raise Unsupported(
+            f"the draft model {draft.directory.name} has another tokenizer than "
+            f"{model.directory.name}"
+        )

@@ -1,0 +1,126 @@
+"""The tensors that hold KV, and their bytes on the wire. Who owns which block is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from baton.core.errors import KvLayoutMismatch
+from baton.core.hashing import KvLayout
+
+_DEFAULT_SHARE = 0.25
+_DEFAULT_MAX_BYTES = 2 << 30
+_TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of a layout's name."""
+    return _TORCH_DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The layout's name of a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+class KvCache:
+    """K and V of every layer, each `[num_blocks, block_size, num_kv_heads, head_dim]`.
+
+    The engine thread writes the blocks that it computes. Transfer threads read and write whole
+    blocks that nobody else writes meanwhile.
+    """
+
+    def __init__(self, layout: KvLayout, num_blocks: int, device: torch.device) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.device = device
+        dtype = torch_dtype(layout.dtype)
+
+        def allocate() -> list[torch.Tensor]:
+            # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN is NaN.
+            return [
+                torch.zeros(num_blocks, layout.block_size, heads, dim, dtype=dtype, device=device)
+                for heads, dim in zip(layout.num_kv_heads, layout.head_dim, strict=True)
+            ]
+
+        self.keys = allocate()
+        self.values = allocate()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all blocks."""
+        return self.layout.block_bytes * self.num_blocks
+
+    def read(self, block_ids: Sequence[int], layer_start: int, layer_end: int) -> bytes:
+        """Content of blocks: layer by layer, K then V, each `[len(block_ids), block_size, ...]`."""
+        index = torch.tensor(block_ids, dtype=torch.int64, device=self.device)
+        parts = [
+            part
+            for layer in range(layer_start, layer_end)
+            for part in (self.keys[layer], self.values[layer])
+        ]
+        return b"".join(
+            part.index_select(0, index).view(torch.uint8).cpu().numpy().data for part in parts
+        )
+
+    def write(
+        self, block_ids: Sequence[int], layer_start: int, layer_end: int, payload: memoryview
+    ) -> None:
+        """Sets the content of blocks.
+
+        Raises:
+            KvLayoutMismatch: the payload has the wrong size; nothing was written.
+        """
+        expected = self.layout.layers_block_bytes(layer_start, layer_end) * len(block_ids)
+        if payload.nbytes != expected:
+            raise KvLayoutMismatch(
+                f"{len(block_ids)} blocks of layers {layer_start} to {layer_end} are "
+                f"{expected} bytes, got {payload.nbytes}"
+            )
+        # torch does not take read-only memory, which is what arrives; one copy is cheap here.
+        staging = torch.empty(expected, dtype=torch.uint8)
+        staging.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
+        index = torch.tensor(block_ids, dtype=torch.int64, device=self.device)
+        offset = 0
+        for layer in range(layer_start, layer_end):
+            for part in (self.keys[layer], self.values[layer]):
+                shape = (len(block_ids), *part.shape[1:])
+                num_bytes = part[0].nbytes * len(block_ids)
+                source = staging[offset : offset + num_bytes].view(part.dtype).view(shape)
+                part.index_copy_(0, index, source.to(self.device))
+                offset += num_bytes
+
+
+def choose_num_blocks(
+    block_bytes: int, num_blocks: int | None, kv_bytes: int | None, device: torch.device
+) -> int:
+    """Blocks that the settings ask for, or that a share of the free memory holds; at least one."""
+    if num_blocks is not None:
+        return num_blocks
+    if kv_bytes is None:
+        kv_bytes = min(_DEFAULT_MAX_BYTES, int(_free_memory_bytes(device) * _DEFAULT_SHARE))
+    return max(1, kv_bytes // block_bytes)
+
+
+def _free_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [_DEFAULT_MAX_BYTES * 4]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
+        limits.append(int(fields["MemAvailable"].split()[0]) << 10)
+    cgroup = Path("/sys/fs/cgroup")
+    if (cgroup / "memory.max").is_file():
+        limit = (cgroup / "memory.max").read_text("ascii").strip()
+        if limit.isdigit():
+            used = int((cgroup / "memory.current").read_text("ascii"))
+            limits.append(max(0, int(limit) - used))
+    return min(limits)

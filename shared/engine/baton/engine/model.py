@@ -1,0 +1,170 @@
+"""Loads a decoder-only transformers model and finds out what its KV looks like.
+
+There is no model code here: whatever attends through transformers' AttentionInterface works, and
+whatever does not is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from baton.core.errors import ModelNotFound, Unsupported
+from baton.core.hashing import KvLayout
+from baton.engine.attention import AttentionBackend, LayerShape, PagedAttention
+from baton.engine.kv_cache import dtype_name, torch_dtype
+from baton.engine.sdpa import SdpaBackend
+
+Progress = Callable[[float, str], None]
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+_ROPE_OF_LENGTH = frozenset({"dynamic", "longrope"})
+"""Rotary embeddings that change for the whole batch when one sequence is long."""
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model, ready to run, and what there is to know about it."""
+
+    module: PreTrainedModel
+    directory: Path
+    config: PreTrainedConfig
+    attention: PagedAttention
+    layout: KvLayout
+    device: torch.device
+    max_len_tokens: int
+    """Longest context that the model was made for."""
+    eos_token_ids: frozenset[int]
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that it takes, and logits that it makes."""
+        return int(self.config.get_text_config().vocab_size)
+
+
+def load_model(
+    path: str, *, dtype: str, device: str, block_size: int, on_progress: Progress
+) -> LoadedModel:
+    """Loads weights from a local directory; nothing is downloaded and nothing unpickled.
+
+    Raises:
+        ModelNotFound: the directory, its config or its weights are missing.
+        Unsupported: the model cannot be served; the message says why.
+    """
+    directory = Path(path)
+    _check_directory(directory)
+    on_progress(0.0, f"reading {directory.name}")
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    _check_config(config)
+    attention = PagedAttention(_backend(device))
+    on_progress(0.05, "loading weights")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=config,
+        dtype="auto" if dtype == "auto" else torch_dtype(dtype),
+        attn_implementation=attention.name,
+        local_files_only=True,
+        use_safetensors=True,
+    )
+    module: PreTrainedModel = loaded.to(device).eval().requires_grad_(False)  # noqa: FBT003
+    on_progress(0.9, "looking at its layers")
+    shapes = _probe(module, config, attention)
+    layout = KvLayout(
+        block_size=block_size,
+        dtype=dtype_name(module.dtype),
+        num_kv_heads=tuple(shape.num_kv_heads for shape in shapes),
+        head_dim=tuple(shape.head_dim for shape in shapes),
+    )
+    return LoadedModel(
+        module=module,
+        directory=directory,
+        config=config,
+        attention=attention,
+        layout=layout,
+        device=torch.device(device),
+        max_len_tokens=_max_len_tokens(config.get_text_config()),
+        eos_token_ids=_eos_token_ids(module),
+    )
+
+
+def _backend(device: str) -> AttentionBackend:
+    if torch.device(device).type not in {"cpu", "cuda"}:
+        raise Unsupported(f"device {device} is not supported; use cpu or cuda")
+    return SdpaBackend()
+
+
+def _check_directory(directory: Path) -> None:
+    if not directory.is_dir():
+        raise ModelNotFound(f"model directory {directory} does not exist")
+    if not (directory / "config.json").is_file():
+        raise ModelNotFound(f"{directory} has no config.json")
+    if not any(directory.glob("*.safetensors")):
+        raise ModelNotFound(
+            f"{directory} has no *.safetensors weights (other formats are not loaded)"
+        )
+
+
+def _check_config(config: PreTrainedConfig) -> None:
+    """Refuses early, before gigabytes are read, what is known not to work."""
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise Unsupported(f"{kind} is an encoder-decoder model; only decoder-only ones are served")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise Unsupported(f"transformers has no causal language model of type {kind}")
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if getattr(model_class, "_is_stateful", False):
+        raise Unsupported(f"{kind} has state-space or recurrent layers; only attention is served")
+    if not getattr(model_class, "_supports_attention_backend", False):
+        raise Unsupported(f"{kind} does not attend through transformers' AttentionInterface")
+    text = config.get_text_config()
+    others = set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES
+    if others:
+        raise Unsupported(f"{kind} has layers of type {', '.join(sorted(others))}")
+    if getattr(text, "use_bidirectional_attention", None):
+        raise Unsupported(f"{kind} is configured for bidirectional attention")
+
+
+def _probe(
+    module: PreTrainedModel, config: PreTrainedConfig, attention: PagedAttention
+) -> list[LayerShape]:
+    """Runs one token and reads off what each layer passes to attention."""
+    token = torch.zeros(1, 1, dtype=torch.int64, device=module.device)
+    with torch.inference_mode():
+        module(input_ids=token, position_ids=torch.zeros_like(token), use_cache=False)
+    num_layers = config.get_text_config().num_hidden_layers
+    missing = [layer for layer in range(num_layers) if layer not in attention.shapes]
+    if missing or len(attention.shapes) != num_layers:
+        raise Unsupported(
+            f"{config.model_type}: {len(attention.shapes)} of {num_layers} layers attend through "
+            f"AttentionInterface; missing: {missing[:8]}"
+        )
+    return [attention.shapes[layer] for layer in range(num_layers)]
+
+
+def _max_len_tokens(config: PreTrainedConfig) -> int:
+    max_len = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+    rope = getattr(config, "rope_parameters", None) or {}
+    per_type = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    for settings in per_type:
+        if settings.get("rope_type") in _ROPE_OF_LENGTH:
+            original = settings.get("original_max_position_embeddings")
+            max_len = min(max_len, int(original or max_len))
+    return max_len
+
+
+def _eos_token_ids(module: PreTrainedModel) -> frozenset[int]:
+    generation = module.generation_config
+    for found in (getattr(generation, "eos_token_id", None), module.config.eos_token_id):
+        if found is not None:
+            return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()

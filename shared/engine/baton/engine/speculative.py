@@ -1,0 +1,179 @@
+"""Speculative decoding with a draft model.
+
+The draft samples with the noise that the target will use, and a draft token is accepted iff it is
+the target's own sample. The output is therefore the one without speculation, at any temperature.
+Source: Daliri, Musco, Suresh, "Coupling without Communication and Drafter-Invariant Speculative
+Decoding", 2024.
+
+The draft's KV lies in tensors of its own under the same block ids. Nothing of it is handed over or
+cached: for a new sequence the draft computes the known tokens first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import pad
+
+from baton.core.sequence import Sequence as TokenSequence
+from baton.engine.inputs import Row
+from baton.engine.runner import ModelRunner
+from baton.engine.sampler import Sampled, Sampler, SampleRow
+
+_NO_TOKENS: tuple[int, ...] = ()
+
+
+def sample_row(
+    sequence: TokenSequence, drafts: Sequence[int], eos_token_ids: Collection[int]
+) -> SampleRow:
+    """What decides the token after the sequence's known tokens and some drafts."""
+    sampling = sequence.spec.sampling
+    prompt: Sequence[int] = _NO_TOKENS
+    output: Sequence[int] = _NO_TOKENS
+    has_penalty = (
+        sampling.repetition_penalty != 1.0
+        or sampling.frequency_penalty != 0.0
+        or sampling.presence_penalty != 0.0
+    )
+    # The lists are copied only for those who look at them.
+    if has_penalty:
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        output = [*sequence.token_ids[sequence.num_prompt_tokens :], *drafts]
+    return SampleRow(
+        sampling=sampling,
+        seed=sampling.seed or 0,
+        position=sequence.num_output_tokens + len(drafts),
+        prompt_token_ids=prompt,
+        output_token_ids=output,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def count_accepted(drafts: Sequence[int], sampled: Sequence[Sampled]) -> int:
+    """Leading drafts that are the target's own samples."""
+    for index, (draft, own) in enumerate(zip(drafts, sampled, strict=False)):
+        if draft != own.token_id:
+            return index
+    return min(len(drafts), len(sampled))
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """Asks for drafts after a sequence's known tokens."""
+
+    sequence: TokenSequence
+    num_draft_tokens: int
+
+
+class Drafter:
+    """Proposes tokens with a draft model. Only the engine thread calls it."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        sampler: Sampler,
+        *,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        num_draft_tokens: int,
+        max_num_batched_tokens: int,
+    ) -> None:
+        self._runner = runner
+        self._max_token_id = runner.model.vocab_size - 1
+        self._sampler = sampler
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._num_draft_tokens = num_draft_tokens
+        self._max_num_batched_tokens = max_num_batched_tokens
+
+    def draft_length(self, sequence: TokenSequence) -> int:
+        """Drafts worth proposing next; the caller may take fewer. Fixed for now."""
+        room = self._runner.model.max_len_tokens - sequence.num_tokens + 1
+        return max(0, min(self._num_draft_tokens, room))
+
+    def observe(self, sequence: TokenSequence, num_proposed: int, num_accepted: int) -> None:
+        """Says what became of drafts: what an adaptive `draft_length` will learn from."""
+
+    def propose(self, requests: Sequence[DraftRequest]) -> dict[str, list[int]]:
+        """Drafts by sequence id. One that the draft has not caught up with yet gets none."""
+        active = self._catch_up(requests)
+        drafts: dict[str, list[int]] = {}
+        while active:
+            rows = [self._row(request, drafts) for request in active]
+            for request, token_id in zip(active, self._sample(active, rows, drafts), strict=True):
+                drafts.setdefault(request.sequence.seq_id, []).append(token_id)
+            active = [
+                request
+                for request in active
+                if len(drafts[request.sequence.seq_id]) < request.num_draft_tokens
+            ]
+        for request in requests:
+            proposed = drafts.get(request.sequence.seq_id)
+            if proposed:
+                sequence = request.sequence
+                sequence.num_draft_computed_tokens = sequence.num_tokens + len(proposed) - 1
+        return drafts
+
+    def _catch_up(self, requests: Sequence[DraftRequest]) -> list[DraftRequest]:
+        """Computes tokens that the draft has missed, within one step's token budget.
+
+        Returns:
+            The requests whose known tokens are computed, but for the last few, which the first
+            proposing forward takes along.
+        """
+        budget = self._max_num_batched_tokens
+        active, rows = [], []
+        for request in requests:
+            sequence = request.sequence
+            start = sequence.num_draft_computed_tokens
+            if sequence.num_tokens - start <= 2:
+                active.append(request)
+                continue
+            end = min(sequence.num_tokens - 1, start + budget)
+            if end > start:
+                tokens = self._known(sequence.token_ids[start:end])
+                rows.append(Row(tokens, start, sequence.block_table, 0))
+                sequence.num_draft_computed_tokens = end
+                budget -= end - start
+            if end == sequence.num_tokens - 1:
+                active.append(request)
+        if rows:
+            self._runner.forward(rows)
+        return active
+
+    def _row(self, request: DraftRequest, drafts: dict[str, list[int]]) -> Row:
+        sequence = request.sequence
+        proposed = drafts.get(sequence.seq_id)
+        if proposed:
+            start = sequence.num_tokens + len(proposed) - 1
+            return Row(self._known(proposed[-1:]), start, sequence.block_table, 1)
+        start = sequence.num_draft_computed_tokens
+        return Row(self._known(sequence.token_ids[start:]), start, sequence.block_table, 1)
+
+    def _known(self, token_ids: list[int]) -> list[int]:
+        """Tokens that the draft has an embedding for: its vocabulary may be padded less."""
+        if self._max_token_id + 1 >= self._vocab_size:
+            return token_ids
+        return [min(token_id, self._max_token_id) for token_id in token_ids]
+
+    def _sample(
+        self, active: Sequence[DraftRequest], rows: Sequence[Row], drafts: dict[str, list[int]]
+    ) -> list[int]:
+        logits = _fit(self._runner.forward(rows), self._vocab_size)
+        sample_rows = []
+        for request in active:
+            sequence = request.sequence
+            row = sample_row(sequence, drafts.get(sequence.seq_id, _NO_TOKENS), self._eos_token_ids)
+            plain = replace(row.sampling, logprobs=False, top_logprobs=0)
+            sample_rows.append(replace(row, sampling=plain))
+        return [sampled.token_id for sampled in self._sampler.sample(logits, sample_rows)]
+
+
+def _fit(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """The draft's logits over the target's vocabulary: some models pad theirs differently."""
+    missing = vocab_size - logits.shape[-1]
+    if missing > 0:
+        return pad(logits, (0, missing), value=-torch.inf)
+    return logits[:, :vocab_size].contiguous()

@@ -1,0 +1,165 @@
+"""What an engine's lock guards: sequences, blocks, queues and events not yet delivered."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+from baton.core.blocks import BlockPool, BlockState
+from baton.core.errors import BatonError, InvalidRequest, QueueFull, RequestNotFound
+from baton.core.hashing import chain, root_hash
+from baton.core.sequence import Sequence, SequenceSpec, SequenceStatus
+from baton.engine.config import EngineConfig
+from baton.engine.events import Event
+
+_RETRY_AFTER_S = 0.5
+
+
+class EngineState:
+    """Every method is called with `lock` held, but for those that say otherwise."""
+
+    def __init__(self, config: EngineConfig, pool: BlockPool, digest: bytes) -> None:
+        self.config = config
+        self.pool = pool
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.is_changed = False
+        """There may be something to compute or to deliver that the last step did not see."""
+        self.failure: BatonError | None = None
+        """Why nothing is computed any more."""
+        self.sequences: dict[str, Sequence] = {}
+        self.running: dict[str, Sequence] = {}
+        self.waiting: dict[str, Sequence] = {}
+        """To be computed, or ready for a place in the batch."""
+        self.outbox: list[Event] = []
+        self.counters: Counter[str] = Counter()
+        self._digest = digest
+        self._quarantined: dict[str, list[int]] = {}
+        self._num_arrived = 0
+
+    def touch(self) -> None:
+        """Wakes the engine thread."""
+        self.is_changed = True
+        self.changed.notify_all()
+
+    def add(self, spec: SequenceSpec, status: SequenceStatus) -> Sequence:
+        """A new sequence.
+
+        Raises:
+            QueueFull: too many wait already.
+            InvalidRequest: there is one with this id.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if spec.seq_id in self.sequences or spec.seq_id in self._quarantined:
+            raise InvalidRequest(f"sequence {spec.seq_id} exists already; use a new attempt number")
+        if len(self.sequences) - len(self.running) >= self.config.max_num_waiting:
+            raise QueueFull(
+                f"{self.config.max_num_waiting} sequences wait here already",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._num_arrived += 1
+        sequence = Sequence(spec, self._num_arrived, time.monotonic(), status)
+        self.sequences[spec.seq_id] = sequence
+        return sequence
+
+    def get(self, seq_id: str) -> Sequence:
+        """A sequence.
+
+        Raises:
+            RequestNotFound: it was never here, or has ended.
+        """
+        sequence = self.sequences.get(seq_id)
+        if sequence is None:
+            raise RequestNotFound(f"sequence {seq_id} is not known here")
+        return sequence
+
+    def root(self, cache_salt: str) -> bytes:
+        """Parent of a first block. Needs no lock."""
+        return root_hash(self._digest, cache_salt)
+
+    def hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
+        """Hashes of the sequence's first blocks, which must be full."""
+        known = sequence.block_hashes
+        size = self.pool.block_size
+        while len(known) < num_blocks:
+            start = len(known) * size
+            parent = known[-1] if known else self.root(sequence.spec.cache_salt)
+            known.append(chain(parent, sequence.token_ids[start : start + size]))
+        return known[:num_blocks]
+
+    def match(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of the longest prefix, which leaves at least one token to compute."""
+        num_blocks = (sequence.num_tokens - 1) // self.pool.block_size
+        return self.pool.match(self.hashes(sequence, num_blocks))
+
+    def publish(self, sequence: Sequence) -> None:
+        """Offers the blocks that are full and computed to the prefix cache."""
+        num_full = sequence.num_computed_tokens // self.pool.block_size
+        if num_full <= sequence.num_published_blocks:
+            return
+        hashes = self.hashes(sequence, num_full)
+        for index in range(sequence.num_published_blocks, num_full):
+            self.pool.publish(sequence.block_table[index], hashes[index])
+        sequence.num_published_blocks = num_full
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Takes a running sequence's blocks; it waits to be computed again."""
+        del self.running[sequence.seq_id]
+        sequence.transition(SequenceStatus.WAITING)
+        self.waiting[sequence.seq_id] = sequence
+        self.pool.release(sequence.forget_kv())
+        self.counters["preemptions"] += 1
+
+    def end(self, sequence: Sequence, *, quarantine: bool = False) -> int:
+        """Ends a sequence; its blocks go when no step and no transfer touches them any more.
+
+        Returns:
+            Blocks let go, or about to be.
+        """
+        seq_id = sequence.seq_id
+        del self.sequences[seq_id]
+        self.running.pop(seq_id, None)
+        self.waiting.pop(seq_id, None)
+        num_blocks = len(sequence.block_table)
+        sequence.is_released = True
+        sequence.is_quarantined = quarantine
+        if quarantine:
+            self._quarantined[seq_id] = []
+        self._let_go(sequence)
+        return num_blocks
+
+    def unpin(self, sequence: Sequence) -> None:
+        """A step or transfer is done with the sequence's blocks."""
+        sequence.num_pins -= 1
+        self._let_go(sequence)
+
+    def end_quarantine(self, seq_id: str) -> None:
+        """Nothing can write to the blocks any more. Idempotent."""
+        blocks = self._quarantined.pop(seq_id, None)
+        if blocks:
+            self.pool.end_quarantine(blocks)
+            self.touch()
+
+    def _let_go(self, sequence: Sequence) -> None:
+        if not sequence.is_released or sequence.num_pins:
+            return
+        is_held = sequence.status is SequenceStatus.HELD
+        if sequence.status is not SequenceStatus.ENDED:
+            sequence.transition(SequenceStatus.ENDED)
+        blocks = sequence.forget_kv()
+        if is_held:
+            self.pool.release_hold(blocks)
+        elif sequence.is_quarantined and sequence.seq_id in self._quarantined:
+            self._quarantined[sequence.seq_id] = self.pool.quarantine(blocks)
+        else:
+            self.pool.release(blocks)
+        self.touch()
+
+    def make_ready(self, sequence: Sequence) -> None:
+        """The KV of a reserved sequence is complete."""
+        sequence.transition(SequenceStatus.READY)
+        self.pool.set_stage(sequence.block_table, BlockState.READY)
+        self.waiting[sequence.seq_id] = sequence
+        self.publish(sequence)

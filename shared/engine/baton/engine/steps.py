@@ -1,0 +1,310 @@
+"""The engine's loop: plan, execute, update. The lock is not held while a model runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from baton.core.batching import Candidate, StepItem, StepLimits, plan_step
+from baton.core.blocks import BlockState
+from baton.core.sequence import Sequence as TokenSequence
+from baton.core.sequence import SequenceStatus
+from baton.engine.config import EngineConfig
+from baton.engine.events import BlocksReady, Started, Tokens
+from baton.engine.inputs import Row
+from baton.engine.reservations import finish_reason
+from baton.engine.runner import ModelRunner
+from baton.engine.sampler import Sampled, Sampler
+from baton.engine.speculative import Drafter, DraftRequest, count_accepted, sample_row
+from baton.engine.state import EngineState
+
+_MAX_CONSIDERED = 16
+"""Waiting sequences looked at per step, so that a long queue does not slow every step down."""
+_SMOOTHING = 0.2
+"""Weight of the newest step in measured speeds."""
+
+
+@dataclass(slots=True)
+class Speeds:
+    """Measured speeds, 0 until known."""
+
+    prefill_tokens_per_s: float = 0.0
+    decode_step_s: float = 0.0
+
+    def observe(self, num_prefill_tokens: int, num_tokens: int, step_s: float) -> None:
+        """Takes one step into account."""
+        if not num_prefill_tokens:
+            self.decode_step_s = _smooth(self.decode_step_s, step_s)
+        elif num_prefill_tokens * 2 >= num_tokens and step_s > 0:
+            rate = num_prefill_tokens / step_s
+            self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, rate)
+
+
+@dataclass(slots=True)
+class _Work:
+    """One sequence's part of the step under way; the sequence is pinned."""
+
+    sequence: TokenSequence
+    item: StepItem
+    drafts: list[int] = field(default_factory=list)
+    sampled: list[Sampled] = field(default_factory=list)
+
+    @property
+    def num_known(self) -> int:
+        """Known tokens computed."""
+        return self.item.num_tokens - self.item.num_draft_tokens
+
+    @property
+    def row(self) -> Row:
+        start = self.item.start
+        known = self.sequence.token_ids[start : start + self.num_known]
+        num_logits = 1 + len(self.drafts) if self.item.is_sampled else 0
+        return Row([*known, *self.drafts], start, self.sequence.block_table, num_logits)
+
+
+class StepLoop:
+    """Runs steps. Only the engine thread calls it."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        state: EngineState,
+        runner: ModelRunner,
+        drafter: Drafter | None,
+        *,
+        sampler: Sampler,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self.speeds = Speeds()
+        self._config = config
+        self._state = state
+        self._runner = runner
+        self._drafter = drafter
+        self._sampler = sampler
+        self._eos_token_ids = eos_token_ids
+
+    def step(self) -> bool:
+        """Computes one step. False if there was nothing to compute."""
+        started_at_s = time.monotonic()
+        with self._state.lock:
+            work = self._plan(started_at_s)
+        if not work:
+            return False
+        self._execute(work)
+        with self._state.lock:
+            self._update(work, time.monotonic())
+        num_tokens = sum(entry.item.num_tokens for entry in work)
+        num_prefill_tokens = sum(entry.num_known for entry in work if entry.num_known > 1)
+        self.speeds.observe(num_prefill_tokens, num_tokens, time.monotonic() - started_at_s)
+        return True
+
+    def _plan(self, now: float) -> list[_Work]:
+        state = self._state
+        state.is_changed = False
+        if not state.running and not state.waiting:
+            return []
+        waiting = self._considered()
+        matched = {
+            sequence.seq_id: state.match(sequence)
+            for sequence in waiting
+            if not sequence.block_table
+        }
+        limits = StepLimits(
+            max_num_batched_tokens=self._config.max_num_batched_tokens,
+            max_num_seqs=self._config.max_num_seqs,
+            block_size=state.pool.block_size,
+            num_available_blocks=state.pool.num_available,
+        )
+        most_new = 2 + (1 + self._config.num_draft_tokens) // state.pool.block_size
+        is_tight = state.pool.num_available < most_new * len(state.running)
+        plan = plan_step(
+            [self._running(sequence, is_tight=is_tight) for sequence in state.running.values()],
+            [self._waiting(sequence, matched.get(sequence.seq_id)) for sequence in waiting],
+            limits,
+        )
+        for seq_id in plan.preempted_seq_ids:
+            state.preempt(state.running[seq_id])
+        for item in plan.items:
+            # All cached blocks first, so that no allocation evicts what a later item counts on.
+            if item.is_admitted:
+                self._admit(state.waiting.pop(item.seq_id), matched.get(item.seq_id), now)
+        work = []
+        for item in plan.items:
+            sequence = state.running[item.seq_id]
+            sequence.block_table.extend(state.pool.allocate(item.num_new_blocks))
+            sequence.num_pins += 1
+            work.append(_Work(sequence, item))
+        return work
+
+    def _considered(self) -> list[TokenSequence]:
+        """Waiting sequences that could be admitted now: those with KV, and the most important."""
+        waiting = self._state.waiting.values()
+        ready = [entry for entry in waiting if entry.status is SequenceStatus.READY]
+        others = [entry for entry in waiting if entry.status is not SequenceStatus.READY]
+        others.sort(key=lambda entry: (-entry.spec.priority, entry.order))
+        return ready + others[:_MAX_CONSIDERED]
+
+    def _running(self, sequence: TokenSequence, *, is_tight: bool) -> Candidate:
+        num_draft_tokens = 0
+        if sequence.num_tokens - sequence.num_computed_tokens == 1:
+            num_draft_tokens = self._num_draft_tokens(sequence)
+        num_private = 0
+        if is_tight:
+            pool = self._state.pool
+            num_private = sum(not pool.is_shared(block) for block in sequence.block_table)
+        return Candidate(
+            seq_id=sequence.seq_id,
+            num_tokens=sequence.num_tokens,
+            num_computed_tokens=sequence.num_computed_tokens,
+            num_blocks=len(sequence.block_table),
+            priority=sequence.spec.priority,
+            order=sequence.order,
+            num_draft_tokens=num_draft_tokens,
+            num_private_blocks=num_private,
+            # Its blocks may be on their way to another worker.
+            is_preemptible=not sequence.spec.prefill_only and not sequence.num_pins,
+        )
+
+    def _num_draft_tokens(self, sequence: TokenSequence) -> int:
+        spec = sequence.spec
+        is_wanted = spec.sampling.speculation
+        if is_wanted is None:
+            is_wanted = self._config.speculation
+        if self._drafter is None or not is_wanted or spec.prefill_only:
+            return 0
+        # The target's own sample comes on top of the drafts.
+        room = spec.max_tokens - sequence.num_output_tokens - 1
+        return max(0, min(room, self._drafter.draft_length(sequence)))
+
+    def _waiting(self, sequence: TokenSequence, matched: list[int] | None) -> Candidate:
+        pool = self._state.pool
+        blocks = sequence.block_table if matched is None else matched
+        num_computed = sequence.num_computed_tokens
+        if matched is not None:
+            num_computed = len(matched) * pool.block_size
+        return Candidate(
+            seq_id=sequence.seq_id,
+            num_tokens=sequence.num_tokens,
+            num_computed_tokens=num_computed,
+            num_blocks=len(blocks),
+            priority=sequence.spec.priority,
+            order=sequence.order,
+            num_revived_blocks=0 if matched is None else pool.num_unreferenced(matched),
+        )
+
+    def _admit(self, sequence: TokenSequence, matched: list[int] | None, now: float) -> None:
+        state = self._state
+        sequence.transition(SequenceStatus.RUNNING)
+        state.running[sequence.seq_id] = sequence
+        if matched is None:
+            state.pool.set_stage(sequence.block_table, BlockState.IN_USE)
+        else:
+            state.pool.share(matched)
+            sequence.block_table = list(matched)
+            sequence.num_computed_tokens = len(matched) * state.pool.block_size
+            sequence.num_published_blocks = len(matched)
+        if not sequence.has_started:
+            sequence.has_started = True
+            if matched is not None:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+            state.counters["cached_tokens"] += sequence.num_cached_tokens
+            queued_s = now - sequence.arrived_at_s
+            state.outbox.append(Started(sequence.seq_id, queued_s, sequence.num_cached_tokens, now))
+
+    def _execute(self, work: Sequence[_Work]) -> None:
+        if self._drafter is not None:
+            wanted = [
+                DraftRequest(entry.sequence, entry.item.num_draft_tokens)
+                for entry in work
+                if entry.item.num_draft_tokens
+            ]
+            drafts = self._drafter.propose(wanted) if wanted else {}
+            for entry in work:
+                entry.drafts = drafts.get(entry.sequence.seq_id, [])
+        logits = self._runner.forward([entry.row for entry in work])
+        sampling = [entry for entry in work if entry.item.is_sampled]
+        sampled = self._sampler.sample(
+            logits,
+            [
+                sample_row(entry.sequence, entry.drafts[:index], self._eos_token_ids)
+                for entry in sampling
+                for index in range(len(entry.drafts) + 1)
+            ],
+        )
+        offset = 0
+        for entry in sampling:
+            end = offset + len(entry.drafts) + 1
+            entry.sampled = sampled[offset:end]
+            offset = end
+
+    def _update(self, work: Sequence[_Work], now: float) -> None:
+        state = self._state
+        state.counters["steps"] += 1
+        for entry in work:
+            if not entry.sequence.is_released:
+                self._advance(entry, now)
+            state.unpin(entry.sequence)
+
+    def _advance(self, entry: _Work, now: float) -> None:
+        sequence, state = entry.sequence, self._state
+        sequence.num_computed_tokens = entry.item.start + entry.num_known
+        if entry.num_known > 1:
+            state.counters["prefill_tokens"] += entry.num_known
+        tokens = self._take(entry, now) if entry.item.is_sampled else None
+        # A draft's KV is right as far as the target agrees.
+        sequence.num_draft_computed_tokens = min(
+            sequence.num_draft_computed_tokens, sequence.num_computed_tokens
+        )
+        state.publish(sequence)
+        if sequence.spec.prefill_only:
+            num_ready = sequence.num_computed_tokens // state.pool.block_size
+            if tokens is not None:
+                num_ready = -(-sequence.num_computed_tokens // state.pool.block_size)
+            state.outbox.append(BlocksReady(sequence.seq_id, num_ready, now))
+        if tokens is None:
+            return
+        state.outbox.append(tokens)
+        if sequence.spec.prefill_only:
+            del state.running[sequence.seq_id]
+            sequence.transition(SequenceStatus.HELD)
+            state.pool.hold(sequence.block_table)
+        elif tokens.finish_reason is not None:
+            state.end(sequence)
+
+    def _take(self, entry: _Work, now: float) -> Tokens:
+        """Appends the tokens that a step gave, up to one that ends the output."""
+        sequence, counters = entry.sequence, self._state.counters
+        token_index = sequence.num_output_tokens
+        num_accepted = count_accepted(entry.drafts, entry.sampled)
+        taken: list[Sampled] = []
+        reason, stop_token_id = None, None
+        for sampled in entry.sampled[: num_accepted + 1]:
+            sequence.token_ids.append(sampled.token_id)
+            taken.append(sampled)
+            reason, stop_token_id = finish_reason(sequence, self._eos_token_ids)
+            if reason is not None:
+                break
+        sequence.num_computed_tokens += len(taken) - 1
+        num_accepted = min(num_accepted, len(taken))
+        if entry.drafts and self._drafter is not None:
+            self._drafter.observe(sequence, len(entry.drafts), num_accepted)
+        counters["output_tokens"] += len(taken)
+        counters["draft_tokens"] += len(entry.drafts)
+        counters["accepted_tokens"] += num_accepted
+        logprobs = tuple(one.logprob for one in taken if one.logprob is not None)
+        return Tokens(
+            seq_id=sequence.seq_id,
+            token_index=token_index,
+            token_ids=tuple(one.token_id for one in taken),
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_token_id=stop_token_id,
+            draft_tokens=len(entry.drafts),
+            accepted_tokens=num_accepted,
+            at_s=now,
+        )
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if old == 0.0 else old + _SMOOTHING * (new - old)

@@ -1,0 +1,144 @@
+"""KV bytes in and out, for transfer threads. The lock is held for bookkeeping only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from baton.core.blocks import BlockState
+from baton.core.errors import InvalidRequest, KvCacheFull
+from baton.core.sequence import Sequence as TokenSequence
+from baton.core.sequence import SequenceStatus
+from baton.engine.kv_cache import KvCache
+from baton.engine.state import EngineState
+
+
+class Transfer:
+    """Reads and writes whole blocks that the engine thread leaves alone."""
+
+    def __init__(self, state: EngineState, kv: KvCache) -> None:
+        self._state = state
+        self._kv = kv
+
+    def read_blocks(
+        self, seq_id: str, block_start: int, num_blocks: int, layer_start: int, layer_end: int
+    ) -> bytes:
+        """KV of a range of a sequence's blocks, laid out as PushRequest.payload.
+
+        Raises:
+            RequestNotFound: the sequence is not known.
+            InvalidRequest: a range is not within its table or the model.
+        """
+        with self._pinned(seq_id) as sequence:
+            block_ids = self._range(sequence, block_start, num_blocks, layer_start, layer_end)
+            return self._kv.read(block_ids, layer_start, layer_end)
+
+    def write_blocks(
+        self,
+        seq_id: str,
+        block_start: int,
+        num_blocks: int,
+        layer_start: int,
+        layer_end: int,
+        payload: memoryview,
+    ) -> None:
+        """Writes KV into a reservation's blocks.
+
+        Raises:
+            RequestNotFound: the sequence is not known.
+            InvalidRequest: a range is wrong, or the blocks are not FILLING.
+            KvLayoutMismatch: the payload has the wrong size.
+        """
+        with self._pinned(seq_id) as sequence:
+            block_ids = self._range(sequence, block_start, num_blocks, layer_start, layer_end)
+            if sequence.status is not SequenceStatus.RESERVED or any(
+                self._state.pool.state(block_id) is not BlockState.FILLING for block_id in block_ids
+            ):
+                raise InvalidRequest(
+                    f"blocks {block_start}+{num_blocks} of {seq_id} are not filling"
+                )
+            self._kv.write(block_ids, layer_start, layer_end, payload)
+
+    def import_blocks(self, hashes: Sequence[bytes], payloads: Sequence[memoryview]) -> int:
+        """Puts blocks from elsewhere into the prefix cache, until it is full.
+
+        Returns:
+            Blocks that are there now, of the leading ones of `hashes`.
+
+        Raises:
+            KvLayoutMismatch: a payload has the wrong size.
+        """
+        num_layers = self._kv.layout.num_layers
+        pool = self._state.pool
+        pinned: list[int] = []
+        try:
+            for block_hash, payload in zip(hashes, payloads, strict=True):
+                with self._state.lock:
+                    found = pool.match([block_hash])
+                    pool.share(found)
+                    pinned.extend(found)
+                    if found:
+                        continue
+                    try:
+                        (block_id,) = pool.allocate(1, BlockState.FILLING)
+                    except KvCacheFull:
+                        return len(pinned)
+                    pinned.append(block_id)
+                self._kv.write([block_id], 0, num_layers, payload)
+                with self._state.lock:
+                    pool.set_stage([block_id], BlockState.IN_USE)
+                    pool.publish(block_id, block_hash)
+            return len(pinned)
+        finally:
+            with self._state.lock:
+                pool.release(pinned)
+                self._state.touch()
+
+    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """Hash and content of those of the blocks that are still here."""
+        exported = []
+        for block_hash in hashes:
+            with self._state.lock:
+                found = self._state.pool.match([block_hash])
+                self._state.pool.share(found)
+            if not found:
+                continue
+            try:
+                exported.append((block_hash, self._kv.read(found, 0, self._kv.layout.num_layers)))
+            finally:
+                with self._state.lock:
+                    self._state.pool.release(found)
+        return exported
+
+    @contextmanager
+    def _pinned(self, seq_id: str) -> Iterator[TokenSequence]:
+        """Keeps a sequence's blocks from being let go meanwhile."""
+        with self._state.lock:
+            sequence = self._state.get(seq_id)
+            sequence.num_pins += 1
+        try:
+            yield sequence
+        finally:
+            with self._state.lock:
+                self._state.unpin(sequence)
+
+    def _range(
+        self,
+        sequence: TokenSequence,
+        block_start: int,
+        num_blocks: int,
+        layer_start: int,
+        layer_end: int,
+    ) -> list[int]:
+        with self._state.lock:
+            table = sequence.block_table
+            num_layers = self._kv.layout.num_layers
+            if not (block_start >= 0 and 0 < num_blocks <= len(table) - block_start):
+                raise InvalidRequest(
+                    f"{sequence.seq_id} has {len(table)} blocks, not {block_start}+{num_blocks}"
+                )
+            if not 0 <= layer_start < layer_end <= num_layers:
+                raise InvalidRequest(
+                    f"layers {layer_start} to {layer_end} are not in 0..{num_layers}"
+                )
+            return table[block_start : block_start + num_blocks]

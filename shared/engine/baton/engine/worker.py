@@ -1,0 +1,131 @@
+"""The engine's thread, and its bridge to asyncio.
+
+The thread owns all tensors. Events cross over in batches, one `call_soon_threadsafe` per step;
+callbacks run on the event loop. Commands go straight to `Engine`, whose lock is never held for
+long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from baton.core.errors import Internal
+from baton.engine.config import EngineConfig
+from baton.engine.engine import Engine
+from baton.engine.events import Event
+from baton.engine.model import Progress
+
+_IDLE_WAIT_S = 0.5
+_JOIN_TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[Event], None]
+
+
+class EngineWorker:
+    """An engine in its thread. Made by `start`; all methods belong to the loop that started it."""
+
+    def __init__(self, config: EngineConfig, on_progress: Progress | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[Engine] = self._loop.create_future()
+        self._on_progress = on_progress
+        self._callbacks: dict[str, Callback] = {}
+        self._is_stopping = False
+        self._last_step_at_s = time.monotonic()
+        self._thread = threading.Thread(
+            target=self._run, args=(config,), name="baton-engine", daemon=True
+        )
+
+    @classmethod
+    async def start(cls, config: EngineConfig, on_progress: Progress | None = None) -> EngineWorker:
+        """Loads the model in the engine's thread, and starts computing.
+
+        Raises:
+            ModelNotFound, Unsupported, InvalidRequest: it cannot be served.
+        """
+        worker = cls(config, on_progress)
+        worker._thread.start()
+        await worker._loaded
+        return worker
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        return self._loaded.result()
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the thread computes."""
+        return self._thread.is_alive() and not self._is_stopping
+
+    def last_step_age_s(self) -> float:
+        """Seconds since the thread last showed life: small when idle, a step's length when busy."""
+        return time.monotonic() - self._last_step_at_s
+
+    def subscribe(self, seq_id: str, callback: Callback) -> None:
+        """Has a sequence's events delivered, in order. Call it before the sequence starts."""
+        self._callbacks[seq_id] = callback
+
+    def unsubscribe(self, seq_id: str) -> None:
+        """Ends the delivery. Idempotent."""
+        self._callbacks.pop(seq_id, None)
+
+    async def stop(self) -> None:
+        """Ends the thread after the step under way, and lets go of the KV. Idempotent."""
+        self._is_stopping = True
+        if self._loaded.done() and not self._loaded.cancelled() and not self._loaded.exception():
+            self.engine.notify()
+        await asyncio.to_thread(self._thread.join, _JOIN_TIMEOUT_S)
+
+    def _run(self, config: EngineConfig) -> None:
+        try:
+            engine = Engine(config, self._report)
+        except Exception as error:  # noqa: BLE001 - whoever awaits `start` gets it
+            self._call(self._set_loaded, None, error)
+            return
+        self._call(self._set_loaded, engine, None)
+        try:
+            while not self._is_stopping:
+                has_stepped = engine.step()
+                self._last_step_at_s = time.monotonic()
+                self._send(engine.drain_events())
+                if not has_stepped:
+                    engine.wait(_IDLE_WAIT_S)
+        except Exception:
+            logger.exception("engine died")
+        engine.fail_all(Internal("the engine has stopped"))
+        self._send(engine.drain_events())
+        engine.close()
+
+    def _set_loaded(self, engine: Engine | None, error: Exception | None) -> None:
+        if self._loaded.done():
+            return
+        if engine is not None:
+            self._loaded.set_result(engine)
+        elif error is not None:
+            self._loaded.set_exception(error)
+
+    def _report(self, fraction: float, text: str) -> None:
+        if self._on_progress is not None:
+            self._call(self._on_progress, fraction, text)
+
+    def _send(self, events: Sequence[Event]) -> None:
+        if events:
+            self._call(self._deliver, events)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        # The loop may be closed already when a process goes down hard.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            callback = self._callbacks.get(event.seq_id)
+            if callback is not None:
+                callback(event)
