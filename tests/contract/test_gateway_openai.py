@@ -328,7 +328,7 @@ async def test_trace_goes_from_the_http_caller_to_the_scheduler(edge):
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     header = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
     await edge.raw.post("/v1/completions", json={"prompt": "x", "model": "demo"}, headers=header)
-    [span] = edge.spans.get_finished_spans()
+    [span] = await eventually(edge.spans.get_finished_spans)
     assert span.name == "POST /v1/completions"
     assert span.attributes is not None
     assert span.attributes["http.response.status_code"] == 200
