@@ -1,0 +1,239 @@
+"""What the scheduler and its peers say to one another, as plain values: no protobuf here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.core.errors import BatonError
+from baton.core.hashing import Fingerprint
+from baton.core.request import Stage
+from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[ChatTurn, ...] | tuple[int, ...]
+"""Text, a conversation, or token ids. An empty one never gets past the servicer."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateJob:
+    """A checked request for one completion."""
+
+    model: str
+    prompt: Prompt
+    sampling: SamplingParams
+    request_id: str
+    priority: int = 0
+    cache_salt: str = ""
+    keep_special_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenizer's answer."""
+
+    model: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """The next tokens of one output, on their way to the tokenizer."""
+
+    stream_id: int
+    token_ids: tuple[int, ...] = ()
+    open: OpenText | None = None
+    """On an output's first piece only."""
+    is_last: bool = False
+    describe_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenText:
+    """How an output is to be turned into text."""
+
+    model: str
+    stop: tuple[str, ...] = ()
+    keep_special_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A single token's text."""
+
+    token_bytes: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextReply:
+    """Text that became certain."""
+
+    stream_id: int
+    text: str
+    stop: str = ""
+    """Stop string that was found."""
+    num_tokens: int = 0
+    """How many of the piece's tokens belong to the output."""
+    token_texts: tuple[TokenText, ...] = ()
+    error: BatonError | None = None
+    """Why this output cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOrder:
+    """What one attempt asks of its workers."""
+
+    request_id: str
+    attempt: int
+    token_ids: tuple[int, ...]
+    """The prompt and what was produced so far."""
+    num_output_tokens: int
+    """How many of them were produced."""
+    sampling: SamplingParams
+    fingerprint: Fingerprint | None = None
+    """What the decode worker computes with, as it announced it."""
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """Where a prefill worker sends the KV."""
+
+    worker_id: str
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Room at a decode worker, under a lease."""
+
+    reservation_id: str
+    epoch: int
+    """Fences out writes meant for an earlier reservation of the same blocks."""
+    lease_s: float
+    num_blocks: int
+    num_cached_blocks: int
+    push_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillStarted:
+    """The prompt left the prefill worker's queue."""
+
+    queue_s: float
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The prompt is computed."""
+
+    token_id: int
+    logprob: TokenLogprob | None
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """The prompt's KV is committed at the decode worker."""
+
+    num_bytes: int
+    num_blocks: int
+    transfer_s: float
+    exposed_s: float
+    """Part of `transfer_s` after the first token."""
+
+
+PrefillEvent = PrefillStarted | FirstToken | PrefillDone
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTimings:
+    """Times at the decode worker up to the first token that it made."""
+
+    wait_for_kv_s: float
+    queue_s: float
+    first_step_s: float
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Tokens of one step."""
+
+    token_index: int
+    """Of the first token here among the request's output tokens, over all attempts."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    timings: DecodeTimings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request used, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementTaken:
+    """Where a request ran, and why."""
+
+    prefill_worker_id: str
+    decode_worker_id: str
+    is_local: bool
+    reason: str
+    attempts: int
+    decode_cached_tokens: int
+    prefill_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputToken:
+    """One output token with its log-probabilities and texts."""
+
+    token_id: int
+    text: TokenText
+    logprob: float
+    top: tuple[OutputToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What only a request's last message carries."""
+
+    finish_reason: FinishReason
+    stop_reason: str
+    usage: Usage
+    stages: tuple[Stage, ...]
+    placement: PlacementTaken
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of the answer."""
+
+    text: str
+    token_index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[OutputToken, ...] = field(default=())
+    ending: Ending | None = None

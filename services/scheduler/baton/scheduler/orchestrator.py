@@ -1,0 +1,344 @@
+"""A request's way through the services: tokenize, admit, then attempts until one ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from random import Random
+
+from baton.core.admission import Admission, Ticket
+from baton.core.errors import (
+    BatonError,
+    InvalidRequest,
+    NoWorker,
+    PromptTooLong,
+    WorkerDraining,
+)
+from baton.core.placement import Placement, PlacementJob, place
+from baton.core.request import RequestStatus
+from baton.rpc.telemetry import trace_id_hex
+from baton.scheduler.attempt import Attempt, AttemptTools
+from baton.scheduler.encoder import Encoder
+from baton.scheduler.failover import AttemptFailed, Failover, Verdict
+from baton.scheduler.gate import Gate
+from baton.scheduler.live import LiveRequest, SchedulerMetrics
+from baton.scheduler.messages import GenerateJob, OpenText
+from baton.scheduler.relay import Emit, OutputRelay
+from baton.scheduler.text import TextRelay
+from baton.scheduler.view import ClusterWatch
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.05
+_SEED_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the orchestrator works with."""
+
+    cluster: ClusterWatch
+    encoder: Encoder
+    text: TextRelay
+    tools: AttemptTools
+    metrics: SchedulerMetrics
+    clock: Callable[[], float]
+    rng: Random
+
+
+class Orchestrator:
+    """Runs requests. One per process."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._cluster = around.cluster
+        self._settings = around.tools.settings
+        self._clock = around.clock
+        self._admission = Admission(self._settings.max_waiting_requests)
+        self._gate = Gate(self._admission, around.cluster.num_places, around.clock)
+        self._live: dict[str, LiveRequest] = {}
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._ordinal = 0
+        self._is_draining = False
+
+    @property
+    def num_running(self) -> int:
+        """Requests with workers, or about to get them."""
+        return self._admission.num_running()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for admission."""
+        return self._admission.num_waiting()
+
+    def requests_by_state(self) -> Mapping[str, int]:
+        """Requests now here, by state name."""
+        return Counter(live.state.status.value for live in self._live.values())
+
+    def cluster_changed(self) -> None:
+        """Lets waiting requests in where workers have come."""
+        for model in {live.model for live in self._live.values()}:
+            self._gate.advance(model)
+
+    async def generate(
+        self, job: GenerateJob, timeout_s: float, emit: Callable[[LiveRequest], Emit]
+    ) -> None:
+        """Runs a request to its end; returns after the last message was sent.
+
+        `emit` makes the sender of the accepted request's messages.
+
+        Raises:
+            BatonError: the request ended otherwise.
+        """
+        if self._is_draining:
+            raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)
+        if job.request_id in self._live:
+            raise InvalidRequest(f"request_id {job.request_id!r} is in use by a running request")
+        model = self._cluster.resolve_model(job.model)
+        live = LiveRequest(job, self._clock, timeout_s, model)
+        self._live[job.request_id] = live
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        try:
+            await self._run_to_an_end(live, emit(live))
+        finally:
+            del self._live[job.request_id]
+            if task is not None:
+                self._tasks.discard(task)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new requests, waits for the running ones, and cuts off those that stay."""
+        self._is_draining = True
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=grace_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=1.0)
+
+    def close(self) -> None:
+        """Stops timers."""
+        self._gate.close()
+
+    async def _run_to_an_end(self, live: LiveRequest, emit: Emit) -> None:
+        status = "ok"
+        try:
+            async with asyncio.timeout(live.remaining_s()):
+                await self._run(live, emit)
+        except TimeoutError as error:
+            if not live.state.is_over:
+                status = "deadline"
+                raise live.late() from error
+        except asyncio.CancelledError:
+            status = "deadline" if self._clock() >= live.deadline_s else "cancelled"
+            raise
+        except BatonError as error:
+            status = error.reason.name.lower()
+            raise
+        finally:
+            self._close(live, status)
+
+    def _close(self, live: LiveRequest, status: str) -> None:
+        now = self._clock()
+        if live.state.is_over:
+            status = "ok"
+        else:
+            is_callers = status in {"cancelled", "deadline"}
+            live.state.end(RequestStatus.ABORTED if is_callers else RequestStatus.FAILED, now)
+        metrics = self._around.metrics
+        metrics.requests.labels(status).inc()
+        metrics.e2e_s.observe(now - live.stages.arrived_at_s)
+
+    async def _run(self, live: LiveRequest, emit: Emit) -> None:
+        await self._tokenize(live)
+        job = live.job
+        ticket: Ticket | None = None
+        text = self._around.text.open(
+            OpenText(live.model, live.sampling.stop, job.keep_special_tokens),
+            self._settings.tokenizer_timeout_s,
+        )
+        relay = OutputRelay(live, text, emit, self._around.metrics)
+        failover = Failover(self._settings.max_attempts, self._around.rng)
+        try:
+            with self._around.tools.spans.stage("admit", {"baton.priority": job.priority}) as span:
+                ticket = await self._gate.enter(
+                    job.request_id, live.model, priority=job.priority, deadline_s=live.deadline_s
+                )
+                placement = await self._place(live, failover)
+                span.set_attributes(_attributes(placement))
+            live.stages.mark("admit", self._clock())
+            while not await self._attempt(live, placement, relay, failover, ticket):
+                if self._is_complete(live):
+                    await relay.finish_at_limit()
+                    return
+                with self._around.tools.spans.stage("admit", {"baton.retry": True}) as span:
+                    placement = await self._place(live, failover)
+                    span.set_attributes(_attributes(placement))
+                live.stages.mark("retry", self._clock())
+        finally:
+            text.close()
+            if ticket is not None:
+                self._gate.leave(ticket)
+
+    async def _tokenize(self, live: LiveRequest) -> None:
+        job, model = live.job, live.model
+        with self._around.tools.spans.stage("tokenize", {"baton.model": model}) as span:
+            live.trace_id = trace_id_hex(span)
+            if isinstance(job.prompt, tuple) and all(isinstance(item, int) for item in job.prompt):
+                live.prompt_ids = tuple(item for item in job.prompt if isinstance(item, int))
+            else:
+                live.prompt_ids = await self._around.encoder.encode(
+                    model, job.prompt, live.remaining_s()
+                )
+            span.set_attribute("baton.prompt_tokens", len(live.prompt_ids))
+        if not live.prompt_ids:
+            raise InvalidRequest("the prompt is empty; it must have at least one token")
+        self._around.metrics.prompt_tokens.inc(len(live.prompt_ids))
+        seed = job.sampling.seed
+        live.sampling = replace(
+            job.sampling,
+            max_tokens=self._max_tokens(live),
+            seed=self._around.rng.getrandbits(_SEED_BITS) if seed is None else seed,
+        )
+        now = self._clock()
+        live.stages.mark("tokenize", now, num_tokens=len(live.prompt_ids))
+        live.state.transition(RequestStatus.TOKENIZED, now)
+
+    def _max_tokens(self, live: LiveRequest) -> int | None:
+        """Most tokens to produce, None when no worker says how many it takes.
+
+        Raises:
+            PromptTooLong: prompt and output do not fit the model's context.
+        """
+        limit = self._cluster.max_model_len_tokens(live.model)
+        wanted = live.job.sampling.max_tokens
+        num_prompt = len(live.prompt_ids)
+        if not limit:
+            return wanted
+        if num_prompt + (wanted or 1) > limit:
+            raise PromptTooLong(
+                f"the prompt has {num_prompt} tokens and max_tokens asks for"
+                f" {wanted or 1}, together {num_prompt + (wanted or 1)}; model {live.model!r}"
+                f" takes {limit}: shorten the prompt by"
+                f" {num_prompt + (wanted or 1) - limit} tokens"
+                + (" or lower max_tokens" if wanted else "")
+            )
+        return wanted if wanted is not None else limit - num_prompt
+
+    def _is_complete(self, live: LiveRequest) -> bool:
+        """True when the limit was reached, though the worker died before it said so."""
+        most = live.sampling.max_tokens
+        return most is not None and len(live.output_ids) >= most
+
+    async def _place(self, live: LiveRequest, failover: Failover) -> Placement:
+        """Chooses workers for the next attempt; waits a while for one to appear."""
+        give_up_s = self._clock() + self._settings.worker_wait_s
+        token_ids = (*live.prompt_ids, *live.output_ids)
+        cached = self._cluster.cached_blocks(live.model, token_ids, live.job.cache_salt)
+        self._ordinal += 1
+        job = PlacementJob(
+            model=live.model,
+            num_tokens=len(token_ids),
+            ordinal=self._ordinal,
+            cached_blocks=cached,
+            loads=self._cluster.loads(),
+            excluded=failover.excluded,
+        )
+        while True:
+            now = self._clock()
+            try:
+                placement = place(self._cluster.view(), job, self._settings.placement_rules, now)
+            except NoWorker:
+                if now >= give_up_s:
+                    raise
+                await asyncio.sleep(_POLL_S)
+                continue
+            live.state.transition(RequestStatus.ADMITTED, now)
+            live.attempts = failover.num_failures + 1
+            metrics = self._around.metrics
+            metrics.decisions.labels(placement.decision, placement.reason).inc()
+            return placement
+
+    async def _attempt(
+        self,
+        live: LiveRequest,
+        placement: Placement,
+        relay: OutputRelay,
+        failover: Failover,
+        ticket: Ticket,
+    ) -> bool:
+        """Runs one attempt; False when another one is due."""
+        num_tokens = len(live.prompt_ids) + len(live.output_ids)
+        try:
+            with self._cluster.placed(placement, num_tokens) as prefilled:
+                await Attempt(live, placement, relay, self._around.tools, prefilled).run()
+        except AttemptFailed as failure:
+            await self._recover(live, failover, ticket, failure)
+            return False
+        return True
+
+    async def _recover(
+        self, live: LiveRequest, failover: Failover, ticket: Ticket, failure: AttemptFailed
+    ) -> None:
+        """Gets ready for another attempt, or raises why there is none."""
+        verdict = failover.judge(failure)
+        logger.info(
+            "attempt failed",
+            extra={
+                "request_id": live.request_id,
+                "stage": failure.stage,
+                "worker": failure.worker_id,
+                "reason": failure.error.reason.name,
+                "verdict": verdict.value,
+                "num_output_tokens": len(live.output_ids),
+            },
+        )
+        if failure.is_unreachable:
+            self._cluster.suspect(failure.worker_id)
+        if verdict is Verdict.GIVE_UP:
+            raise failure.error
+        self._around.metrics.retries.labels(failure.stage).inc()
+        if verdict is Verdict.TRY_NEXT:
+            await self._find_room(live, failover, ticket)
+            return
+        live.state.transition(RequestStatus.RELEASING, self._clock())
+        await asyncio.sleep(min(failover.backoff_s(), live.remaining_s()))
+        if failure.is_unreachable:
+            await self._wait_for_worker(live, failover)
+
+    async def _find_room(self, live: LiveRequest, failover: Failover, ticket: Ticket) -> None:
+        """Goes on to the next worker, or back into the queue when all of them are full."""
+        is_reserved = live.state.status is not RequestStatus.ADMITTED
+        if is_reserved or self._cluster.has_healthy_decode(live.model, failover.excluded):
+            live.state.transition(RequestStatus.RELEASING, self._clock())
+            return
+        live.state.transition(RequestStatus.TOKENIZED, self._clock())
+        limit_s = failover.room_wait_s(self._settings.kv_wait_s, self._clock())
+        await self._gate.wait_again(ticket, limit_s)
+
+    async def _wait_for_worker(self, live: LiveRequest, failover: Failover) -> None:
+        """Until a worker that has not failed the request is there, for a bounded time."""
+        give_up_s = self._clock() + min(self._settings.worker_wait_s, live.remaining_s())
+        while self._clock() < give_up_s:
+            if self._cluster.has_healthy_decode(live.model, failover.excluded):
+                return
+            await asyncio.sleep(_POLL_S)
+
+
+def _attributes(placement: Placement) -> Mapping[str, str | int | float]:
+    """What a placement was decided on, for a span."""
+    return {
+        "baton.decision": placement.decision,
+        "baton.reason": placement.reason,
+        "baton.num_candidates": placement.num_candidates,
+        "baton.decode_worker_id": placement.decode.worker_id,
+        "baton.prefill_worker_id": (placement.prefill or placement.decode).worker_id,
+        "baton.decode_cached_tokens": placement.decode_cached_tokens,
+        "baton.prefill_cached_tokens": placement.prefill_cached_tokens,
+        "baton.predicted_ttft_s": placement.predicted_ttft_s,
+    }

@@ -1,0 +1,187 @@
+"""Token batches of any number of attempts to one gapless output for the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from baton.core.request import RequestStatus, Stage
+from baton.core.sampling import FinishReason, TokenLogprob
+from baton.scheduler.live import LiveRequest, SchedulerMetrics
+from baton.scheduler.messages import (
+    Ending,
+    Output,
+    OutputToken,
+    PlacementTaken,
+    TextReply,
+    TokenBatch,
+    TokenText,
+    Usage,
+)
+from baton.scheduler.text import TextOutput
+
+FIRST_DECODE_STAGE = "first_decode"
+_NOWHERE = PlacementTaken(
+    prefill_worker_id="",
+    decode_worker_id="",
+    is_local=False,
+    reason="",
+    attempts=0,
+    decode_cached_tokens=0,
+    prefill_cached_tokens=0,
+)
+Emit = Callable[[Output], Awaitable[None]]
+"""Sends a piece to the caller; waits while the caller is slow."""
+
+
+class OutputRelay:
+    """Drops tokens that the caller has, turns the others into text, and ends the output once."""
+
+    def __init__(
+        self, live: LiveRequest, text: TextOutput, emit: Emit, metrics: SchedulerMetrics
+    ) -> None:
+        self._live = live
+        self._text = text
+        self._emit = emit
+        self._metrics = metrics
+        self._last_at_s: float | None = None
+        self._cached_tokens = 0
+        self._draft_tokens = 0
+        self._accepted_tokens = 0
+
+    def found_cached(self, num_tokens: int) -> None:
+        """Notes how much of the prompt a worker had in its cache."""
+        self._cached_tokens = max(self._cached_tokens, min(num_tokens, len(self._live.prompt_ids)))
+
+    async def feed(self, batch: TokenBatch) -> bool:
+        """Sends what is new in a batch, which leaves no gap; True when the output has ended."""
+        self._draft_tokens += batch.draft_tokens
+        self._accepted_tokens += batch.accepted_tokens
+        start = len(self._live.output_ids)
+        num_known = start - batch.token_index if batch.token_ids else 0
+        token_ids = batch.token_ids[num_known:]
+        if not token_ids and batch.finish_reason is None:
+            return False
+        logprobs = batch.logprobs[num_known:]
+        reply = await self._to_text(batch, token_ids, logprobs)
+        num_shown = reply.num_tokens if reply.stop else len(token_ids)
+        await self._send(batch, token_ids[:num_shown], logprobs[:num_shown], reply)
+        return batch.finish_reason is not None or bool(reply.stop)
+
+    async def finish_at_limit(self) -> None:
+        """Ends an output whose last token is out but whose worker died before it said so."""
+        batch = TokenBatch(len(self._live.output_ids), (), finish_reason=FinishReason.LENGTH)
+        await self.feed(batch)
+
+    async def _to_text(
+        self, batch: TokenBatch, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]
+    ) -> TextReply:
+        describe: list[int] = []
+        for token_id, logprob in zip(token_ids, logprobs, strict=False):
+            describe += [token_id, *logprob.top_token_ids]
+        return await self._text.add(
+            self._visible(batch, token_ids),
+            describe=describe,
+            is_last=batch.finish_reason is not None,
+        )
+
+    def _visible(self, batch: TokenBatch, token_ids: Sequence[int]) -> Sequence[int]:
+        """Without the stop token that ended the output: like a stop string, it is not shown."""
+        is_stop_token = batch.stop_token_id is not None and bool(token_ids)
+        if is_stop_token and not self._live.job.keep_special_tokens:
+            return token_ids[:-1]
+        return token_ids
+
+    async def _send(
+        self,
+        batch: TokenBatch,
+        token_ids: Sequence[int],
+        logprobs: Sequence[TokenLogprob],
+        reply: TextReply,
+    ) -> None:
+        live = self._live
+        now = live.clock()
+        live.stages.first_token("detokenize", now)
+        self._observe(now, len(token_ids))
+        index = len(live.output_ids)
+        live.output_ids.extend(token_ids)
+        finish_reason = FinishReason.STOP if reply.stop else batch.finish_reason
+        await self._emit(
+            Output(
+                text=reply.text,
+                token_index=index,
+                token_ids=tuple(token_ids),
+                logprobs=_with_texts(token_ids, logprobs, reply.token_texts),
+                ending=self._ending(finish_reason, batch, reply) if finish_reason else None,
+            )
+        )
+        if finish_reason is not None:
+            live.state.end(RequestStatus.FINISHED, live.clock())
+
+    def _observe(self, now: float, num_tokens: int) -> None:
+        if self._last_at_s is None:
+            self._metrics.ttft_s.observe(self._live.stages.ttft_s or 0.0)
+        else:
+            for _ in range(num_tokens):
+                self._metrics.itl_s.observe((now - self._last_at_s) / num_tokens)
+        if num_tokens:
+            self._last_at_s = now
+        self._metrics.generation_tokens.inc(num_tokens)
+
+    def _ending(self, reason: FinishReason, batch: TokenBatch, reply: TextReply) -> Ending:
+        live = self._live
+        stages = live.stages
+        now = live.clock()
+        start_s = self._decode_start_s()
+        stages.add(
+            Stage(
+                "decode",
+                start_s=start_s,
+                duration_s=max(0.0, stages.since_arrival(now) - start_s),
+                before_first_token=False,
+                worker_id=live.placement.decode_worker_id if live.placement else "",
+                num_tokens=max(0, len(live.output_ids) - 1),
+            )
+        )
+        return Ending(
+            finish_reason=reason,
+            stop_reason=reply.stop or self._stop_token(batch),
+            usage=Usage(
+                prompt_tokens=len(live.prompt_ids),
+                completion_tokens=len(live.output_ids),
+                cached_tokens=self._cached_tokens,
+                draft_tokens=self._draft_tokens,
+                accepted_tokens=self._accepted_tokens,
+            ),
+            stages=tuple(stages.stages),
+            placement=live.placement or _NOWHERE,
+        )
+
+    def _decode_start_s(self) -> float:
+        """After the first token, and after the decode worker's first step where that came later."""
+        stages = self._live.stages
+        ends = [s.start_s + s.duration_s for s in stages.stages if s.name == FIRST_DECODE_STAGE]
+        return max([stages.ttft_s or 0.0, *ends])
+
+    def _stop_token(self, batch: TokenBatch) -> str:
+        """Named only when the caller asked for it; a model's own end of sequence is not news."""
+        is_asked_for = batch.stop_token_id in self._live.sampling.stop_token_ids
+        return str(batch.stop_token_id) if is_asked_for else ""
+
+
+def _with_texts(
+    token_ids: Sequence[int], logprobs: Sequence[TokenLogprob], texts: Sequence[TokenText]
+) -> tuple[OutputToken, ...]:
+    """Joins log-probabilities with the texts that were asked for in the same order."""
+    remaining = iter(texts)
+    nothing = TokenText(b"", "")
+    joined = []
+    for token_id, logprob in zip(token_ids, logprobs, strict=False):
+        text = next(remaining, nothing)
+        top = tuple(
+            OutputToken(top_id, next(remaining, nothing), top_logprob)
+            for top_id, top_logprob in zip(
+                logprob.top_token_ids, logprob.top_logprobs, strict=False
+            )
+        )
+        joined.append(OutputToken(token_id, text, logprob.logprob, top))
+    return tuple(joined)

@@ -1,0 +1,91 @@
+"""The scheduler's parts, put together for its process."""
+
+from __future__ import annotations
+
+import grpc
+
+from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.scheduler.attempt import AttemptTools
+from baton.scheduler.background import Leases, Releases
+from baton.scheduler.encoder import Encoder
+from baton.scheduler.live import SchedulerMetrics, StageSpans
+from baton.scheduler.orchestrator import Orchestrator, Surroundings
+from baton.scheduler.peers import Peers
+from baton.scheduler.servicer import Edge, InferenceServicer, add_inference_servicer
+from baton.scheduler.settings import SchedulerSettings
+from baton.scheduler.text import TextRelay
+from baton.scheduler.view import ClusterWatch, PrefixWatch
+
+_RELEASE_WAIT_S = 3.0
+
+
+class SchedulerService:
+    """A scheduler, as `rpc.process` runs it."""
+
+    def __init__(self, runtime: Runtime[SchedulerSettings]) -> None:
+        settings = runtime.settings
+        self._prefixes = PrefixWatch(runtime.bus, runtime.control, runtime.members)
+        cluster = ClusterWatch(runtime.members, self._prefixes.index, runtime.clock)
+        peers = Peers(runtime.channels)
+        self._releases = Releases()
+        self._leases = Leases()
+        self._text = TextRelay(
+            lambda address: peers.tokenizer(address).stream_text(),
+            lambda model, avoid: cluster.tokenizer(model, avoid).status.address,
+        )
+        tools = AttemptTools(
+            peers, self._releases, self._leases, StageSpans(runtime.telemetry), settings
+        )
+        encoder = Encoder(cluster, peers, settings.tokenizer_timeout_s)
+        metrics = SchedulerMetrics(runtime.metrics)
+        self._orchestrator = Orchestrator(
+            Surroundings(cluster, encoder, self._text, tools, metrics, runtime.clock, runtime.rng)
+        )
+        metrics.running.set_function(lambda: self._orchestrator.num_running)
+        metrics.waiting.set_function(lambda: self._orchestrator.num_waiting)
+        runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
+        self._servicer = InferenceServicer(
+            Edge(
+                self._orchestrator,
+                encoder,
+                cluster,
+                lambda: runtime.bus.is_connected,
+                settings.request_timeout_s,
+                runtime.rng,
+            )
+        )
+
+    def register(self, server: grpc.aio.Server) -> list[str]:
+        """See `runtime.Service`."""
+        return [add_inference_servicer(self._servicer, server)]
+
+    async def start(self) -> None:
+        """See `runtime.Service`."""
+        await self._prefixes.start()
+
+    def snapshot(self) -> ServiceSnapshot:
+        """See `runtime.Service`."""
+        states = self._orchestrator.requests_by_state()
+        return ServiceSnapshot(
+            num_running=self._orchestrator.num_running,
+            num_waiting=self._orchestrator.num_waiting,
+            stats={f"requests_{state}": float(count) for state, count in states.items()},
+        )
+
+    def kv_snapshot(self) -> tuple[int, list[bytes]]:
+        """A scheduler has no KV."""
+        return 0, []
+
+    async def drain(self, grace_s: float) -> None:
+        """See `runtime.Service`."""
+        await self._orchestrator.drain(grace_s)
+        await self._releases.finish(_RELEASE_WAIT_S)
+
+    async def stop(self) -> None:
+        """See `runtime.Service`."""
+        await self._orchestrator.drain(0.0)
+        self._orchestrator.close()
+        await self._releases.finish(_RELEASE_WAIT_S)
+        await self._leases.close()
+        await self._text.close()
+        await self._prefixes.stop()

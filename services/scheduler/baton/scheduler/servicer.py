@@ -1,0 +1,260 @@
+"""InferenceService on the wire: protobuf in, protobuf out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from baton.core.errors import InvalidRequest
+from baton.core.ids import check_request_id, make_id
+from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
+from baton.core.request import Stage
+from baton.rpc.convert import (
+    duration_to_pb,
+    finish_to_pb,
+    sampling_from_pb,
+    status_to_pb,
+)
+from baton.rpc.logs import bind_request_id
+from baton.scheduler.encoder import Encoder
+from baton.scheduler.live import LiveRequest
+from baton.scheduler.messages import (
+    ChatTurn,
+    Ending,
+    GenerateJob,
+    Output,
+    OutputToken,
+    Prompt,
+)
+from baton.scheduler.orchestrator import Orchestrator
+from baton.scheduler.view import ClusterWatch
+from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+
+MAX_CACHE_SALT_CHARS = 256
+MAX_CHAT_MESSAGES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What the servicer answers from."""
+
+    orchestrator: Orchestrator
+    encoder: Encoder
+    cluster: ClusterWatch
+    is_bus_connected: Callable[[], bool]
+    request_timeout_s: float
+    rng: Random
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Answers InferenceService."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
+        """Runs a request. Writes by itself, so that a cancelled call is noticed at once."""
+        job = self._job(request)
+        bind_request_id(job.request_id)
+
+        def sender(live: LiveRequest) -> Callable[[Output], Any]:
+            return _Sender(context, request, live).send
+
+        await self._edge.orchestrator.generate(job, self._timeout_s(context), sender)
+
+    async def ListModels(
+        self, request: inference_pb2.ListModelsRequest, context: Any
+    ) -> inference_pb2.ListModelsResponse:
+        """The models that can be used now."""
+        cluster = self._edge.cluster
+        return inference_pb2.ListModelsResponse(
+            models=[
+                inference_pb2.ModelInfo(
+                    model=model,
+                    max_model_len_tokens=cluster.max_model_len_tokens(model),
+                    num_prefill_workers=cluster.num_workers(PREFILL_ROLE, model),
+                    num_decode_workers=cluster.num_workers(DECODE_ROLE, model),
+                )
+                for model in cluster.models()
+            ]
+        )
+
+    async def Tokenize(
+        self, request: inference_pb2.TokenizeRequest, context: Any
+    ) -> inference_pb2.TokenizeResponse:
+        """Text or a conversation to token ids."""
+        cluster = self._edge.cluster
+        model = cluster.resolve_model(request.model)
+        kind = request.WhichOneof("input")
+        if kind is None:
+            raise InvalidRequest("set text or chat")
+        prompt = request.text if kind == "text" else _turns(request.chat)
+        token_ids = await self._edge.encoder.encode(model, prompt, self._timeout_s(context))
+        return inference_pb2.TokenizeResponse(
+            token_ids=token_ids, max_model_len_tokens=cluster.max_model_len_tokens(model)
+        )
+
+    async def Detokenize(
+        self, request: inference_pb2.DetokenizeRequest, context: Any
+    ) -> inference_pb2.DetokenizeResponse:
+        """Token ids to text."""
+        model = self._edge.cluster.resolve_model(request.model)
+        timeout_s = self._timeout_s(context)
+        text = await self._edge.encoder.decode(model, list(request.token_ids), timeout_s)
+        return inference_pb2.DetokenizeResponse(text=text)
+
+    async def GetClusterStatus(
+        self, request: inference_pb2.GetClusterStatusRequest, context: Any
+    ) -> inference_pb2.GetClusterStatusResponse:
+        """Every process that the scheduler knows, itself included."""
+        members = sorted(
+            self._edge.cluster.view(), key=lambda member: (member.status.role, member.worker_id)
+        )
+        return inference_pb2.GetClusterStatusResponse(
+            services=[status_to_pb(member.status) for member in members],
+            bus_connected=self._edge.is_bus_connected(),
+            requests_by_state=self._edge.orchestrator.requests_by_state(),
+        )
+
+    def _timeout_s(self, context: Any) -> float:
+        remaining_s = context.time_remaining()
+        limit_s = self._edge.request_timeout_s
+        return limit_s if remaining_s is None else float(remaining_s)
+
+    def _job(self, request: inference_pb2.GenerateRequest) -> GenerateJob:
+        if len(request.cache_salt) > MAX_CACHE_SALT_CHARS:
+            raise InvalidRequest(f"cache_salt must have at most {MAX_CACHE_SALT_CHARS} characters")
+        return GenerateJob(
+            model=request.model,
+            prompt=_prompt(request),
+            sampling=sampling_from_pb(request.sampling),
+            request_id=(
+                check_request_id(request.request_id)
+                if request.request_id
+                else make_id("req", self._edge.rng)
+            ),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            keep_special_tokens=request.keep_special_tokens,
+        )
+
+
+class _Sender:
+    """Turns one request's outputs into messages and writes them."""
+
+    def __init__(
+        self, context: Any, request: inference_pb2.GenerateRequest, live: LiveRequest
+    ) -> None:
+        self._context = context
+        self._request = request
+        self._live = live
+        self._is_first = True
+
+    async def send(self, output: Output) -> None:
+        """Waits while the caller's window is full."""
+        live = self._live
+        message = inference_pb2.GenerateResponse(
+            request_id=live.request_id,
+            model=live.model,
+            text=output.text,
+            token_index=output.token_index,
+            num_tokens=len(output.token_ids),
+            token_ids=output.token_ids if self._request.return_token_ids else (),
+            logprobs=[_logprob(token) for token in output.logprobs],
+        )
+        if self._is_first or output.ending is not None:
+            message.trace_id = live.trace_id
+        if output.ending is not None:
+            _add_ending(message, output.ending, is_explained=self._request.explain)
+        self._is_first = False
+        await self._context.write(message)
+
+
+def _prompt(request: inference_pb2.GenerateRequest) -> Prompt:
+    kind = request.WhichOneof("prompt")
+    if kind == "text" and request.text:
+        return str(request.text)
+    if kind == "chat":
+        return _turns(request.chat)
+    if kind == "tokens" and request.tokens.token_ids:
+        return tuple(request.tokens.token_ids)
+    raise InvalidRequest(
+        "the prompt is empty; set text, chat or tokens to something that is not empty"
+    )
+
+
+def _turns(chat: inference_pb2.ChatPrompt) -> tuple[ChatTurn, ...]:
+    if not 0 < len(chat.messages) <= MAX_CHAT_MESSAGES:
+        raise InvalidRequest(
+            f"chat must have 1 to {MAX_CHAT_MESSAGES} messages, got {len(chat.messages)}"
+        )
+    return tuple(ChatTurn(message.role, message.content) for message in chat.messages)
+
+
+def _add_ending(
+    message: inference_pb2.GenerateResponse, ending: Ending, *, is_explained: bool
+) -> None:
+    usage, placement = ending.usage, ending.placement
+    message.finish_reason = finish_to_pb(ending.finish_reason)
+    message.stop_reason = ending.stop_reason
+    message.usage.CopyFrom(
+        common_pb2.Usage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            draft_tokens=usage.draft_tokens,
+            accepted_tokens=usage.accepted_tokens,
+        )
+    )
+    if not is_explained:
+        return
+    message.stages.extend(_stage(stage) for stage in ending.stages)
+    message.placement.CopyFrom(
+        inference_pb2.Placement(
+            prefill_worker_id=placement.prefill_worker_id,
+            decode_worker_id=placement.decode_worker_id,
+            local_prefill=placement.is_local,
+            reason=placement.reason,
+            attempts=placement.attempts,
+            decode_cached_tokens=placement.decode_cached_tokens,
+            prefill_cached_tokens=placement.prefill_cached_tokens,
+        )
+    )
+
+
+def _stage(stage: Stage) -> common_pb2.StageTiming:
+    return common_pb2.StageTiming(
+        stage=stage.name,
+        start=duration_to_pb(stage.start_s),
+        duration=duration_to_pb(stage.duration_s),
+        before_first_token=stage.before_first_token,
+        worker_id=stage.worker_id,
+        bytes=stage.num_bytes,
+        tokens=stage.num_tokens,
+    )
+
+
+def _logprob(token: OutputToken) -> inference_pb2.OutputLogprob:
+    return inference_pb2.OutputLogprob(
+        token_id=token.token_id,
+        token=token.text.text,
+        token_bytes=token.text.token_bytes,
+        logprob=token.logprob,
+        top=[
+            inference_pb2.TopLogprob(
+                token_id=top.token_id,
+                token=top.text.text,
+                token_bytes=top.text.token_bytes,
+                logprob=top.logprob,
+            )
+            for top in token.top
+        ],
+    )
+
+
+def add_inference_servicer(servicer: InferenceServicer, server: Any) -> str:
+    """Adds it to a server; returns the service's full name."""
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    return str(inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name)

@@ -1,0 +1,50 @@
+"""Settings of the scheduler."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from baton.core.placement import PlacementRules
+from baton.rpc.settings import ServiceSettings
+
+
+class SchedulerSettings(ServiceSettings):
+    """What the scheduler can be told."""
+
+    role: ClassVar[str] = "scheduler"
+
+    placement_policy: Literal["slo", "prefix_aware", "least_loaded", "round_robin"] = "slo"
+    """How workers are chosen for a request."""
+    local_prefill_max_tokens: int = Field(default=32, ge=0)
+    """A decode worker computes a prompt itself when fewer tokens than this are not in its cache."""
+    force_disaggregation: bool = False
+    """Compute prompts at prefill workers whenever there is one, however short they are."""
+    request_timeout_s: float = Field(default=600.0, gt=0.0)
+    """Deadline of requests whose caller sets none."""
+    max_waiting_requests: int = Field(default=1024, ge=0)
+    """Requests that may wait for admission, per model; more are refused."""
+    kv_wait_s: float = Field(default=60.0, ge=0.0)
+    """How long an admitted request waits for KV blocks when all decode workers are full."""
+    max_attempts: int = Field(default=4, ge=1, le=16)
+    """Tries per request when workers fail."""
+    worker_wait_s: float = Field(default=10.0, ge=0.0)
+    """How long a request whose worker was lost waits for another one to appear."""
+    tokenizer_timeout_s: float = Field(default=10.0, gt=0.0)
+    """Bound on one answer of a tokenizer."""
+    reserve_timeout_s: float = Field(default=5.0, gt=0.0)
+    """Bound on reserving room at a decode worker."""
+    prefill_stall_s: float = Field(default=120.0, gt=0.0)
+    """A prefill worker that says nothing for this long is given up."""
+    decode_stall_s: float = Field(default=60.0, gt=0.0)
+    """A decode worker that produces nothing for this long is given up."""
+
+    @property
+    def placement_rules(self) -> PlacementRules:
+        """What placement goes by."""
+        return PlacementRules(
+            policy=self.placement_policy,
+            local_prefill_max_tokens=self.local_prefill_max_tokens,
+            force_disaggregation=self.force_disaggregation,
+        )

@@ -1,0 +1,250 @@
+"""Token ids to text through the tokenizers: one multiplexed call per tokenizer.
+
+A call that breaks loses the outputs' state at the tokenizer, not here: each output keeps its token
+ids and replays them to another tokenizer, or to the same one over a new call, and skips the text
+that it has returned already. So a dying tokenizer costs a moment and no character.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
+from dataclasses import replace
+from itertools import count
+
+from baton.core.errors import BatonError, NoWorker, QueueFull, Stalled
+from baton.scheduler.messages import OpenText, TextPiece, TextReply
+from baton.scheduler.peers import TextCall
+
+MAX_PENDING_PIECES = 4096
+_MAX_TRIES = 3
+OpenCall = Callable[[str], TextCall]
+"""Starts a StreamText call to an address."""
+PickTokenizer = Callable[[str, frozenset[str]], str]
+"""Address of a tokenizer that knows the model, others than those named if possible."""
+
+
+class TextLink:
+    """One call to one tokenizer, shared by many outputs; dead for good once it broke.
+
+    Pieces are written by a task of their own, so that a cancelled request never leaves one half
+    sent: answers are matched to pieces by order alone.
+    """
+
+    def __init__(self, address: str, call: TextCall) -> None:
+        self.address = address
+        self.is_broken = False
+        self._call = call
+        self._pending: deque[tuple[int, asyncio.Future[TextReply]]] = deque()
+        self._unsent: asyncio.Queue[TextPiece] = asyncio.Queue(MAX_PENDING_PIECES)
+        loop = asyncio.get_running_loop()
+        # An empty context: the call outlives the request that happens to open it, and must not
+        # hang in that request's trace.
+        self._tasks = [
+            loop.create_task(self._run(self._read()), context=Context()),
+            loop.create_task(self._run(self._write()), context=Context()),
+        ]
+
+    def send(self, piece: TextPiece) -> asyncio.Future[TextReply]:
+        """Sends a piece; the future gets its answer, or NoWorker when the call breaks.
+
+        Raises:
+            QueueFull: too many pieces wait for this tokenizer.
+            NoWorker: the call is broken.
+        """
+        if self.is_broken:
+            raise NoWorker(f"the call to the tokenizer at {self.address} broke")
+        if len(self._pending) >= MAX_PENDING_PIECES:
+            raise QueueFull("too many tokens wait to be turned into text", retry_after_s=1.0)
+        answer: asyncio.Future[TextReply] = asyncio.get_running_loop().create_future()
+        self._pending.append((piece.stream_id, answer))
+        self._unsent.put_nowait(piece)
+        return answer
+
+    async def close(self) -> None:
+        """Ends the call."""
+        self._break()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except (BatonError, asyncio.InvalidStateError):
+            return
+        finally:
+            self._break()
+
+    async def _write(self) -> None:
+        while True:
+            await self._call.write(await self._unsent.get())
+
+    async def _read(self) -> None:
+        while (reply := await self._call.read()) is not None and self._pending:
+            stream_id, answer = self._pending.popleft()
+            if answer.done():
+                continue
+            if reply.stream_id != stream_id:
+                answer.set_exception(NoWorker(f"the tokenizer at {self.address} lost count"))
+                return
+            answer.set_result(reply)
+
+    def _break(self) -> None:
+        if self.is_broken:
+            return
+        self.is_broken = True
+        self._call.cancel()
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        for _, answer in self._pending:
+            if not answer.done():
+                answer.set_exception(NoWorker(f"the tokenizer at {self.address} went away"))
+                answer.exception()  # Nobody may be waiting any more; that is no defect.
+        self._pending.clear()
+
+
+class TextRelay:
+    """The links to all tokenizers, opened when needed and opened again when they break."""
+
+    def __init__(self, open_call: OpenCall, pick: PickTokenizer) -> None:
+        self._open_call = open_call
+        self._pick = pick
+        self._links: dict[str, TextLink] = {}
+        self._stream_ids = count(1)
+
+    def open(self, how: OpenText, timeout_s: float) -> TextOutput:
+        """A new output. Nothing is sent before its first tokens."""
+        return TextOutput(self, how, timeout_s)
+
+    def link(self, model: str, avoid: frozenset[str]) -> TextLink:
+        """A live link to a tokenizer of the model.
+
+        Raises:
+            NoWorker: no tokenizer is up.
+        """
+        address = self._pick(model, avoid)
+        link = self._links.get(address)
+        if link is None or link.is_broken:
+            link = TextLink(address, Context().run(self._open_call, address))
+            self._links[address] = link
+        return link
+
+    def next_stream_id(self) -> int:
+        """Unique over all calls."""
+        return next(self._stream_ids)
+
+    def forget(self, link: TextLink, stream_id: int) -> None:
+        """Frees an output's state at the tokenizer. Does not wait."""
+        # Where there is no room for that, the call is as good as broken, and ends with the state.
+        with contextlib.suppress(NoWorker, QueueFull):
+            link.send(TextPiece(stream_id=stream_id, is_last=True)).add_done_callback(_ignore)
+
+    async def close(self) -> None:
+        """Ends all calls."""
+        for link in self._links.values():
+            await link.close()
+        self._links.clear()
+
+
+def _ignore(answer: asyncio.Future[TextReply]) -> None:
+    """Marks an answer that nobody waits for as seen."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+class TextOutput:
+    """One output's text. Used by one task."""
+
+    def __init__(self, relay: TextRelay, how: OpenText, timeout_s: float) -> None:
+        self._relay = relay
+        self._how = how
+        self._timeout_s = timeout_s
+        self._token_ids: list[int] = []
+        self._num_chars = 0
+        """Characters returned so far."""
+        self._link: TextLink | None = None
+        self._stream_id = 0
+        self._is_open = False
+
+    async def add(
+        self, token_ids: Sequence[int], *, describe: Sequence[int] = (), is_last: bool = False
+    ) -> TextReply:
+        """Text that became certain with these tokens; all that is left when `is_last`.
+
+        Raises:
+            NoWorker, Stalled: no tokenizer answered.
+            BatonError: the tokenizer refused the output.
+        """
+        avoid: set[str] = set()
+        for attempt in range(_MAX_TRIES):
+            try:
+                reply = await self._try(token_ids, describe, avoid, is_last=is_last)
+            except (NoWorker, Stalled) as error:
+                if self._link is not None:
+                    avoid.add(self._link.address)
+                self._link = None
+                self._is_open = False
+                if attempt == _MAX_TRIES - 1:
+                    raise NoWorker("no tokenizer could be reached", retry_after_s=1.0) from error
+                continue
+            self._token_ids.extend(token_ids)
+            self._num_chars += len(reply.text)
+            self._is_open = not (is_last or reply.stop)
+            return reply
+        raise NoWorker("no tokenizer could be reached", retry_after_s=1.0)
+
+    def close(self) -> None:
+        """Frees the state at the tokenizer, if any is left. Does not wait."""
+        if self._link is not None and self._is_open:
+            self._relay.forget(self._link, self._stream_id)
+        self._is_open = False
+        self._link = None
+
+    async def _try(
+        self,
+        token_ids: Sequence[int],
+        describe: Sequence[int],
+        avoid: set[str],
+        *,
+        is_last: bool,
+    ) -> TextReply:
+        is_new = self._link is None or self._link.is_broken
+        replayed = self._token_ids if is_new else []
+        if self._link is None or is_new:
+            self._link = self._relay.link(self._how.model, frozenset(avoid))
+            self._stream_id = self._relay.next_stream_id()
+        self._is_open = True
+        piece = TextPiece(
+            stream_id=self._stream_id,
+            token_ids=(*replayed, *token_ids),
+            open=self._how if is_new else None,
+            is_last=is_last,
+            describe_token_ids=tuple(describe),
+        )
+        reply = await self._ask(self._link, piece)
+        if reply.error is not None:
+            self._is_open = False
+            raise reply.error
+        if not reply.stop and reply.num_tokens != len(piece.token_ids):
+            raise NoWorker(f"the tokenizer at {self._link.address} lost this output")
+        if is_new:
+            # The replay returns all text again, from the start.
+            return replace(
+                reply,
+                text=reply.text[self._num_chars :],
+                num_tokens=reply.num_tokens - len(replayed),
+            )
+        return reply
+
+    async def _ask(self, link: TextLink, piece: TextPiece) -> TextReply:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await link.send(piece)
+        except TimeoutError as error:
+            self._relay.forget(link, piece.stream_id)
+            raise Stalled(
+                f"the tokenizer at {link.address} did not answer within {self._timeout_s:.1f} s"
+            ) from error

@@ -1,0 +1,267 @@
+"""What the scheduler knows of the cluster: members, who caches what, what was placed where."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from baton.core.cluster import ClusterView, Member, ServiceState
+from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, NoWorker
+from baton.core.hashing import Fingerprint, block_hashes, root_hash
+from baton.core.placement import DECODE_ROLE, PREFILL_ROLE, Load, Placement
+from baton.core.prefix_index import PrefixIndex
+from baton.rpc.bus import Bus
+from baton.rpc.convert import kv_event_from_bytes
+from baton.rpc.membership import MembershipView
+from baton.rpc.peers import ControlClient
+
+logger = logging.getLogger(__name__)
+
+KV_SUBJECT = "baton.kv"
+TOKENIZER_ROLE = "tokenizer"
+MAX_MODEL_LEN_STAT = "max_model_len_tokens"
+"""Workers say under this name how many tokens of prompt and output they take together."""
+_KV_ROLES = frozenset({DECODE_ROLE, PREFILL_ROLE})
+_DEFAULT_PLACES = 64
+_REPAIR_DELAY_S = 0.5
+_RETRY_AFTER_S = 1.0
+
+
+class PrefixWatch:
+    """Keeps a PrefixIndex current: events from the bus, snapshots from workers to mend gaps."""
+
+    def __init__(self, bus: Bus, control: ControlClient, members: MembershipView) -> None:
+        self.index = PrefixIndex()
+        self._bus = bus
+        self._control = control
+        self._members = members
+        self._repairs: dict[str, asyncio.Task[None]] = {}
+        """Per worker id."""
+
+    async def start(self) -> None:
+        """Begins to listen, and asks the workers that are there already."""
+        await self._bus.subscribe(f"{KV_SUBJECT}.*", self._on_event)
+        self._members.on_change(self._on_members)
+        self._on_members(self._members.view())
+
+    async def stop(self) -> None:
+        """Ends all of that."""
+        tasks = list(self._repairs.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _on_event(self, subject: str, data: bytes) -> None:
+        try:
+            event = kv_event_from_bytes(data)
+        except InvalidRequest as error:
+            logger.warning("bad KV event", extra={"subject": subject, "error": error.message})
+            return
+        if self._members.view().get(event.worker_id) is None:
+            return
+        if self.index.apply(event.worker_id, event.sequence, event.stored, event.removed):
+            self._repair(event.worker_id)
+
+    def _on_members(self, view: ClusterView) -> None:
+        for worker_id in self.index.worker_ids:
+            if view.get(worker_id) is None:
+                self.index.drop_worker(worker_id)
+        for member in view:
+            is_new = member.worker_id not in self.index.worker_ids
+            is_ready = member.status.state is ServiceState.READY
+            if is_new and is_ready and member.status.role in _KV_ROLES:
+                self._repair(member.worker_id)
+
+    def _repair(self, worker_id: str) -> None:
+        if worker_id in self._repairs:
+            return
+        task = asyncio.get_running_loop().create_task(self._load(worker_id))
+        self._repairs[worker_id] = task
+        task.add_done_callback(lambda _: self._repairs.pop(worker_id, None))
+
+    async def _load(self, worker_id: str) -> None:
+        while (member := self._members.view().get(worker_id)) is not None:
+            try:
+                snapshot = await self._control.kv_snapshot(member.status.address)
+            except BatonError as error:
+                logger.debug("no KV snapshot", extra={"worker": worker_id, "error": str(error)})
+            else:
+                is_same_boot = snapshot.worker_id == worker_id
+                has_gap = is_same_boot and self.index.load_snapshot(
+                    worker_id, snapshot.sequence, snapshot.block_hashes
+                )
+                if not has_gap:
+                    return
+            await asyncio.sleep(_REPAIR_DELAY_S)
+
+
+class ClusterWatch:
+    """Answers the scheduler's questions about the cluster."""
+
+    def __init__(
+        self, members: MembershipView, index: PrefixIndex, clock: Callable[[], float]
+    ) -> None:
+        self._members = members
+        self._index = index
+        self._clock = clock
+        self._loads: dict[str, Load] = {}
+
+    def view(self) -> ClusterView:
+        """The members now."""
+        return self._members.view()
+
+    def suspect(self, worker_id: str) -> None:
+        """Says that a worker could not be reached."""
+        self._members.suspect(worker_id)
+
+    def models(self) -> list[str]:
+        """Models that some decode worker serves, sorted."""
+        return sorted({
+            member.status.model
+            for member in self.view()
+            if member.status.role == DECODE_ROLE and member.status.state is ServiceState.READY
+        })
+
+    def resolve_model(self, name: str) -> str:
+        """The model meant: the only one served when none is named.
+
+        Raises:
+            NoWorker: no decode worker is ready at all.
+            ModelNotFound: others are served, but not this one.
+            InvalidRequest: none is named and several are served.
+        """
+        models = self.models()
+        if not models:
+            raise NoWorker(
+                "no decode worker is ready; start one or retry", retry_after_s=_RETRY_AFTER_S
+            )
+        served = ", ".join(repr(model) for model in models)
+        if name in models:
+            return name
+        if name:
+            raise ModelNotFound(f"model {name!r} is not served here; served: {served}")
+        if len(models) > 1:
+            raise InvalidRequest(f"name one of the models: {served}")
+        return models[0]
+
+    def max_model_len_tokens(self, model: str) -> int:
+        """Most tokens of prompt and output together, 0 when no worker says."""
+        limits = [
+            int(member.status.stats.get(MAX_MODEL_LEN_STAT, 0.0))
+            for member in self._ready(DECODE_ROLE, model)
+        ]
+        return min((limit for limit in limits if limit > 0), default=0)
+
+    def num_places(self, model: str) -> int:
+        """Requests that the model's decode workers run at once.
+
+        At least 1, so that a request finds out by itself that there is no worker.
+        """
+        places = sum(
+            member.rates.max_num_seqs or _DEFAULT_PLACES
+            for member in self._ready(DECODE_ROLE, model)
+        )
+        return max(1, places)
+
+    def num_workers(self, role: str, model: str) -> int:
+        """Healthy workers."""
+        return len(self.view().usable(role, self._clock(), model=model))
+
+    def has_healthy_decode(self, model: str, excluded: frozenset[str]) -> bool:
+        """True when a worker that has not failed the request could take it."""
+        usable = self.view().usable(DECODE_ROLE, self._clock(), model=model)
+        return any(member.worker_id not in excluded for member in usable)
+
+    def tokenizer(self, model: str, avoid: frozenset[str] = frozenset()) -> Member:
+        """A tokenizer that may know the model; healthy, and not to be avoided, if possible.
+
+        Raises:
+            NoWorker: there is none.
+        """
+        ready = [
+            member
+            for member in self._ready(TOKENIZER_ROLE)
+            if member.status.model in {"", model} or not model
+        ]
+        now = self._clock()
+        ready.sort(
+            key=lambda member: (
+                member.status.address in avoid,
+                not member.is_usable(now),
+                member.worker_id,
+            )
+        )
+        if not ready:
+            raise NoWorker(
+                "no tokenizer is ready; start one or retry", retry_after_s=_RETRY_AFTER_S
+            )
+        return ready[0]
+
+    def cached_blocks(
+        self, model: str, token_ids: Sequence[int], cache_salt: str
+    ) -> Mapping[str, int]:
+        """Leading blocks of a prompt per worker id, as far as events told."""
+        found: dict[str, int] = {}
+        seen: set[bytes] = set()
+        for fingerprint in self._fingerprints(model):
+            digest = fingerprint.digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+            root = root_hash(digest, cache_salt)
+            hashes = list(block_hashes(root, token_ids, fingerprint.layout.block_size))
+            for worker_id, num_blocks in self._index.match(hashes).items():
+                found[worker_id] = max(num_blocks, found.get(worker_id, 0))
+        return found
+
+    def loads(self) -> Mapping[str, Load]:
+        """What this scheduler has placed where."""
+        return self._loads
+
+    @contextmanager
+    def placed(self, placement: Placement, num_tokens: int) -> Iterator[Callable[[], None]]:
+        """Counts an attempt as its workers' load within.
+
+        What it yields is to be called when the prompt is computed.
+        """
+        prefill_id = (placement.prefill or placement.decode).worker_id
+        uncached = max(0, num_tokens - placement.prefill_cached_tokens)
+        num_prefills = 0 if placement.is_local else 1
+        is_prefilled = False
+
+        def prefilled() -> None:
+            nonlocal is_prefilled
+            if not is_prefilled:
+                is_prefilled = True
+                self._add_load(prefill_id, -num_prefills, -uncached)
+
+        self._add_load(placement.decode.worker_id, 1, 0)
+        self._add_load(prefill_id, num_prefills, uncached)
+        try:
+            yield prefilled
+        finally:
+            prefilled()
+            self._add_load(placement.decode.worker_id, -1, 0)
+
+    def _add_load(self, worker_id: str, requests: int, tokens: int) -> None:
+        old = self._loads.get(worker_id, Load())
+        new = Load(old.num_requests + requests, old.prefill_tokens + tokens)
+        if new == Load():
+            self._loads.pop(worker_id, None)
+        else:
+            self._loads[worker_id] = new
+
+    def _ready(self, role: str, model: str = "") -> list[Member]:
+        return [
+            member
+            for member in self.view()
+            if member.status.role == role
+            and member.status.state is ServiceState.READY
+            and (not model or member.status.model == model)
+        ]
+
+    def _fingerprints(self, model: str) -> list[Fingerprint]:
+        members = [*self._ready(DECODE_ROLE, model), *self._ready(PREFILL_ROLE, model)]
+        return [m.status.fingerprint for m in members if m.status.fingerprint is not None]
