@@ -318,8 +318,8 @@ async def test_request_id_is_echoed_and_passed_on(edge):
         "/v1/completions", json={"prompt": "x"}, headers={"x-request-id": "mine-1"}
     )
     assert response.headers["x-request-id"] == "mine-1"
-    assert edge.fake.requests[0].request_id == "mine-1"
-    assert response.json()["id"] == "cmpl-mine-1"
+    assert edge.fake.requests[0].request_id.startswith("mine-1-")
+    assert response.json()["id"] == f"cmpl-{edge.fake.requests[0].request_id}"
     response = await edge.raw.get("/health", headers={"x-request-id": "x" * 200})
     assert response.headers["x-request-id"].startswith("req-")
 

@@ -53,6 +53,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     remaining_s: list[float | None] = field(default_factory=list)
     num_running: int = 0
     num_cancelled: int = 0
+    server: Any = None
+    address: str = ""
     on_request: Callable[[inference_pb2.GenerateRequest], None] | None = None
 
     async def Generate(
@@ -150,10 +152,10 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         return response
 
 
-async def serve(servicer: FakeInference) -> tuple[Any, str]:
+async def serve(servicer: FakeInference, address: str = "127.0.0.1:0") -> tuple[Any, str]:
     """Starts a server for it; returns the server and its address."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     await server.start()
     return server, f"127.0.0.1:{port}"

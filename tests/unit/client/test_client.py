@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import pytest_asyncio
 
-from baton.client import AsyncClient, Client, RetryPolicy, errors
+from baton.client import AsyncClient, Client, Completion, RetryPolicy, errors
 from baton.client.retry import Retrier
 from baton.core.cluster import ServiceState
 from baton.core.errors import (
@@ -33,9 +33,9 @@ FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001, max_backoff_s=0.002)
 @pytest_asyncio.fixture
 async def fake() -> AsyncIterator[FakeInference]:
     servicer = FakeInference()
-    server, servicer.address = await serve(servicer)  # type: ignore[attr-defined]
+    servicer.server, servicer.address = await serve(servicer)
     yield servicer
-    await server.stop(0)
+    await servicer.server.stop(0)
 
 
 @pytest_asyncio.fixture
@@ -185,6 +185,43 @@ async def test_cancel_from_another_task_is_a_cancelled_error(fake, client):
         await task
 
 
+async def test_server_that_goes_down_is_no_cancellation(fake, client):
+    fake.hold = asyncio.Event()
+    blocking = Client(fake.address, timeout_s=10, retry=FAST)
+    tasks = [
+        asyncio.create_task(_drain(client.generate("x", stream=True))),
+        asyncio.create_task(asyncio.to_thread(list, blocking.generate("x", stream=True))),
+    ]
+    await eventually(lambda: fake.num_running == 2)
+    await fake.server.stop(0)
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, WorkerDraining | NoWorker)
+    blocking.close()
+
+
+async def test_closing_the_client_ends_its_streams(fake):
+    fake.hold = asyncio.Event()
+    client = AsyncClient(fake.address, timeout_s=10)
+    task = asyncio.create_task(_drain(client.generate("x", stream=True)))
+    await eventually(lambda: fake.num_running == 1)
+    await client.close()
+    with pytest.raises(Cancelled):
+        await task
+
+
+async def test_server_that_comes_up_late_is_reached_within_the_deadline(fake, client):
+    await fake.server.stop(0)
+    patient = RetryPolicy(max_attempts=1000, max_backoff_s=0.05, budget=1000)
+    async with AsyncClient(fake.address, timeout_s=10, retry=patient) as waiting:
+        task = asyncio.create_task(_collect(waiting))
+        await eventually(lambda: waiting._retrier._budget < 999)
+        again, _ = await serve(fake, fake.address)
+        answer = await task
+        await again.stop(0)
+    assert answer.text == "Hello wörld!"
+    assert answer.num_attempts > 1
+
+
 async def test_stream_without_a_finish_reason_is_an_error(fake, client):
     fake.finish = 0
     with pytest.raises(Internal, match="finish reason"):
@@ -287,7 +324,7 @@ def test_every_reason_survives_the_wire(reason):
     assert (error.message, error.retry_after_s) == ("text", 1.5)
 
 
-async def _collect(client: AsyncClient) -> object:
+async def _collect(client: AsyncClient) -> Completion:
     return await client.generate("x")
 
 

@@ -171,7 +171,7 @@ class Gateway:
         if span is not None:
             span.set_attribute("gen_ai.request.model", body.model)
             span.set_attribute("gen_ai.request.stream", body.is_stream)
-        request_id = request.state.request_id
+        request_id = request.state.generation_id
         plan = Plan(
             request_id=request_id,
             jobs=jobs,

@@ -31,7 +31,7 @@ _OPERATIONS = MappingProxyType({
 
 
 class Edge:
-    """ASGI middleware. Puts `request_id`, `started_s` and `span` into the request's state."""
+    """ASGI middleware. Puts `generation_id`, `started_s` and `span` into the request's state."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry, metrics: Metrics, rng: Random) -> None:
         self._app = app
@@ -48,12 +48,19 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(self._request_id(Headers(scope=scope)), send)
+        given = _given_id(Headers(scope=scope))
+        request_id = given or make_id("req", self._rng)
+        exchange = _Exchange(request_id, send)
         started_s = time.monotonic()
-        bind_request_id(exchange.request_id)
-        span = self._start_span(scope, exchange.request_id)
+        bind_request_id(request_id)
+        span = self._start_span(scope, request_id)
         state: dict[str, Any] = scope.setdefault("state", {})
-        state.update(request_id=exchange.request_id, started_s=started_s, span=span)
+        state.update(
+            # A caller may send one id again while its first request runs; ours must be unique.
+            generation_id=make_id(given, self._rng) if given else request_id,
+            started_s=started_s,
+            span=span,
+        )
         try:
             await self._app(scope, receive, exchange.send)
         except asyncio.CancelledError:
@@ -65,15 +72,6 @@ class Edge:
             self._duration_s.labels(route, str(status)).observe(time.monotonic() - started_s)
             if span is not None:
                 _end_span(span, status)
-
-    def _request_id(self, headers: Headers) -> str:
-        given = headers.get(REQUEST_ID_HEADER, "")
-        try:
-            if len(given) <= MAX_HEADER_ID_CHARS:
-                return check_request_id(given)
-        except InvalidRequest:
-            pass  # an id is a convenience: a bad one is replaced, not refused
-        return make_id("req", self._rng)
 
     def _start_span(self, scope: Scope, request_id: str) -> Span | None:
         path = scope["path"]
@@ -123,6 +121,15 @@ class _Exchange:
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._is_ended = True
+
+
+def _given_id(headers: Headers) -> str:
+    """The caller's id for the request; empty when there is none, or no usable one."""
+    given = headers.get(REQUEST_ID_HEADER, "")
+    try:
+        return check_request_id(given) if len(given) <= MAX_HEADER_ID_CHARS else ""
+    except InvalidRequest:
+        return ""  # an id is a convenience: a bad one is replaced, not refused
 
 
 def _end_span(span: Span, status: int) -> None:

@@ -111,8 +111,10 @@ class AsyncTextStream(AsyncIterator[Chunk]):
                 if delay_s is None:
                     raise error from rpc_error
             except asyncio.CancelledError as cancelled:
-                if not self._is_cancelled:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
                     raise
+                # Not this task but the call was cancelled: by `cancel`, or by the client's close.
                 raise Cancelled("the stream was cancelled") from cancelled
             finally:
                 call.cancel()

@@ -21,6 +21,7 @@ RETRYABLE = frozenset({
 })
 """Refusals: nothing was computed yet, and another try may be admitted."""
 
+_LOCAL_CANCELS = frozenset({"Locally cancelled by application!", "Channel closed!"})
 _BY_CODE = MappingProxyType({
     grpc.StatusCode.CANCELLED: ErrorReason.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED: ErrorReason.DEADLINE,
@@ -48,6 +49,11 @@ def error_from(
         retry_after_ms = trailing.get(RETRY_AFTER_KEY, "")
         retry_after_s = int(retry_after_ms) / 1e3 if retry_after_ms.isdecimal() else None
         return error_for(ErrorReason[name], details, retry_after_s=retry_after_s)
+    if code is grpc.StatusCode.CANCELLED and details not in _LOCAL_CANCELS:
+        # We did not cancel, so the server cut the call off: it is going down.
+        return error_for(ErrorReason.WORKER_DRAINING, f"{address} ended the call: {details}")
+    if code is grpc.StatusCode.UNKNOWN and "stream removed" in details.lower():
+        return error_for(ErrorReason.NO_WORKER, f"{address} went away: {details}")
     if code is grpc.StatusCode.UNAVAILABLE:
         return error_for(ErrorReason.NO_WORKER, f"cannot reach {address}: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
