@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baton.core.errors import KvLayoutMismatch
+from baton.core.hashing import KvLayout
+from baton.engine.kv_cache import KvCache, choose_num_blocks
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_blocks_survive_the_way_to_another_cache(dtype: str) -> None:
+    layout = KvLayout(4, dtype, (2, 1), (8, 16))
+    source, target = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
+    for part in (*source.keys, *source.values):
+        part.copy_(torch.randn(part.shape))
+    for layers in ((0, 1), (1, 2)):
+        payload = source.read([4, 1], *layers)
+        assert len(payload) == 2 * layout.layers_block_bytes(*layers)
+        target.write([0, 5], *layers, memoryview(payload))
+    for mine, theirs in zip(source.keys + source.values, target.keys + target.values, strict=True):
+        assert torch.equal(mine[[4, 1]], theirs[[0, 5]])
+        assert not theirs[1:5].any()
+
+
+def test_the_wire_order_is_layer_then_k_then_v() -> None:
+    cache = KvCache(KvLayout(1, "float32", (1, 1), (1, 1)), 3, CPU)
+    for number, part in enumerate((cache.keys[0], cache.values[0], cache.keys[1], cache.values[1])):
+        part.view(-1).copy_(torch.tensor([0.0, 1.0, 2.0]) + 10 * number)
+    numbers = torch.frombuffer(bytearray(cache.read([2, 1], 0, 2)), dtype=torch.float32)
+    assert numbers.tolist() == [2, 1, 12, 11, 22, 21, 32, 31]
+
+
+def test_a_payload_of_the_wrong_size_writes_nothing() -> None:
+    cache = KvCache(KvLayout(4, "float32", (1,), (8,)), 2, CPU)
+    payload = memoryview(b"\x01" * (cache.layout.block_bytes - 1))
+    with pytest.raises(KvLayoutMismatch, match="256 bytes, got 255"):
+        cache.write([0], 0, 1, payload)
+    assert not cache.keys[0].any()
+
+
+def test_the_number_of_blocks() -> None:
+    assert choose_num_blocks(100, 7, None, CPU) == 7
+    assert choose_num_blocks(100, None, 1050, CPU) == 10
+    assert choose_num_blocks(100, None, 1, CPU) == 1
+    block_bytes = 1 << 20
+    assert 1 <= choose_num_blocks(block_bytes, None, None, CPU) <= 2048
