@@ -58,8 +58,6 @@ def main(settings_cls: type[S], build: Build[S] | str) -> NoReturn:
     cores = parse_cores(settings.cores)
     if cores:
         os.sched_setaffinity(0, cores)
-    # gRPC's own lines are not JSON, and say nothing that the interceptors do not.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     exit_code = asyncio.run(run(settings, _resolve(build)))
     logging.shutdown()
     # A thread that does not end must not keep a process alive that has said goodbye.

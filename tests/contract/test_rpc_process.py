@@ -1,0 +1,241 @@
+"""A service's whole process: loading, ready, drained by signals, out with an honest status."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from baton.core.cluster import ServiceState
+from baton.core.errors import BatonError, NoWorker
+from baton.rpc.channel import ChannelPool
+from baton.rpc.errors import rpc_errors
+from baton.rpc.peers import ControlClient
+from tests.support.demo_service import NAME
+from tests.support.eventually import eventually
+from tests.support.nats import free_port
+from tests.support.repository import ROOT
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Demo:
+    """The demo service as a process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.pool = ChannelPool(max_message_bytes=1 << 20)
+        self.control = ControlClient(self.pool)
+        self.gate = folder / "gate"
+        self.loaded = folder / "loaded"
+        self.stopped = folder / "stopped"
+        self._ready = folder / "ready.json"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *flags: str) -> None:
+        arguments = ["--port", str(self.port), "--nats-url", "", "--gate-file", str(self.gate)]
+        environment = {
+            **os.environ,
+            "BATON_READY_FILE": str(self._ready),
+            "DEMO_STOPPED": str(self.stopped),
+        }
+        with (self.folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.demo_service", *arguments, *flags],
+                cwd=ROOT,
+                env=environment,
+                stderr=log,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def exit_code(self) -> int:
+        assert self._process is not None
+        process = self._process
+        await eventually(lambda: process.poll() is not None, timeout_s=20)
+        return int(process.returncode)
+
+    async def ready(self) -> dict[str, Any]:
+        await eventually(self._ready.exists, timeout_s=20)
+        return dict(json.loads(self._ready.read_text()))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log; every line of it must be JSON, but for those of gRPC's own core."""
+        lines = (self.folder / "log").read_text().splitlines()
+        return [json.loads(line) for line in lines if not re.match(r"[EWI]\d{4} ", line)]
+
+    def events(self) -> list[str]:
+        return [line["event"] for line in self.lines()]
+
+    def wait_call(self, timeout_s: float = 30) -> Any:
+        return self.pool.get(self.address).unary_stream(f"/{NAME}/Wait")(b"", timeout=timeout_s)
+
+    async def health(self, name: str = "") -> Any:
+        stub = health_pb2_grpc.HealthStub(self.pool.get(self.address))
+        request = health_pb2.HealthCheckRequest(service=name)
+        try:
+            return (await stub.Check(request, timeout=2)).status
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+
+
+@pytest.fixture
+async def demo(tmp_path: Path) -> AsyncIterator[Demo]:
+    demo = Demo(tmp_path)
+    yield demo
+    demo.kill()
+    await demo.pool.close()
+
+
+async def test_sigterm_lets_a_running_stream_end_and_exits_clean(demo: Demo) -> None:
+    demo.start()
+    facts = await demo.ready()
+    assert facts["event"] == "ready"
+    assert facts["address"] == demo.address
+    assert await demo.health() == await demo.health(NAME) == SERVING
+    call = demo.wait_call()
+    assert await call.read() == b"started"
+    demo.signal(signal.SIGTERM)
+    await eventually(lambda: "draining" in demo.events())
+    assert await demo.health() == await demo.health(NAME) == NOT_SERVING
+    status = (await demo.control.status(demo.address, lease_s=1)).status
+    assert status.state is ServiceState.DRAINING
+    assert status.num_requests_running == 1
+    demo.gate.touch()
+    assert await call.read() == b"done"
+    assert await call.code() is grpc.StatusCode.OK
+    assert await demo.exit_code() == 0
+    assert demo.stopped.exists()
+    assert demo.events()[-1] == "stopped"
+
+
+async def test_the_grace_ends_and_a_second_signal_ends_it_sooner(demo: Demo) -> None:
+    demo.start("--drain-grace-s", "0.2")
+    await demo.ready()
+    call = demo.wait_call()
+    await call.read()
+    demo.signal(signal.SIGTERM)
+    assert await demo.exit_code() == 0
+    with pytest.raises(BatonError), rpc_errors():
+        await call.read()
+    assert "took too long; going on" in demo.events()
+
+
+async def test_a_second_signal_stops_at_once(demo: Demo) -> None:
+    demo.start("--drain-grace-s", "600")
+    await demo.ready()
+    call = demo.wait_call()
+    await call.read()
+    demo.signal(signal.SIGTERM)
+    await eventually(lambda: "draining" in demo.events())
+
+    def signal_again() -> bool:
+        demo.signal(signal.SIGINT)
+        return any("second signal" in event for event in demo.events())
+
+    await eventually(signal_again, timeout_s=10, interval_s=0.2)
+    assert await demo.exit_code() == 0
+    call.cancel()
+
+
+async def test_while_loading_it_says_so_and_refuses(demo: Demo) -> None:
+    demo.start("--load-file", str(demo.loaded))
+    await eventually(lambda: "loading" in demo.events(), timeout_s=20)
+    status = (await demo.control.status(demo.address, lease_s=1)).status
+    assert status.state is ServiceState.STARTING
+    assert status.stats == {"loading_fraction": 0.25}
+    assert await demo.health() == NOT_SERVING
+    with pytest.raises(NoWorker, match="still loading"), rpc_errors():
+        await demo.wait_call().read()
+    demo.loaded.touch()
+    await demo.ready()
+    status = (await demo.control.status(demo.address, lease_s=1)).status
+    assert (status.state, status.model) == (ServiceState.READY, "demo")
+    assert status.kv_blocks == {"free": 7}
+    demo.signal(signal.SIGTERM)
+    assert await demo.exit_code() == 0
+
+
+async def test_a_signal_while_loading_ends_the_loading(demo: Demo) -> None:
+    demo.start("--load-file", str(demo.loaded))
+    await eventually(lambda: "loading" in demo.events(), timeout_s=20)
+    demo.signal(signal.SIGTERM)
+    assert await demo.exit_code() == 0
+    assert demo.stopped.exists()
+
+
+async def test_a_failed_start_exits_with_status_1_and_says_why(demo: Demo) -> None:
+    demo.start("--fails")
+    assert await demo.exit_code() == 1
+    failure = next(line for line in demo.lines() if line["event"] == "start failed")
+    assert "the weights are missing" in failure["traceback"]
+    assert demo.stopped.exists()
+
+
+async def test_a_taken_port_exits_with_status_1(demo: Demo) -> None:
+    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", demo.port)
+    async with server:
+        demo.start()
+        assert await demo.exit_code() == 1
+    assert demo.events() == ["cannot start"]
+
+
+async def test_drain_by_call_exits_clean(demo: Demo) -> None:
+    demo.start()
+    await demo.ready()
+    assert await demo.control.drain(demo.address, grace_s=5.0) == 0
+    assert await demo.exit_code() == 0
+
+
+async def test_it_answers_about_itself(demo: Demo) -> None:
+    demo.start("--cores", "0")
+    facts = await demo.ready()
+    snapshot = await demo.control.kv_snapshot(demo.address)
+    assert (snapshot.sequence, snapshot.block_hashes) == (3, (b"h" * 16,))
+    assert snapshot.worker_id == facts["worker_id"]
+    assert os.sched_getaffinity(facts["pid"]) == {0}
+    stub = reflection_pb2_grpc.ServerReflectionStub(demo.pool.get(demo.address))
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = stub.ServerReflectionInfo(iter([request]), timeout=5)
+    answer = await call.read()
+    names = {service.name for service in answer.list_services_response.service}
+    assert {NAME, "baton.v1.ControlService", "grpc.health.v1.Health"} <= names
+    call.cancel()
+
+    def scrape() -> str:
+        url = f"http://{facts['metrics_address']}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return str(response.read().decode())
+
+    text = await asyncio.to_thread(scrape)
+    assert 'baton_kv_blocks{state="free"} 7.0' in text
+    method = 'rpc_method="baton.v1.ControlService/GetKvSnapshot"'
+    assert f'baton_rpc_server_call_duration_seconds_count{{{method},status="OK"}} 1.0' in text
+    await eventually(
+        lambda: "baton_event_loop_delay_seconds_count 0.0" not in scrape(), interval_s=0.1
+    )
+    demo.signal(signal.SIGINT)
+    assert await demo.exit_code() == 0
