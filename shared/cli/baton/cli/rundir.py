@@ -190,7 +190,7 @@ def _try_lock(handle: TextIO) -> bool:
 
 
 def _state_from(document: dict[str, Any]) -> SystemState:
-    if document.pop("version") != STATE_VERSION:
+    if not isinstance(document, dict) or document.pop("version") != STATE_VERSION:
         raise ValueError("written by another version")
     processes = document.pop("processes")
     return SystemState(

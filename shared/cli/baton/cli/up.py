@@ -131,7 +131,7 @@ def run_foreground(
             return EXIT_INTERRUPTED
         except (StartFailed, PlanError) as error:
             live.stop()
-            console.print(f"[bold red]not started:[/] {_escape(str(error))}", highlight=False)
+            console.print(f"\n[bold red]not started:[/] {_escape(str(error))}", highlight=False)
             return EXIT_FAILED
         finally:
             live.stop()
@@ -172,7 +172,7 @@ def run_detached(
                 error = state.error if state and state.run_id == run_id else ""
                 live.stop()
                 text = error or f"the supervisor ended:\n{tail(log)}"
-                console.print(f"[bold red]not started:[/] {_escape(text)}", highlight=False)
+                console.print(f"\n[bold red]not started:[/] {_escape(text)}", highlight=False)
                 return EXIT_INTERRUPTED if stop.num_requests else EXIT_FAILED
             if stop.event.wait(_POLL_S):
                 supervisor.send_signal(signal.SIGTERM)
