@@ -187,6 +187,13 @@ async def test_a_signal_while_loading_ends_the_loading(demo: Demo) -> None:
     assert demo.stopped.exists()
 
 
+async def test_a_thread_that_does_not_end_does_not_keep_the_process(demo: Demo) -> None:
+    demo.start("--load-in-thread-s", "600")
+    await eventually(lambda: "loading" in demo.events(), timeout_s=20)
+    demo.signal(signal.SIGTERM)
+    assert await demo.exit_code() == 0
+
+
 async def test_a_failed_start_exits_with_status_1_and_says_why(demo: Demo) -> None:
     demo.start("--fails")
     assert await demo.exit_code() == 1

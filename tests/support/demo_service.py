@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,8 @@ class DemoSettings(ServiceSettings):
     """Waiting calls end when this file exists."""
     load_file: str = ""
     """Loading ends when this file exists; empty: at once."""
+    load_in_thread_s: float = 0.0
+    """Load in a thread that cannot be interrupted for so long."""
     fails: bool = False
     """Fail to load."""
 
@@ -65,6 +68,7 @@ class DemoService(grpc.GenericRpcHandler):
 
     async def start(self) -> None:
         self._runtime.report_progress(0.25, "a quarter")
+        await asyncio.to_thread(time.sleep, self._runtime.settings.load_in_thread_s)
         await _appears(self._runtime.settings.load_file)
         if self._runtime.settings.fails:
             raise RuntimeError("the weights are missing")

@@ -58,13 +58,17 @@ def main(settings_cls: type[S], build: Build[S] | str) -> NoReturn:
     cores = parse_cores(settings.cores)
     if cores:
         os.sched_setaffinity(0, cores)
-    exit_code = asyncio.run(run(settings, _resolve(build)))
-    logging.shutdown()
-    # A thread that does not end must not keep a process alive that has said goodbye.
+    raise SystemExit(asyncio.run(_run_and_leave(settings, _resolve(build))))
+
+
+async def _run_and_leave(settings: S, build: Build[S]) -> int:
+    exit_code = await run(settings, build)
+    # A thread that does not end must not keep a process alive that has said goodbye; asyncio and
+    # the interpreter would wait for it without a limit.
     watchdog = threading.Timer(_EXIT_TIMEOUT_S, os._exit, [exit_code])
     watchdog.daemon = True
     watchdog.start()
-    raise SystemExit(exit_code)
+    return exit_code
 
 
 def _resolve(build: Build[S] | str) -> Build[S]:
