@@ -1,0 +1,74 @@
+"""The documents name only what exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.repository import ROOT
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", _text(document))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", _text(ROOT / "Makefile"), flags=re.MULTILINE))
+    code = re.findall(r"`([^`\n]+)`", _text(document))
+    code += re.findall(r"```sh\n(.*?)```", _text(document), flags=re.DOTALL)
+    named = set(re.findall(r"(?:^|\s)make ([a-z][a-z-]*)", "\n".join(code)))
+    assert named <= targets
+
+
+def test_documented_commands_exist() -> None:
+    from typer.main import get_command
+
+    from baton.cli.main import app
+
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for name, option in re.findall(
+        r"^\.venv/bin/baton (\w+)(?: [^#\n]*?(--[a-z-]+))?", _text(ROOT / "README.md"), re.MULTILINE
+    ):
+        assert name in known
+        options = {text for parameter in known[name].params for text in parameter.opts}
+        assert not option or option in options, f"baton {name} {option}"
+
+
+def test_documented_python_is_python_and_its_names_exist() -> None:
+    import baton.client as sdk
+
+    blocks = re.findall(r"```python\n(.*?)```", _text(ROOT / "README.md"), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "baton.client":
+                assert [alias.name for alias in node.names if not hasattr(sdk, alias.name)] == []
+
+
+def test_error_names_in_the_readme_are_the_sdks() -> None:
+    import baton.client as sdk
+
+    (names,) = re.findall(r"Failures are typed \(([^)]*)\)", _text(ROOT / "README.md"))
+    for name in re.findall(r"`(\w+)`", names):
+        assert name in sdk.__all__
+
+
+def test_decisions_have_their_parts() -> None:
+    decisions = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    assert [path.name[:4] for path in decisions] == [f"{n + 1:04}" for n in range(len(decisions))]
+    for path in decisions:
+        headings = re.findall(r"^## (.+)$", _text(path), flags=re.MULTILINE)
+        assert headings == ["Context", "Decision", "Consequences", "Rejected"], path.name

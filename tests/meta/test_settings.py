@@ -1,0 +1,39 @@
+"""A setting exists only if something reads it, and says what it is."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.support.repository import SERVICES, parts
+from tests.support.service_settings import settings_class
+
+MAX_OWN_SETTINGS = 25
+
+
+def _attributes_read(part_names: set[str]) -> set[str]:
+    return {
+        node.attr
+        for part in parts()
+        if part.name in part_names
+        for path in part.modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_setting_is_read(service: str) -> None:
+    read = _attributes_read({service, "rpc"})
+    assert set(settings_class(service).model_fields) - read == set()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_settings_are_few_frozen_and_explained(service: str) -> None:
+    cls = settings_class(service)
+    assert cls.model_config["frozen"] is True
+    assert cls.model_config["extra"] == "forbid"
+    assert [name for name, field in cls.model_fields.items() if not field.description] == []
+    own = {name for name in cls.model_fields if name in cls.__annotations__}
+    assert len(own) <= MAX_OWN_SETTINGS
