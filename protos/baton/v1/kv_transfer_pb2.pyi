@@ -79,12 +79,14 @@ class PushManifest(_message.Message):
     def __init__(self, num_chunks: _Optional[int] = ..., num_bytes: _Optional[int] = ..., block_start: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_tokens: _Optional[int] = ..., tokens_hash: _Optional[bytes] = ..., checksum: _Optional[int] = ..., first_token_id: _Optional[int] = ..., first_token_logprob: _Optional[_Union[_common_pb2.TokenLogprob, _Mapping]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
-    __slots__ = ("credit", "committed")
+    __slots__ = ("credit", "committed", "failed")
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     credit: PushCredit
     committed: PushCommitted
-    def __init__(self, credit: _Optional[_Union[PushCredit, _Mapping]] = ..., committed: _Optional[_Union[PushCommitted, _Mapping]] = ...) -> None: ...
+    failed: PushFailed
+    def __init__(self, credit: _Optional[_Union[PushCredit, _Mapping]] = ..., committed: _Optional[_Union[PushCommitted, _Mapping]] = ..., failed: _Optional[_Union[PushFailed, _Mapping]] = ...) -> None: ...
 
 class PushCredit(_message.Message):
     __slots__ = ("num_chunks",)
@@ -99,6 +101,14 @@ class PushCommitted(_message.Message):
     num_bytes: int
     num_chunks: int
     def __init__(self, num_bytes: _Optional[int] = ..., num_chunks: _Optional[int] = ...) -> None: ...
+
+class PushFailed(_message.Message):
+    __slots__ = ("reason", "message")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    reason: _common_pb2.ErrorReason
+    message: str
+    def __init__(self, reason: _Optional[_Union[_common_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
     __slots__ = ("payload",)

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 
 import xxhash
 
-from baton.core.errors import BatonError, KvTransferLost, Stalled
+from baton.core.errors import (
+    BatonError,
+    InvalidRequest,
+    KvTransferLost,
+    RequestNotFound,
+    StaleEpoch,
+    Stalled,
+)
 from baton.core.handoff import Chunk, Manifest, Opening, Receiver, Span
 from baton.decode.sessions import Session, Sessions
 from baton.engine.worker import EngineWorker
@@ -101,7 +108,7 @@ class Intake:
             self._sessions.push_opened(session)
             yield Credit(self._num_credits)
             while True:
-                frame = await self._next(frames)
+                frame = await self._next(frames, session)
                 self._sessions.push_progressed(session)
                 if isinstance(frame, ChunkFrame):
                     await push.write(frame)
@@ -119,14 +126,22 @@ class Intake:
             push.close(KvTransferLost(f"the push from {opening.worker_id} ended early"))
         yield Committed(receiver.received.num_bytes, receiver.received.num_chunks)
 
-    async def _next(self, frames: AsyncIterator[Frame]) -> Frame:
+    async def _next(self, frames: AsyncIterator[Frame], session: Session | None = None) -> Frame:
+        """The next frame. A session that is released meanwhile ends the waiting at once."""
         try:
-            async with asyncio.timeout(self._progress_timeout_s):
+            async with asyncio.timeout(self._progress_timeout_s) as limit:
+                if session is not None:
+                    session.on_release = lambda: limit.reschedule(0.0)
                 return await anext(frames)
         except StopAsyncIteration:
             raise KvTransferLost("the push ended before its manifest") from None
         except TimeoutError:
+            if session is not None and session.error is not None:
+                raise StaleEpoch(f"the reservation ended: {session.error.message}") from None
             raise Stalled(f"the push brought nothing for {self._progress_timeout_s:g} s") from None
+        finally:
+            if session is not None:
+                session.on_release = None
 
     def start_write(
         self, session: Session, span: Span, payload: memoryview
@@ -162,7 +177,11 @@ class _Push:
         """Verifies and writes a chunk. When this is cancelled the write goes on: see `close`."""
         self._receiver.chunk(frame.chunk, frame.payload)
         self._writing = self._intake.start_write(self._session, frame.chunk.span, frame.payload)
-        await asyncio.shield(self._writing)
+        try:
+            await asyncio.shield(self._writing)
+        except (RequestNotFound, InvalidRequest) as error:
+            # The session was released after the check above: its blocks were out of reach.
+            raise StaleEpoch(f"the reservation ended: {error.message}") from error
         self._writing = None
 
     def close(self, error: BatonError) -> None:

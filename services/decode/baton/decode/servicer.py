@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,10 @@ from baton.rpc.convert import (
     finish_to_pb,
     logprob_from_pb,
     logprob_to_pb,
+    reason_to_pb,
     sampling_from_pb,
 )
+from baton.rpc.errors import public_message
 from baton.rpc.frames import decode_frame
 from baton.v1 import decode_pb2, decode_pb2_grpc, kv_transfer_pb2
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from baton.decode.service import DecodeService
 
 MAX_SALT_CHARS = 256
+_LAST_WORD_S = 1.0
 _Context = grpc.aio.ServicerContext[Any, Any]
 _DECODE = "baton.v1.DecodeService"
 _KV_TRANSFER = "baton.v1.KvTransferService"
@@ -117,6 +121,9 @@ class KvTransferServicer:
                     yield _answer_to_pb(answer)
         except BatonError as error:
             failure = error
+            yield _failure_to_pb(error)
+            # A sender that is writing when the status comes loses it: let it cancel first.
+            await asyncio.sleep(_LAST_WORD_S)
             raise
         finally:
             self._service.count_push(num_bytes, failure)
@@ -127,7 +134,8 @@ class KvTransferServicer:
         """Counts bytes; measures the path between two workers."""
         num_bytes = 0
         async for message in requests:
-            num_bytes += len(message)
+            payload, _ = decode_frame(message)  # field 1, like a frame's header
+            num_bytes += payload.nbytes
         return kv_transfer_pb2.ProbeResponse(num_bytes=num_bytes)
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -252,6 +260,14 @@ def _answer_to_pb(answer: Credit | Committed) -> kv_transfer_pb2.PushResponse:
     return kv_transfer_pb2.PushResponse(
         committed=kv_transfer_pb2.PushCommitted(
             num_bytes=answer.num_bytes, num_chunks=answer.num_chunks
+        )
+    )
+
+
+def _failure_to_pb(error: BatonError) -> kv_transfer_pb2.PushResponse:
+    return kv_transfer_pb2.PushResponse(
+        failed=kv_transfer_pb2.PushFailed(
+            reason=reason_to_pb(error.reason), message=public_message(error)
         )
     )
 

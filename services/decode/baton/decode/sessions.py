@@ -39,6 +39,8 @@ class Session:
     error: BatonError | None = None
     is_push_open: bool = False
     """A push may still be writing: blocks let go now are quarantined."""
+    on_release: Callable[[], None] | None = None
+    """Wakes the push that waits for its next frame."""
     progressed_at_s: float = 0.0
     """Last sign of life of an open push."""
     arrived_at_s: float = 0.0
@@ -247,6 +249,8 @@ class Sessions:
         session.error = error
         session.has_kv.set()
         session.outbox.fail(error)
+        if session.on_release is not None:
+            session.on_release()
         self._worker.unsubscribe(session.seq_id)
         num_blocks = self._engine.release(session.seq_id, quarantine=session.is_push_open)
         self._on_end("finished" if session.is_finished else error.reason.name.lower())

@@ -214,8 +214,8 @@ class Push:
         if sequence != faults.drop_chunk:
             async with asyncio.timeout(self._progress_timeout_s):
                 await call.chunk(chunk, payload)
-        if sequence == faults.stall_after_chunk:
-            await asyncio.Event().wait()
+        while sequence == faults.stall_after_chunk:
+            await self._has_news(self._progress_timeout_s)
 
     def _manifest(self, first: _FirstToken, block_start: int) -> Manifest:
         return Manifest(

@@ -10,11 +10,11 @@ from typing import Any, cast
 import grpc
 import xxhash
 
-from baton.core.errors import BatonError, ErrorReason, KvChecksum, KvTransferLost
+from baton.core.errors import BatonError, ErrorReason, KvChecksum, KvTransferLost, error_for
 from baton.core.handoff import Chunk, Manifest, Opening
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.rpc.channel import ChannelPool
-from baton.rpc.convert import fingerprint_to_pb, logprob_to_pb
+from baton.rpc.convert import fingerprint_to_pb, logprob_to_pb, reason_from_pb
 from baton.rpc.errors import error_from_rpc, rpc_errors
 from baton.rpc.frames import decode_frame, encode_frame
 from baton.v1 import cache_pb2, cache_pb2_grpc, kv_transfer_pb2
@@ -132,6 +132,8 @@ class PushCall:
             raise self._failure(error) from error
         if answer is _EOF:
             raise KvTransferLost(f"the decode worker at {self._address} ended the push")
+        if answer.HasField("failed"):
+            raise error_for(reason_from_pb(answer.failed.reason), answer.failed.message)
         if answer.HasField("committed"):
             return Committed(answer.committed.num_bytes, answer.committed.num_chunks)
         return Credit(answer.credit.num_chunks)

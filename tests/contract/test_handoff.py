@@ -1,0 +1,475 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from baton.core.cluster import ServiceState
+from baton.core.errors import ErrorReason, KvLayoutMismatch
+from baton.core.handoff import Chunk, Opening, Span
+from baton.prefill.peers import PushCall
+from baton.rpc.channel import ChannelPool
+from baton.rpc.convert import kv_event_from_bytes
+from baton.rpc.errors import error_from_rpc, rpc_errors
+from baton.v1 import decode_pb2, kv_transfer_pb2, kv_transfer_pb2_grpc, prefill_pb2
+from tests.support.eventually import eventually
+from tests.support.tiny_models import load_reference, make_tiny_model, reference_greedy
+from tests.support.workers import Generated, Pair, worker_pair
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+async def pair(model_path: Path) -> AsyncIterator[Pair]:
+    async with worker_pair(model_path) as pair:
+        yield pair
+        await _assert_clean(pair)
+
+
+async def _assert_clean(pair: Pair) -> None:
+    await pair.to_prefill.ReleasePrefill(
+        prefill_pb2.ReleasePrefillRequest(request_id="req"), timeout=5
+    )
+    await eventually(pair.prefill.is_clean)
+    await eventually(pair.decode.is_clean)
+
+
+def _prompt(num_tokens: int, seed: int = 0) -> list[int]:
+    return [(index * 37 + seed * 11 + 5) % 256 for index in range(num_tokens)]
+
+
+async def _refused(reason: ErrorReason, call: object) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call  # type: ignore[misc]
+    error = error_from_rpc(caught.value)
+    assert error.reason is reason
+    return error.message
+
+
+@pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 200])
+async def test_a_handed_over_request_equals_the_reference(
+    pair: Pair, model_path: Path, num_tokens: int
+) -> None:
+    prompt = _prompt(num_tokens)
+    expected = list(reference_greedy(load_reference(model_path), prompt, 8))
+    out = await pair.generate(prompt)
+    assert out.token_ids == expected
+    assert len(set(expected)) > 2
+    num_blocks = -(-num_tokens // 16)
+    layout = pair.decode.engine.fingerprint.layout
+    assert out.done.blocks == num_blocks
+    assert out.done.bytes == num_blocks * layout.block_bytes
+    assert out.timings.HasField("queue")
+    assert pair.prefill.counts()["held"] > 0
+
+
+async def test_sampled_tokens_do_not_depend_on_where_the_prompt_was_computed(pair: Pair) -> None:
+    prompt = _prompt(50)
+    sampling = {"temperature": 0.9, "top_p": 0.9, "seed": 77, "logprobs": True, "max_tokens": 12}
+    relayed = await pair.generate(prompt, "a", **sampling)
+    grant = await pair.reserve(prompt, "b", **sampling)
+    local = await pair.run_decode(grant, local_prefill=True)
+    assert local.token_ids == relayed.token_ids
+    assert len(local.logprobs) == len(relayed.logprobs) == 12
+    assert local.finish_reason == 2
+    await pair.to_prefill.ReleasePrefill(
+        prefill_pb2.ReleasePrefillRequest(request_id="a"), timeout=5
+    )
+
+
+async def test_blocks_are_pushed_while_the_rest_is_computed(pair: Pair) -> None:
+    out = await pair.generate(_prompt(400))
+    assert out.done.chunks > 1
+    transfer_s = out.done.transfer.ToTimedelta().total_seconds()
+    exposed_s = out.done.exposed.ToTimedelta().total_seconds()
+    assert 0.0 <= exposed_s < transfer_s
+
+
+async def test_blocks_that_decode_has_are_not_sent(pair: Pair) -> None:
+    prompt = _prompt(80)
+    first = await pair.generate(prompt, "req", 1)
+    second = await pair.generate(prompt, "req", 2)
+    assert second.token_ids == first.token_ids
+    assert first.done.blocks == 5
+    assert second.done.blocks == 1
+    assert second.started.cached_tokens == 64
+
+
+async def test_decode_may_be_called_before_the_prompt_is_computed(pair: Pair) -> None:
+    prompt = _prompt(100)
+    grant = await pair.reserve(prompt)
+    decoding = asyncio.create_task(pair.run_decode(grant, Generated(token_ids=[0])))
+    await pair.run_prefill(pair.prefill_request(prompt, grant))
+    out = await decoding
+    assert len(out.token_ids) == 8
+    assert out.timings.wait_for_kv.ToTimedelta().total_seconds() > 0
+
+
+async def test_many_requests_at_once(pair: Pair, model_path: Path) -> None:
+    reference = load_reference(model_path)
+    prompts = [_prompt(10 + 7 * index, seed=index) for index in range(8)]
+    outs = await asyncio.gather(
+        *(pair.generate(prompt, f"req-{index}") for index, prompt in enumerate(prompts))
+    )
+    for prompt, out in zip(prompts, outs, strict=True):
+        assert out.token_ids == list(reference_greedy(reference, prompt, 8))
+    for index in range(8):
+        await pair.to_prefill.ReleasePrefill(
+            prefill_pb2.ReleasePrefillRequest(request_id=f"req-{index}"), timeout=5
+        )
+
+
+async def test_a_request_that_ends_with_its_first_token_is_not_pushed(pair: Pair) -> None:
+    prompt = _prompt(40)
+    grant = await pair.reserve(prompt, max_tokens=1)
+    out = await pair.run_prefill(pair.prefill_request(prompt, grant, max_tokens=1))
+    assert len(out.token_ids) == 1
+    assert out.finish_reason == 2
+    assert out.done.bytes == 0
+    assert pair.prefill.is_clean()
+    released = await pair.to_decode.Release(
+        decode_pb2.ReleaseRequest(reservation_id=grant.reservation_id), timeout=5
+    )
+    assert released.released_blocks >= 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("corrupt_chunk=1", ErrorReason.KV_CHECKSUM),
+        ("drop_chunk=0", ErrorReason.KV_CHECKSUM),
+        ("drop_manifest", ErrorReason.KV_TRANSFER_LOST),
+        ("wrong_epoch", ErrorReason.STALE_EPOCH),
+        ("stall_after_chunk=0", ErrorReason.STALLED),
+    ],
+)
+async def test_a_broken_push_fails_both_calls_and_leaks_nothing(
+    model_path: Path, fault: str, reason: ErrorReason
+) -> None:
+    prompt = _prompt(150)
+    async with worker_pair(
+        model_path,
+        prefill={"fault": f"{fault},times=1", "progress_timeout_s": 5.0},
+        decode={"progress_timeout_s": 0.5},
+    ) as pair:
+        grant = await pair.reserve(prompt)
+        decoding = asyncio.create_task(_refused(reason, pair.run_decode(grant)))
+        await _refused(reason, pair.run_prefill(pair.prefill_request(prompt, grant)))
+        assert await decoding
+        await eventually(pair.prefill.is_clean)
+        await eventually(pair.decode.is_clean)
+        # The next attempt is not harmed.
+        out = await pair.generate(prompt, attempt=2)
+        assert len(out.token_ids) == 8
+        await _assert_clean(pair)
+
+
+async def test_a_push_with_a_stale_epoch_is_refused(pair: Pair) -> None:
+    prompt = _prompt(30)
+    grant = await pair.reserve(prompt)
+    stale = pair.prefill_request(prompt, grant)
+    stale.target.epoch += 1
+    await _refused(ErrorReason.STALE_EPOCH, pair.run_prefill(stale))
+    out = await pair.run_prefill(pair.prefill_request(prompt, grant))
+    assert (await pair.run_decode(grant, out)).finish_reason == 2
+
+
+async def test_a_push_after_release_is_refused(pair: Pair) -> None:
+    prompt = _prompt(30)
+    grant = await pair.reserve(prompt)
+    request = decode_pb2.ReleaseRequest(request_id="req", reason="cancelled")
+    assert (await pair.to_decode.Release(request, timeout=5)).released_blocks > 0
+    assert (await pair.to_decode.Release(request, timeout=5)).released_blocks == 0
+    await _refused(
+        ErrorReason.REQUEST_NOT_FOUND, pair.run_prefill(pair.prefill_request(prompt, grant))
+    )
+    await _refused(ErrorReason.REQUEST_NOT_FOUND, pair.run_decode(grant))
+
+
+async def test_workers_with_different_models_say_how_they_differ(
+    model_path: Path, tmp_path: Path
+) -> None:
+    other = make_tiny_model("llama", tmp_path / "tiny", seed=5)
+    prompt = _prompt(30)
+    async with (
+        worker_pair(model_path) as pair,
+        worker_pair(other, decode={"num_blocks": 8}) as others,
+    ):
+        grant = await pair.reserve(prompt)
+        message = await _refused(
+            ErrorReason.KV_LAYOUT_MISMATCH,
+            others.run_prefill(others.prefill_request(prompt, grant)),
+        )
+        assert "weights: " in message
+        assert "config" not in message
+        await eventually(others.prefill.is_clean)
+        # Nothing was written: the reservation is still good for the right sender.
+        out = await pair.run_prefill(pair.prefill_request(prompt, grant))
+        assert (await pair.run_decode(grant, out)).finish_reason == 2
+        await _assert_clean(pair)
+
+
+async def test_cancelling_the_prefill_call_stops_and_frees_both_sides(model_path: Path) -> None:
+    prompt = _prompt(300)
+    async with worker_pair(model_path, prefill={"fault": "stall_after_chunk=1"}) as pair:
+        grant = await pair.reserve(prompt)
+        decoding = asyncio.create_task(
+            _refused(ErrorReason.KV_TRANSFER_LOST, pair.run_decode(grant))
+        )
+        call = pair.to_prefill.Prefill(pair.prefill_request(prompt, grant), timeout=30)
+        await call.read()
+        await eventually(lambda: pair.decode.counts()["filling"] > 0)
+        call.cancel()
+        await decoding
+        await eventually(pair.prefill.is_clean, timeout_s=2)
+        await eventually(pair.decode.is_clean, timeout_s=2)
+
+
+async def test_cancelling_the_decode_call_frees_the_reservation(model_path: Path) -> None:
+    prompt = _prompt(300)
+    async with worker_pair(model_path, prefill={"fault": "stall_after_chunk=1"}) as pair:
+        grant = await pair.reserve(prompt)
+        call = pair.to_decode.Decode(
+            decode_pb2.DecodeRequest(reservation_id=grant.reservation_id, epoch=grant.epoch),
+            timeout=30,
+        )
+        prefilling = asyncio.create_task(
+            _refused(ErrorReason.STALE_EPOCH, pair.run_prefill(pair.prefill_request(prompt, grant)))
+        )
+        await eventually(lambda: pair.decode.counts()["filling"] > 0)
+        call.cancel()
+        await prefilling
+        await eventually(pair.decode.is_clean, timeout_s=2)
+        await eventually(pair.prefill.is_clean, timeout_s=2)
+
+
+async def test_cancelling_while_decoding_frees_everything(pair: Pair) -> None:
+    prompt = _prompt(40)
+    grant = await pair.reserve(prompt, max_tokens=1000)
+    await pair.run_prefill(pair.prefill_request(prompt, grant, max_tokens=1000))
+    call = pair.to_decode.Decode(
+        decode_pb2.DecodeRequest(reservation_id=grant.reservation_id, epoch=grant.epoch),
+        timeout=30,
+    )
+    await call.read()
+    call.cancel()
+    await eventually(pair.decode.is_clean, timeout_s=2)
+
+
+async def test_an_unused_reservation_ends_with_its_lease(model_path: Path) -> None:
+    async with worker_pair(model_path, decode={"reservation_lease_s": 0.4}) as pair:
+        kept = await pair.reserve(_prompt(30), "kept")
+        await pair.reserve(_prompt(30, seed=3), "lost")
+        sessions = pair.decode.service.loaded().sessions
+
+        async def renewed_until_the_other_is_gone() -> bool:
+            answer = await pair.to_decode.RenewLeases(
+                decode_pb2.RenewLeasesRequest(reservation_ids=[kept.reservation_id, "zz"]),
+                timeout=5,
+            )
+            assert list(answer.unknown_reservation_ids) == ["zz"]
+            return len(sessions) == 1
+
+        await eventually(renewed_until_the_other_is_gone)
+        assert sessions.num_leases_expired == 1
+        await eventually(pair.decode.is_clean)
+        assert sessions.num_leases_expired == 2
+
+
+async def test_a_committed_request_that_nobody_reads_ends_with_its_lease(model_path: Path) -> None:
+    async with worker_pair(model_path, decode={"reservation_lease_s": 0.4}) as pair:
+        grant = await pair.reserve(_prompt(30), max_tokens=1500)
+        await pair.run_prefill(pair.prefill_request(_prompt(30), grant, max_tokens=1500))
+        await eventually(pair.decode.is_clean)
+        await _assert_clean(pair)
+
+
+async def test_a_kept_copy_ends_by_release_or_lease(model_path: Path) -> None:
+    async with worker_pair(model_path, prefill={"hold_lease_s": 0.5}) as pair:
+        await pair.generate(_prompt(40), "a")
+        request = prefill_pb2.ReleasePrefillRequest(request_id="a", attempt=1)
+        assert (await pair.to_prefill.ReleasePrefill(request, timeout=5)).released_blocks == 3
+        assert (await pair.to_prefill.ReleasePrefill(request, timeout=5)).released_blocks == 0
+        await pair.generate(_prompt(40, seed=2), "b")
+        assert pair.prefill.counts()["held"] > 0
+        await eventually(pair.prefill.is_clean)
+        assert pair.prefill.service.loaded().jobs.num_holds_expired == 1
+        assert pair.prefill.counts()["cached"] > 0
+
+
+async def test_a_higher_attempt_replaces_a_lower_one(pair: Pair) -> None:
+    prompt = _prompt(40)
+    first = await pair.reserve(prompt, attempt=1)
+    second = await pair.reserve(prompt, attempt=2)
+    assert second.epoch > first.epoch
+    await _refused(ErrorReason.STALE_EPOCH, pair.reserve(prompt, attempt=1))
+    await _refused(ErrorReason.STALE_EPOCH, pair.reserve(prompt, attempt=2))
+    await _refused(
+        ErrorReason.REQUEST_NOT_FOUND, pair.run_prefill(pair.prefill_request(prompt, first))
+    )
+    out = await pair.run_prefill(pair.prefill_request(prompt, second, attempt=2))
+    assert (await pair.run_decode(second, out)).finish_reason == 2
+
+
+async def test_a_dead_decode_worker_is_a_lost_transfer(pair: Pair) -> None:
+    prompt = _prompt(40)
+    grant = await pair.reserve(prompt)
+    nowhere = pair.prefill_request(prompt, grant)
+    nowhere.target.address = "127.0.0.1:1"
+    await _refused(ErrorReason.KV_TRANSFER_LOST, pair.run_prefill(nowhere))
+    await pair.to_decode.Release(decode_pb2.ReleaseRequest(request_id="req"), timeout=5)
+
+
+async def test_decode_says_no_when_it_is_full(model_path: Path) -> None:
+    async with worker_pair(model_path, decode={"num_blocks": 10}) as pair:
+        await pair.reserve(_prompt(80), "a", max_tokens=4)
+        await _refused(ErrorReason.KV_CACHE_FULL, pair.reserve(_prompt(80, 2), "b", max_tokens=4))
+        await pair.to_decode.Release(decode_pb2.ReleaseRequest(request_id="a"), timeout=5)
+        await pair.reserve(_prompt(80, 2), "b", max_tokens=4)
+        await pair.to_decode.Release(decode_pb2.ReleaseRequest(request_id="b"), timeout=5)
+        await eventually(pair.decode.is_clean)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"token_ids": []}, ErrorReason.INVALID_REQUEST),
+        ({"token_ids": [99_999]}, ErrorReason.INVALID_REQUEST),
+        ({"token_ids": [1] * 5000}, ErrorReason.PROMPT_TOO_LONG),
+        ({"attempt": 0}, ErrorReason.INVALID_REQUEST),
+        ({"request_id": "a b"}, ErrorReason.INVALID_REQUEST),
+        ({"cache_salt": "x" * 300}, ErrorReason.INVALID_REQUEST),
+        ({"sampling": {"temperature": -1.0, "seed": 1}}, ErrorReason.INVALID_REQUEST),
+        ({"sampling": {"temperature": 1.0}}, ErrorReason.INVALID_REQUEST),
+    ],
+)
+async def test_bad_requests_are_refused_by_both(
+    pair: Pair, changes: dict[str, object], reason: ErrorReason
+) -> None:
+    good = {"request_id": "req", "attempt": 1, "token_ids": [1, 2], "sampling": {"seed": 1}}
+    request = {**good, **changes}
+    await _refused(reason, pair.to_decode.Reserve(decode_pb2.ReserveRequest(**request), timeout=5))
+    prefill = prefill_pb2.PrefillRequest(**request)
+    await _refused(reason, pair.run_prefill(prefill))
+
+
+async def test_garbage_on_the_push_stream_is_refused(pair: Pair) -> None:
+    channels = ChannelPool(max_message_bytes=4 << 20)
+    call = channels.get(pair.decode.address).stream_stream(
+        "/baton.v1.KvTransferService/Push",
+        request_serializer=None,
+        response_deserializer=kv_transfer_pb2.PushResponse.FromString,
+    )(timeout=5)
+    await call.write(b"\xff\xff\xff")
+    answer = await call.read()
+    assert answer.failed.reason == ErrorReason.INVALID_REQUEST.value
+    assert "malformed frame" in answer.failed.message
+    await _refused(ErrorReason.INVALID_REQUEST, call.read())
+    await channels.close()
+
+
+async def test_a_push_cannot_write_outside_of_its_reservation(pair: Pair) -> None:
+    prompt = _prompt(40)
+    grant = await pair.reserve(prompt)
+    channels = ChannelPool(max_message_bytes=4 << 20)
+    call = PushCall(channels, grant.push_address, timeout_s=10)
+    fingerprint = pair.prefill.engine.fingerprint
+    await call.open(Opening(grant.reservation_id, "req", 1, grant.epoch, fingerprint, "me"))
+    await call.read()
+    span = Span(0, fingerprint.layout.num_layers, 3, 1)
+    payload = bytes(span.num_bytes(fingerprint.layout))
+    await call.chunk(Chunk(grant.epoch, 0, span, 0), payload)
+    with pytest.raises(KvLayoutMismatch, match=r"blocks \[3, 4\) are outside"):
+        await call.read()
+    call.cancel()
+    await channels.close()
+
+
+async def test_kv_events_and_snapshot_agree(pair: Pair) -> None:
+    await pair.generate(_prompt(100))
+    for worker in (pair.prefill, pair.decode):
+        held: set[bytes] = set()
+
+        async def all_published(worker=worker, held=held) -> bool:  # type: ignore[no-untyped-def]
+            held.clear()
+            events = [kv_event_from_bytes(data) for _, data in worker.bus.published]
+            for number, event in enumerate(events, start=1):
+                assert event.sequence == number
+                assert event.worker_id == worker.runtime.worker_id
+                held.difference_update(event.removed)
+                held.update(event.stored)
+            sequence, hashes = worker.service.kv_snapshot()
+            return sequence == len(events) and held == set(hashes) and len(held) >= 6
+
+        await eventually(all_published)
+        assert {subject for subject, _ in worker.bus.published} == {
+            f"baton.kv.{worker.runtime.worker_id}"
+        }
+
+
+async def test_stages_are_recorded_as_spans(pair: Pair) -> None:
+    await pair.generate(_prompt(100))
+
+    def names(worker: object) -> set[str]:
+        return {span.name for span in worker.spans.get_finished_spans()}  # type: ignore[attr-defined]
+
+    assert {"prefill.queue", "prefill.compute", "kv.transfer"} <= names(pair.prefill)
+    await eventually(lambda: {"decode.queue", "decode.first_step", "decode"} <= names(pair.decode))
+    spans = {span.name: span for span in pair.prefill.spans.get_finished_spans()}
+    transfer = spans["kv.transfer"]
+    assert transfer.attributes["baton.kv.blocks"] == 7
+    rpc = spans["baton.v1.PrefillService/Prefill"]
+    assert transfer.parent.span_id == rpc.context.span_id
+    pushes = [
+        span for span in pair.decode.spans.get_finished_spans() if span.name.endswith("/Push")
+    ]
+    assert [span.context.trace_id for span in pushes] == [rpc.context.trace_id]
+
+
+async def test_a_draining_worker_takes_nothing_new_and_finishes_the_rest(pair: Pair) -> None:
+    prompt = _prompt(40)
+    grant = await pair.reserve(prompt)
+    pair.decode.runtime.lifecycle.state = ServiceState.DRAINING
+    await _refused(ErrorReason.WORKER_DRAINING, pair.reserve(prompt, "other"))
+    draining = asyncio.create_task(pair.decode.service.drain(10.0))
+    out = await pair.run_prefill(pair.prefill_request(prompt, grant))
+    assert not draining.done()
+    assert (await pair.run_decode(grant, out)).finish_reason == 2
+    await draining
+
+
+async def test_a_second_reader_is_refused(pair: Pair) -> None:
+    prompt = _prompt(40)
+    grant = await pair.reserve(prompt)
+    reading = asyncio.create_task(pair.run_decode(grant, Generated(token_ids=[0])))
+    await eventually(
+        lambda: (
+            pair.decode.service
+            .loaded()
+            .sessions.find(grant.reservation_id, grant.epoch)
+            .reservation.is_attached
+        )
+    )
+    await _refused(ErrorReason.INVALID_REQUEST, pair.run_decode(grant))
+    await pair.run_prefill(pair.prefill_request(prompt, grant))
+    assert (await reading).finish_reason == 2
+
+
+async def test_probe_counts_bytes(pair: Pair) -> None:
+    channels = ChannelPool(max_message_bytes=4 << 20)
+    stub = kv_transfer_pb2_grpc.KvTransferServiceStub(channels.get(pair.decode.address))
+
+    async def requests() -> AsyncIterator[kv_transfer_pb2.ProbeRequest]:
+        for _ in range(3):
+            yield kv_transfer_pb2.ProbeRequest(payload=bytes(1000))
+
+    with rpc_errors():
+        answer = await stub.Probe(requests(), timeout=5)
+    assert answer.num_bytes == 3000
+    await channels.close()
