@@ -312,6 +312,9 @@ async def test_bodies_are_bounded_and_must_be_json(edge):
     response = await edge.raw.post("/v1/completions", json={"prompt": "x" * 30_000})
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
+    response = await edge.raw.post("/v1/completions", content=bytes(100 * 1024 * 1024))
+    assert response.status_code == 413
+    assert not edge.fake.requests
 
 
 async def test_request_id_is_echoed_and_passed_on(edge):
@@ -334,6 +337,9 @@ async def test_trace_goes_from_the_http_caller_to_the_scheduler(edge):
     assert span.attributes is not None
     assert span.attributes["http.response.status_code"] == 200
     assert span.attributes["gen_ai.request.model"] == "demo"
+    assert span.attributes["gen_ai.operation.name"] == "text_completion"
+    assert span.attributes["gen_ai.usage.output_tokens"] == 3
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("stop",)
     assert span.context is not None
     assert f"{span.context.trace_id:032x}" == trace_id
     sent = edge.fake.metadata[0]["traceparent"]

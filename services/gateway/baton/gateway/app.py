@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 import orjson
-from opentelemetry.trace import Span
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,6 +31,7 @@ from baton.gateway.openai import ChatBody, CompletionBody, DetokenizeBody, Token
 from baton.gateway.render import ChatRenderer, CompletionRenderer, Head, Renderer, model_json
 from baton.gateway.schedulers import Schedulers
 from baton.gateway.settings import GatewaySettings
+from baton.gateway.watch import GenerationMetrics, Watch
 from baton.rpc.logs import log_failure
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
@@ -40,10 +40,6 @@ from baton.rpc.version import VERSION
 logger = logging.getLogger(__name__)
 READY_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 30.0
-TTFT_BUCKETS_S = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-)  # fmt: skip
-"""Source: OpenTelemetry's GenAI conventions, gen_ai.server.time_to_first_token."""
 
 
 class Gateway:
@@ -56,12 +52,7 @@ class Gateway:
         self._schedulers = schedulers
         self._metrics = metrics
         self._created = int(time.time())
-        self._ttft_s = metrics.histogram(
-            "gateway_time_to_first_token_seconds",
-            "Time from a request's arrival to its first token",
-            ("model",),
-            TTFT_BUCKETS_S,
-        )
+        self._generation_metrics = GenerationMetrics(metrics)
 
     def routes(self) -> list[Route]:
         """Paths and their handlers."""
@@ -167,10 +158,8 @@ class Gateway:
                 f"n times the number of prompts must be at most {self._settings.max_choices}, "
                 f"got {len(jobs)}"
             )
-        span: Span | None = request.state.span
-        if span is not None:
-            span.set_attribute("gen_ai.request.model", body.model)
-            span.set_attribute("gen_ai.request.stream", body.is_stream)
+        watch = Watch(self._generation_metrics, request.state.span, request.state.started_s)
+        watch.starts(prefix, body.model, is_stream=body.is_stream)
         request_id = request.state.generation_id
         plan = Plan(
             request_id=request_id,
@@ -187,13 +176,7 @@ class Gateway:
             timeout_s=self._settings.request_timeout_s,
             ping_interval_s=self._settings.ping_interval_s,
         )
-        started_s: float = request.state.started_s
-
-        def on_first_token(model: str) -> None:
-            self._ttft_s.labels(model).observe(time.monotonic() - started_s)
-
-        generation = Generation(await self._client(), plan, on_first_token)
-        return self._counted(generation)
+        return self._counted(Generation(await self._client(), plan, watch))
 
     def _counted(self, app: ASGIApp) -> ASGIApp:
         """Bounds how many generations run at once."""

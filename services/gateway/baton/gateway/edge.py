@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -24,10 +23,6 @@ MAX_HEADER_ID_CHARS = 96
 _TRACED = frozenset({"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"})
 _COUNTED = _TRACED | {"/v1/models", "/health", "/ready", "/version", "/metrics"}
 _CLIENT_GONE = 499
-_OPERATIONS = MappingProxyType({
-    "/v1/completions": "text_completion",
-    "/v1/chat/completions": "chat",
-})
 
 
 class Edge:
@@ -81,10 +76,7 @@ class Edge:
             "http.request.method": scope["method"],
             "http.route": path,
             "baton.request.id": request_id,
-            "gen_ai.provider.name": "baton",
         }
-        if path in _OPERATIONS:
-            attributes["gen_ai.operation.name"] = _OPERATIONS[path]
         headers = Headers(scope=scope)
         carrier = {key: headers[key] for key in ("traceparent", "tracestate") if key in headers}
         span = self._telemetry.start_span(

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from starlette.responses import Response
@@ -22,6 +22,7 @@ from baton.gateway.failures import error_body, error_response, json_response
 from baton.gateway.fan_in import Event, FanIn
 from baton.gateway.openai import Job
 from baton.gateway.render import Head, Json, Renderer, usage_json
+from baton.gateway.watch import Watch
 from baton.rpc.logs import log_failure
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,6 @@ _STREAM_HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-
-
-class FirstToken(Protocol):
-    """Told when an answer's first text was read, once."""
-
-    def __call__(self, model: str) -> None:
-        """The model that answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +52,11 @@ class Plan:
 class Generation:
     """Answers one request that `plan` describes."""
 
-    def __init__(self, client: AsyncClient, plan: Plan, on_first_token: FirstToken) -> None:
+    def __init__(self, client: AsyncClient, plan: Plan, watch: Watch) -> None:
         self._client = client
         self._plan = plan
         self._head = plan.head
-        self._on_first_token = on_first_token
-        self._has_token = False
+        self._watch = watch
         self._opened: set[int] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,12 +68,15 @@ class Generation:
         try:
             streams = self._streams()
             async with FanIn(streams) as fan_in:
-                if self._plan.is_stream:
-                    events = await fan_in.read()
-                    await self._write_stream(streams, fan_in, events, send)
-                    return
-                while fan_in.is_open:
-                    self._look_at(await fan_in.read())
+                try:
+                    if self._plan.is_stream:
+                        events = await fan_in.read()
+                        await self._write_stream(streams, fan_in, events, send)
+                        return
+                    while fan_in.is_open:
+                        self._look_at(await fan_in.read())
+                finally:
+                    self._watch.ended([stream.completion for stream in streams])
             response = self._whole([stream.completion for stream in streams])
         except BatonError as error:
             response = error_response(error)
@@ -140,9 +136,8 @@ class Generation:
         for event in events:
             if not self._head.model and event.chunk.model:
                 self._head = replace(self._head, model=event.chunk.model)
-            if not self._has_token and (event.chunk.text or event.chunk.num_tokens):
-                self._has_token = True
-                self._on_first_token(self._head.model)
+            if event.chunk.text or event.chunk.num_tokens:
+                self._watch.token(self._head.model)
 
     def _usage(self, usages: Sequence[Usage]) -> Json:
         return usage_json(usages, self._plan.outputs_per_prompt)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from baton.client import Chunk, Completion, InvalidRequest, Logprob, TopLogprob, Usage
+from baton.core.errors import ErrorReason, error_for
+from baton.gateway.failures import error_response
+from baton.gateway.openai import ChatBody, CompletionBody, parse
+from baton.gateway.render import ChatRenderer, CompletionRenderer, Head, usage_json
+from baton.gateway.settings import GatewaySettings
+from baton.rpc.errors import CATALOGUE
+
+HEAD = Head(answer_id="cmpl-1", created=5, model="demo")
+HALF = Logprob(7, "\ufffd", b"\xe2\x82", float("-inf"), (TopLogprob(7, "\ufffd", b"\xe2", -0.1),))
+
+
+def test_logprobs_are_valid_json_whatever_the_model_said():
+    answer = Completion(text="", finish_reason="stop", usage=Usage(), logprobs=(HALF,))
+    body = CompletionRenderer().whole(HEAD, [answer], {})
+    logprobs = orjson.loads(orjson.dumps(body))["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["bytes:\\xe2\\x82"]
+    assert logprobs["token_logprobs"] == [-9999.0]
+    assert logprobs["top_logprobs"] == [{"bytes:\\xe2": -0.1}]
+    chat = ChatRenderer().whole(HEAD, [answer], {})["choices"][0]["logprobs"]["content"][0]
+    assert (chat["bytes"], chat["logprob"]) == ([0xE2, 0x82], -9999.0)
+
+
+def test_message_without_text_makes_no_chunk():
+    assert CompletionRenderer().pieces(HEAD, 0, Chunk(request_id="r")) == []
+    assert ChatRenderer().pieces(HEAD, 0, Chunk(num_tokens=1)) == []
+
+
+def test_last_text_and_finish_reason_are_told_apart_in_a_chat():
+    text, last = ChatRenderer().pieces(HEAD, 0, Chunk(text="x", finish_reason="length"))
+    assert text["choices"][0]["delta"] == {"content": "x"}
+    assert text["choices"][0]["finish_reason"] is None
+    assert last["choices"][0]["delta"] == {}
+    assert last["choices"][0]["finish_reason"] == "length"
+
+
+def test_prompts_count_once_however_many_outputs_they_have():
+    usages = [Usage(10, 1, cached_tokens=4), Usage(10, 2, cached_tokens=9), Usage(20, 3, 0)]
+    assert usage_json([*usages, Usage(20, 4)], 2)["prompt_tokens"] == 30
+    assert usage_json([*usages, Usage(20, 4)], 2)["completion_tokens"] == 10
+    assert usage_json(usages[:2], 2)["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
+def test_negative_and_large_seeds_are_seeds():
+    body = parse(CompletionBody, {"prompt": "x", "seed": -1, "n": 2})
+    assert [job.options["seed"] for job in body.jobs()] == [2**64 - 1, 0]
+
+
+def test_top_k_of_minus_one_means_all():
+    [job] = parse(CompletionBody, {"prompt": "x", "top_k": -1}).jobs()
+    assert job.options["top_k"] == 0
+
+
+def test_logprobs_of_zero_asks_for_the_chosen_tokens_only():
+    [job] = parse(CompletionBody, {"prompt": "x", "logprobs": 0}).jobs()
+    assert job.options["logprobs"]
+    assert job.options["top_logprobs"] == 0
+
+
+def test_tools_may_be_listed_when_they_are_not_to_be_used():
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": [{}], "tool_choice": "none"}
+    assert len(parse(ChatBody, body).jobs()) == 1
+
+
+@pytest.mark.parametrize("reason", list(ErrorReason))
+def test_every_reason_has_a_response(reason):
+    response = error_response(error_for(reason, "text"))
+    assert response.status_code == CATALOGUE[reason].http_status
+    error = orjson.loads(bytes(response.body))["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    has_delay = "retry-after" in response.headers
+    assert has_delay == (response.status_code in {429, 503})
+
+
+def test_unknown_models_of_a_body_are_named_with_their_place():
+    with pytest.raises(InvalidRequest, match=r"messages\.0\.role"):
+        parse(ChatBody, {"messages": [{"content": "x"}]})
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("BATON_GATEWAY_HTTP_PORT", "81")
+    assert GatewaySettings().http_port == 81
