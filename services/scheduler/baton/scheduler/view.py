@@ -183,7 +183,8 @@ class ClusterWatch:
         ready = [
             member
             for member in self._ready(TOKENIZER_ROLE)
-            if member.status.model in {"", model} or not model
+            # A tokenizer reports every model that it knows, with commas between them.
+            if not model or model in member.status.model.split(",")
         ]
         now = self._clock()
         ready.sort(
