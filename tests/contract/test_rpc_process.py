@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.core.cluster import ServiceState
-from baton.core.errors import BatonError, NoWorker
+from baton.core.errors import BatonError, InvalidRequest, NoWorker
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import rpc_errors
 from baton.rpc.peers import ControlClient
@@ -215,6 +215,16 @@ async def test_drain_by_call_exits_clean(demo: Demo) -> None:
     await demo.ready()
     assert await demo.control.drain(demo.address, grace_s=5.0) == 0
     assert await demo.exit_code() == 0
+
+
+async def test_a_message_that_cannot_be_parsed_is_the_callers_mistake(demo: Demo) -> None:
+    demo.start()
+    await demo.ready()
+    channel = demo.pool.get(demo.address)
+    with pytest.raises(InvalidRequest, match="cannot be parsed"), rpc_errors():
+        await channel.unary_unary("/baton.v1.ControlService/Drain")(b"\xff\xff\xff", timeout=5)
+    assert (await demo.control.status(demo.address, lease_s=1)).status.state is ServiceState.READY
+    assert "rpc failed" not in demo.events()
 
 
 async def test_it_answers_about_itself(demo: Demo) -> None:

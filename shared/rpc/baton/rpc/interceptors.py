@@ -15,9 +15,10 @@ from contextlib import aclosing
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from baton.core.errors import BatonError, Internal
+from baton.core.errors import BatonError, Internal, InvalidRequest
 from baton.rpc.errors import CATALOGUE, error_from_rpc, public_message, trailing_metadata
 from baton.rpc.logs import bind_request_id, log_failure
 from baton.rpc.metrics import Metrics
@@ -67,10 +68,14 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = handler_call_details.method.lstrip("/")
         arity = f"{_kind(handler.request_streaming)}_{_kind(handler.response_streaming)}"
         behavior = getattr(handler, arity)
+        # Parsed here and not by gRPC where possible: nonsense is the caller's mistake, not ours.
+        is_parsed_here = not handler.request_streaming and handler.request_deserializer is not None
 
         async def handle(request: Any, context: _Context) -> Any:
             async with _Call(self, method, context) as call:
                 call.check_gate()
+                if is_parsed_here:
+                    request = _parse(handler.request_deserializer, request)
                 result = behavior(request, context)
                 if not hasattr(result, "__aiter__"):
                     return await result
@@ -79,7 +84,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                 return None
 
         make = getattr(grpc, f"{arity}_rpc_method_handler")
-        return make(handle, handler.request_deserializer, handler.response_serializer)
+        deserializer = None if is_parsed_here else handler.request_deserializer
+        return make(handle, deserializer, handler.response_serializer)
 
     def begin(self, method: str, context: _Context) -> Span | None:
         """Counts a call in and starts its span, as a child of the caller's."""
@@ -121,6 +127,13 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 def _kind(is_streaming: bool) -> str:  # noqa: FBT001
     return "stream" if is_streaming else "unary"
+
+
+def _parse(deserializer: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return deserializer(data)
+    except DecodeError as error:
+        raise InvalidRequest("the message cannot be parsed as this method's request") from error
 
 
 async def _write_all(responses: AsyncIterator[Any], context: _Context) -> None:
