@@ -41,9 +41,10 @@ $(BIN)/python:
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet $(PIP_ARGS) pip; }
 
 $(STAMP): constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(PARTS)) | $(BIN)/python
-	@case "$$(uname -s)" in Linux) $(BIN)/python -c 'import torch' 2>/dev/null || \
-	  echo 'installing torch; on Linux without a GPU the CPU build is far smaller: see TORCH_PIP_ARGS in the Makefile';; esac
-	@$(PIP) $(TORCH_PIP_ARGS) torch
+	@$(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' || { \
+	  if [ "$$(uname -s)" = Linux ] && [ -z "$(TORCH_PIP_ARGS)" ]; then \
+	    echo 'installing torch; without a GPU the CPU build is far smaller: see TORCH_PIP_ARGS in the Makefile'; fi; \
+	  $(PIP) $(TORCH_PIP_ARGS) torch; }
 	@echo 'installing the other dependencies'
 	@$(PIP) --quiet --requirement requirements-dev.txt
 	@$(PIP) --quiet --no-build-isolation $(foreach part,$(LIBRARIES) $(SERVICES),--editable ./$(part)) --editable './shared/cli[local]'
