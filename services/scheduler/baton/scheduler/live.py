@@ -49,8 +49,6 @@ class SchedulerMetrics:
             "From a request's arrival to its end",
             buckets=_E2E_BUCKETS_S,
         )
-        self.running = metrics.gauge("num_requests_running", "Requests with workers")
-        self.waiting = metrics.gauge("num_requests_waiting", "Requests that wait for admission")
 
 
 class LiveRequest:

@@ -173,9 +173,6 @@ class Orchestrator:
                 span.set_attributes(_attributes(placement))
             live.stages.mark("admit", self._clock())
             while not await self._attempt(live, placement, relay, failover, ticket):
-                if self._is_complete(live):
-                    await relay.finish_at_limit()
-                    return
                 with self._around.tools.spans.stage("admit", {"baton.retry": True}) as span:
                     placement = await self._place(live, failover)
                     span.set_attributes(_attributes(placement))
@@ -230,11 +227,6 @@ class Orchestrator:
             )
         return wanted if wanted is not None else limit - num_prompt
 
-    def _is_complete(self, live: LiveRequest) -> bool:
-        """True when the limit was reached, though the worker died before it said so."""
-        most = live.sampling.max_tokens
-        return most is not None and len(live.output_ids) >= most
-
     async def _place(self, live: LiveRequest, failover: Failover) -> Placement:
         """Chooses workers for the next attempt; waits a while for one to appear."""
         give_up_s = self._clock() + self._settings.worker_wait_s
@@ -278,6 +270,9 @@ class Orchestrator:
             with self._cluster.placed(placement, num_tokens) as prefilled:
                 await Attempt(live, placement, relay, self._around.tools, prefilled).run()
         except AttemptFailed as failure:
+            if _is_complete(live):
+                await relay.finish_at_limit()
+                return True
             await self._recover(live, failover, ticket, failure)
             return False
         return True
@@ -328,6 +323,12 @@ class Orchestrator:
             if self._cluster.has_healthy_decode(live.model, failover.excluded):
                 return
             await asyncio.sleep(_POLL_S)
+
+
+def _is_complete(live: LiveRequest) -> bool:
+    """True when the limit was reached, though the worker died before it said so."""
+    most = live.sampling.max_tokens
+    return most is not None and len(live.output_ids) >= most
 
 
 def _attributes(placement: Placement) -> Mapping[str, str | int | float]:

@@ -41,8 +41,6 @@ class SchedulerService:
         self._orchestrator = Orchestrator(
             Surroundings(cluster, encoder, self._text, tools, metrics, runtime.clock, runtime.rng)
         )
-        metrics.running.set_function(lambda: self._orchestrator.num_running)
-        metrics.waiting.set_function(lambda: self._orchestrator.num_waiting)
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
         self._servicer = InferenceServicer(
             Edge(

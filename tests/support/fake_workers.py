@@ -1,0 +1,342 @@
+"""Tokenizer, prefill and decode workers without a model, served over real gRPC on loopback.
+
+The "model": output token i of a prompt is a letter that depends on the sum of the prompt's ids and
+on i only, so a fail-over that loses or repeats a token shows in the text. Token ids are code points.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from random import Random
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from baton.core.cluster import Announcement, ServiceState, ServiceStatus, WorkerRates
+from baton.core.errors import BatonError, KvTransferLost, NoWorker, RequestNotFound
+from baton.core.hashing import Fingerprint, KvLayout
+from baton.rpc.convert import duration_to_pb
+from baton.rpc.interceptors import ServerInterceptor
+from baton.rpc.metrics import Metrics
+from baton.rpc.telemetry import Telemetry
+from baton.v1 import (
+    common_pb2,
+    decode_pb2,
+    decode_pb2_grpc,
+    prefill_pb2,
+    prefill_pb2_grpc,
+    tokenizer_pb2,
+    tokenizer_pb2_grpc,
+)
+
+MODEL = "demo"
+FINGERPRINT = Fingerprint(MODEL, "c", "w", "t", KvLayout(16, "float32", (1,), (8,)))
+MAX_MODEL_LEN_TOKENS = 512
+
+
+def output_token(prompt_ids: tuple[int, ...], index: int) -> int:
+    return 97 + (sum(prompt_ids) + 7 * index) % 26
+
+
+def expected_text(prompt: str, num_tokens: int) -> str:
+    ids = tuple(map(ord, prompt))
+    return "".join(chr(output_token(ids, index)) for index in range(num_tokens))
+
+
+class Pauses:
+    """Points at which a fake stops until it is let go; tests see that it got there."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, asyncio.Event] = {}
+        self.reached: set[str] = set()
+
+    def hold(self, point: str) -> None:
+        self._wanted[point] = asyncio.Event()
+
+    def let_go(self, point: str) -> None:
+        self._wanted.pop(point).set()
+
+    async def at(self, point: str) -> None:
+        self.reached.add(point)
+        if (event := self._wanted.get(point)) is not None:
+            await event.wait()
+
+
+class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    role = "tokenizer"
+
+    def __init__(self) -> None:
+        self.pauses = Pauses()
+        self.num_calls = 0
+        self.open_outputs: dict[int, list[str]] = {}
+        self.break_after_messages = -1
+
+    async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
+        await self.pauses.at("encode")
+        text = request.text or "".join(m.content for m in request.chat.messages)
+        return tokenizer_pb2.EncodeResponse(model=MODEL, token_ids=map(ord, text))
+
+    async def DecodeText(self, request: Any, context: Any) -> tokenizer_pb2.DecodeTextResponse:
+        return tokenizer_pb2.DecodeTextResponse(text="".join(map(chr, request.token_ids)))
+
+    async def StreamText(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        self.num_calls += 1
+        self.open_outputs = {}
+        stops: dict[int, list[str]] = {}
+        async for request in request_iterator:
+            if self.break_after_messages == 0:
+                self.break_after_messages = -1
+                raise NoWorker("the tokenizer fell over")
+            self.break_after_messages -= 1
+            stream_id = request.stream_id
+            if request.HasField("open"):
+                self.open_outputs[stream_id] = []
+                stops[stream_id] = list(request.open.stop)
+            yield self._step(request, stops)
+
+    def _step(self, request: Any, stops: dict[int, list[str]]) -> Any:
+        response = tokenizer_pb2.StreamTextResponse(stream_id=request.stream_id)
+        seen = self.open_outputs.get(request.stream_id)
+        if seen is None:
+            return response
+        for token_id in request.token_ids:
+            seen.append(chr(token_id))
+            response.num_tokens += 1
+            whole = "".join(seen)
+            stop = next((stop for stop in stops[request.stream_id] if whole.endswith(stop)), "")
+            if stop:
+                response.stop = stop
+                break
+            response.text += chr(token_id)
+        for token_id in request.describe_token_ids:
+            response.token_texts.add(token_bytes=chr(token_id).encode(), text=chr(token_id))
+        if request.flush or response.stop:
+            del self.open_outputs[request.stream_id]
+        return response
+
+
+@dataclass
+class Held:
+    """A reservation at the fake decode worker."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    num_output_tokens: int
+    max_tokens: int
+    logprobs: bool
+    committed: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: bool = False
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self.token_ids[: len(self.token_ids) - self.num_output_tokens]
+
+
+class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
+    role = "decode"
+
+    def __init__(self) -> None:
+        self.pauses = Pauses()
+        self.held: dict[str, Held] = {}
+        self.orders: list[Any] = []
+        self.releases: list[str] = []
+        self.num_renewals = 0
+        self.lease_s = 10.0
+        self.refuse: Callable[[], BatonError | None] = lambda: None
+        self.fail_at_index: int | None = None
+        self.repeat_tokens = 0
+        self.address = ""
+
+    async def Reserve(self, request: Any, context: Any) -> decode_pb2.ReserveResponse:
+        self.orders.append(request)
+        await self.pauses.at("reserve")
+        if (error := self.refuse()) is not None:
+            raise error
+        reservation_id = f"{request.request_id}/{request.attempt}"
+        self.held[reservation_id] = Held(
+            request.request_id,
+            tuple(request.token_ids),
+            request.num_output_tokens,
+            request.sampling.max_tokens,
+            request.sampling.logprobs,
+        )
+        return decode_pb2.ReserveResponse(
+            reservation_id=reservation_id,
+            epoch=1,
+            lease=duration_to_pb(self.lease_s),
+            num_blocks=4,
+            push_address=self.address,
+        )
+
+    async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        held = self.held.get(request.reservation_id)
+        if held is None:
+            raise RequestNotFound("no such reservation")
+        first = held.num_output_tokens
+        if request.local_prefill:
+            await self.pauses.at("local")
+        else:
+            await held.committed.wait()
+            if held.lost:
+                self.held.pop(request.reservation_id, None)
+                raise KvTransferLost("the push broke")
+            first += 1
+        for index in range(first, held.max_tokens):
+            await self.pauses.at(f"token {index}")
+            if self.fail_at_index == index:
+                self.fail_at_index = None
+                self.held.clear()
+                raise NoWorker("the decode worker fell over")
+            start = max(0, index - self.repeat_tokens)
+            response = decode_pb2.DecodeResponse(
+                token_index=start,
+                token_ids=[output_token(held.prompt_ids, i) for i in range(start, index + 1)],
+            )
+            if held.logprobs:
+                response.logprobs.extend(
+                    common_pb2.TokenLogprob(
+                        logprob=-0.5, top_token_ids=[65, 66], top_logprobs=[-0.5, -1.5]
+                    )
+                    for _ in response.token_ids
+                )
+            if index == first:
+                response.timings.queue.CopyFrom(duration_to_pb(0.001))
+                response.timings.first_step.CopyFrom(duration_to_pb(0.002))
+            if index == held.max_tokens - 1:
+                response.finish_reason = common_pb2.FINISH_REASON_LENGTH
+                self.held.pop(request.reservation_id, None)
+            yield response
+
+    async def Release(self, request: Any, context: Any) -> decode_pb2.ReleaseResponse:
+        self.releases.append(request.reason)
+        gone = [
+            key
+            for key, held in self.held.items()
+            if key == request.reservation_id or held.request_id == request.request_id
+        ]
+        for key in gone:
+            del self.held[key]
+        return decode_pb2.ReleaseResponse(released_blocks=4 * len(gone))
+
+    async def RenewLeases(self, request: Any, context: Any) -> decode_pb2.RenewLeasesResponse:
+        self.num_renewals += 1
+        return decode_pb2.RenewLeasesResponse(lease=duration_to_pb(self.lease_s))
+
+
+class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
+    role = "prefill"
+
+    def __init__(self, decodes: dict[str, FakeDecode]) -> None:
+        self.pauses = Pauses()
+        self.copies: set[tuple[str, int]] = set()
+        self.orders: list[Any] = []
+        self.fail_at = ""
+        self.error: BatonError = NoWorker("the prefill worker fell over")
+        self.finish_reason: Any = common_pb2.FINISH_REASON_UNSPECIFIED
+        self._decodes = decodes
+        """By push address."""
+
+    async def Prefill(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.orders.append(request)
+        held = self._decodes[request.target.address].held[request.target.reservation_id]
+        copy = (request.request_id, request.attempt)
+        self.copies.add(copy)
+        try:
+            await self._stage("queue", held)
+            yield prefill_pb2.PrefillResponse(
+                started=prefill_pb2.PrefillStarted(queue=duration_to_pb(0.001))
+            )
+            await self._stage("compute", held)
+            first = prefill_pb2.FirstToken(
+                token_id=output_token(held.prompt_ids, held.num_output_tokens),
+                compute=duration_to_pb(0.002),
+                finish_reason=self.finish_reason,
+            )
+            if request.sampling.logprobs:
+                first.logprob.logprob = -0.25
+            yield prefill_pb2.PrefillResponse(first_token=first)
+            await self._stage("transfer", held)
+            held.committed.set()
+            yield prefill_pb2.PrefillResponse(
+                done=prefill_pb2.PrefillDone(
+                    bytes=4096,
+                    blocks=4,
+                    chunks=2,
+                    transfer=duration_to_pb(0.003),
+                    exposed=duration_to_pb(0.001),
+                )
+            )
+        except asyncio.CancelledError:
+            self.copies.discard(copy)
+            raise
+
+    async def _stage(self, name: str, held: Held) -> None:
+        await self.pauses.at(name)
+        if self.fail_at == name:
+            self.fail_at = ""
+            held.lost = True
+            held.committed.set()
+            raise self.error
+
+    async def ReleasePrefill(self, request: Any, context: Any) -> Any:
+        self.copies.discard((request.request_id, request.attempt))
+        return prefill_pb2.ReleasePrefillResponse()
+
+
+Fake = FakeTokenizer | FakeDecode | FakePrefill
+_ADD = {
+    "tokenizer": tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server,
+    "decode": decode_pb2_grpc.add_DecodeServiceServicer_to_server,
+    "prefill": prefill_pb2_grpc.add_PrefillServiceServicer_to_server,
+}
+
+
+class FakeProcess:
+    """One fake behind a gRPC server of its own."""
+
+    def __init__(self, worker_id: str, fake: Fake) -> None:
+        self.worker_id = worker_id
+        self.fake = fake
+        self.is_alive = True
+        telemetry = Telemetry(fake.role, worker_id)
+        metrics = Metrics(fake.role, worker_id, "test")
+        self._server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, metrics)])
+        _ADD[fake.role](fake, self._server)  # type: ignore[operator]
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if isinstance(fake, FakeDecode):
+            fake.address = self.address
+
+    async def __aenter__(self) -> FakeProcess:
+        await self._server.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.kill()
+
+    async def kill(self) -> None:
+        self.is_alive = False
+        await self._server.stop(0)
+
+    def announcement(self, **changes: Any) -> Announcement:
+        rates = changes.pop("rates", WorkerRates())
+        status = ServiceStatus(
+            worker_id=self.worker_id,
+            role=self.fake.role,
+            address=self.address,
+            state=changes.pop("state", ServiceState.READY),
+            model=MODEL,
+            fingerprint=None if self.fake.role == "tokenizer" else FINGERPRINT,
+            stats={"max_model_len_tokens": float(MAX_MODEL_LEN_TOKENS)},
+        )
+        return Announcement(status, lease_s=60.0, rates=rates)
+
+
+RNG = Random(7)
