@@ -125,6 +125,13 @@ def test_special_tokens_are_left_out_unless_kept(vocabulary):
         assert stream.add(ids, is_last=True).text == text
 
 
+def test_ids_that_have_no_token_have_no_text(vocabulary, spm):
+    for one in (vocabulary, spm):
+        ids = one.encode_text("hello")
+        stream = TextStream(one, [], keep_special_tokens=False)
+        assert stream.add([9_999, *ids, 9_999], is_last=True).text == "hello"
+
+
 @pytest.mark.parametrize("stops", [[""], ["x" * 1025], ["x"] * 17])
 def test_stops_are_checked(vocabulary, stops):
     with pytest.raises(InvalidRequest, match="stop must be"):

@@ -92,9 +92,8 @@ class WindowCharacters:
         return text
 
     def _new_text(self) -> str:
-        decode = self._vocabulary.decode
-        start = decode(self._before, keep_special_tokens=True)
-        whole = decode(self._before + self._held, keep_special_tokens=True)
+        start = self._vocabulary.text_of(self._before)
+        whole = self._vocabulary.text_of(self._before + self._held)
         return whole[len(start) :]
 
 

@@ -101,6 +101,10 @@ class Vocabulary:
         self.check_ids(token_ids)
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=not keep_special_tokens)
 
+    def text_of(self, token_ids: list[int]) -> str:
+        """Text of token ids, special ones too; an id without a token adds nothing."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
     def check_ids(self, token_ids: Sequence[int]) -> None:
         """Checks that the vocabulary has the ids.
 
