@@ -7,14 +7,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from baton.core.cluster import ServiceState
 from baton.core.errors import ErrorReason, KvLayoutMismatch
 from baton.core.handoff import Chunk, Opening, Span
 from baton.prefill.peers import PushCall
 from baton.rpc.channel import ChannelPool
-from baton.rpc.convert import kv_event_from_bytes
-from baton.rpc.errors import error_from_rpc, rpc_errors
-from baton.v1 import decode_pb2, kv_transfer_pb2, kv_transfer_pb2_grpc, prefill_pb2
+from baton.rpc.errors import error_from_rpc
+from baton.v1 import decode_pb2, kv_transfer_pb2, prefill_pb2
 from tests.support.eventually import eventually
 from tests.support.tiny_models import load_reference, make_tiny_model, reference_greedy
 from tests.support.workers import Generated, Pair, worker_pair
@@ -388,88 +386,4 @@ async def test_a_push_cannot_write_outside_of_its_reservation(pair: Pair) -> Non
     with pytest.raises(KvLayoutMismatch, match=r"blocks \[3, 4\) are outside"):
         await call.read()
     call.cancel()
-    await channels.close()
-
-
-async def test_kv_events_and_snapshot_agree(pair: Pair) -> None:
-    await pair.generate(_prompt(100))
-    for worker in (pair.prefill, pair.decode):
-        held: set[bytes] = set()
-
-        async def all_published(worker=worker, held=held) -> bool:  # type: ignore[no-untyped-def]
-            held.clear()
-            events = [kv_event_from_bytes(data) for _, data in worker.bus.published]
-            for number, event in enumerate(events, start=1):
-                assert event.sequence == number
-                assert event.worker_id == worker.runtime.worker_id
-                held.difference_update(event.removed)
-                held.update(event.stored)
-            sequence, hashes = worker.service.kv_snapshot()
-            return sequence == len(events) and held == set(hashes) and len(held) >= 6
-
-        await eventually(all_published)
-        assert {subject for subject, _ in worker.bus.published} == {
-            f"baton.kv.{worker.runtime.worker_id}"
-        }
-
-
-async def test_stages_are_recorded_as_spans(pair: Pair) -> None:
-    await pair.generate(_prompt(100))
-
-    def names(worker: object) -> set[str]:
-        return {span.name for span in worker.spans.get_finished_spans()}  # type: ignore[attr-defined]
-
-    assert {"prefill.queue", "prefill.compute", "kv.transfer"} <= names(pair.prefill)
-    await eventually(lambda: {"decode.queue", "decode.first_step", "decode"} <= names(pair.decode))
-    spans = {span.name: span for span in pair.prefill.spans.get_finished_spans()}
-    transfer = spans["kv.transfer"]
-    assert transfer.attributes["baton.kv.blocks"] == 7
-    rpc = spans["baton.v1.PrefillService/Prefill"]
-    assert transfer.parent.span_id == rpc.context.span_id
-    pushes = [
-        span for span in pair.decode.spans.get_finished_spans() if span.name.endswith("/Push")
-    ]
-    assert [span.context.trace_id for span in pushes] == [rpc.context.trace_id]
-
-
-async def test_a_draining_worker_takes_nothing_new_and_finishes_the_rest(pair: Pair) -> None:
-    prompt = _prompt(40)
-    grant = await pair.reserve(prompt)
-    pair.decode.runtime.lifecycle.state = ServiceState.DRAINING
-    await _refused(ErrorReason.WORKER_DRAINING, pair.reserve(prompt, "other"))
-    draining = asyncio.create_task(pair.decode.service.drain(10.0))
-    out = await pair.run_prefill(pair.prefill_request(prompt, grant))
-    assert not draining.done()
-    assert (await pair.run_decode(grant, out)).finish_reason == 2
-    await draining
-
-
-async def test_a_second_reader_is_refused(pair: Pair) -> None:
-    prompt = _prompt(40)
-    grant = await pair.reserve(prompt)
-    reading = asyncio.create_task(pair.run_decode(grant, Generated(token_ids=[0])))
-    await eventually(
-        lambda: (
-            pair.decode.service
-            .loaded()
-            .sessions.find(grant.reservation_id, grant.epoch)
-            .reservation.is_attached
-        )
-    )
-    await _refused(ErrorReason.INVALID_REQUEST, pair.run_decode(grant))
-    await pair.run_prefill(pair.prefill_request(prompt, grant))
-    assert (await reading).finish_reason == 2
-
-
-async def test_probe_counts_bytes(pair: Pair) -> None:
-    channels = ChannelPool(max_message_bytes=4 << 20)
-    stub = kv_transfer_pb2_grpc.KvTransferServiceStub(channels.get(pair.decode.address))
-
-    async def requests() -> AsyncIterator[kv_transfer_pb2.ProbeRequest]:
-        for _ in range(3):
-            yield kv_transfer_pb2.ProbeRequest(payload=bytes(1000))
-
-    with rpc_errors():
-        answer = await stub.Probe(requests(), timeout=5)
-    assert answer.num_bytes == 3000
     await channels.close()

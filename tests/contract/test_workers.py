@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from baton.cache.service import CacheService
+from baton.cache.settings import CacheSettings
+from baton.core.cluster import ServiceState
+from baton.core.errors import ErrorReason
+from baton.rpc.channel import ChannelPool
+from baton.rpc.convert import kv_event_from_bytes
+from baton.rpc.errors import error_from_rpc, rpc_errors
+from baton.v1 import decode_pb2, kv_transfer_pb2, kv_transfer_pb2_grpc, prefill_pb2
+from tests.support.eventually import eventually
+from tests.support.tiny_models import make_tiny_model
+from tests.support.workers import Generated, Pair, hosted, worker_pair
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+async def pair(model_path: Path) -> AsyncIterator[Pair]:
+    async with worker_pair(model_path) as pair:
+        yield pair
+        await pair.to_prefill.ReleasePrefill(
+            prefill_pb2.ReleasePrefillRequest(request_id="req"), timeout=5
+        )
+        await eventually(pair.prefill.is_clean)
+        await eventually(pair.decode.is_clean)
+
+
+def _prompt(num_tokens: int, seed: int = 0) -> list[int]:
+    return [(index * 37 + seed * 11 + 5) % 256 for index in range(num_tokens)]
+
+
+async def _refused(reason: ErrorReason, call: object) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call  # type: ignore[misc]
+    error = error_from_rpc(caught.value)
+    assert error.reason is reason
+    return error.message
+
+
+async def test_a_prefix_stored_by_one_worker_is_fetched_by_another(model_path: Path) -> None:
+    prompt = _prompt(100)
+    async with hosted(CacheSettings(nats_url=""), CacheService) as cache:
+        async with worker_pair(model_path, cache_address=cache.address) as first:
+            expected = await first.generate(prompt)
+            assert expected.started.fetched_tokens == 0
+            prefix = first.prefill.service.loaded().prefix
+            await eventually(lambda: prefix.num_stored_blocks == 6)
+            # Asked for again, it is found here, and nothing is stored twice.
+            again = await first.generate(prompt, attempt=2)
+            assert (again.started.cached_tokens, again.started.fetched_tokens) == (96, 0)
+        async with worker_pair(model_path, cache_address=cache.address) as second:
+            out = await second.generate(prompt)
+            assert (out.started.cached_tokens, out.started.fetched_tokens) == (96, 96)
+            assert out.token_ids == expected.token_ids
+            assert second.prefill.service.snapshot().stats["fetched_blocks"] == 6
+            assert second.prefill.service.snapshot().stats["cache_failures"] == 0
+            # Another tenant's prefix is another prefix.
+            grant = await second.reserve(prompt, "b")
+            request = second.prefill_request(prompt, grant, "b")
+            request.cache_salt = "other tenant"
+            other = await second.run_prefill(request)
+            assert other.started.cached_tokens == 0
+            assert other.token_ids[0] == expected.token_ids[0]
+            await second.to_decode.Release(decode_pb2.ReleaseRequest(request_id="b"), timeout=5)
+
+
+async def test_a_dead_cache_service_costs_nothing_but_a_moment(model_path: Path) -> None:
+    async with worker_pair(
+        model_path, prefill={"cache_timeout_s": 0.3}, cache_address="127.0.0.1:1"
+    ) as pair:
+        out = await pair.generate(_prompt(60))
+        assert len(out.token_ids) == 8
+        assert pair.prefill.service.snapshot().stats["cache_failures"] == 1
+        # It is left alone for a while.
+        await pair.generate(_prompt(60, seed=1), "b")
+        assert pair.prefill.service.snapshot().stats["cache_failures"] == 1
+
+
+async def test_write_back_is_dropped_and_counted_when_too_much_waits(model_path: Path) -> None:
+    async with (
+        hosted(CacheSettings(nats_url=""), CacheService) as cache,
+        worker_pair(
+            model_path, prefill={"write_back_queue_blocks": 2}, cache_address=cache.address
+        ) as pair,
+    ):
+        await pair.generate(_prompt(100))
+        assert pair.prefill.service.snapshot().stats["dropped_blocks"] == 6
+        assert cache.service.snapshot().stats["stored_blocks"] == 0
+
+
+async def test_a_prompt_without_target_warms_the_prefix_cache(pair: Pair) -> None:
+    prompt = _prompt(70)
+    out = await pair.run_prefill(pair.prefill_request(prompt, None))
+    assert out.done.bytes == 0
+    assert pair.prefill.counts()["held"] == 0
+    assert (await pair.generate(prompt, attempt=2)).started.cached_tokens == 64
+
+
+async def test_kv_events_and_snapshot_agree(pair: Pair) -> None:
+    await pair.generate(_prompt(100))
+    for worker in (pair.prefill, pair.decode):
+        held: set[bytes] = set()
+
+        async def all_published(worker=worker, held=held) -> bool:  # type: ignore[no-untyped-def]
+            held.clear()
+            events = [kv_event_from_bytes(data) for _, data in worker.bus.published]
+            for number, event in enumerate(events, start=1):
+                assert event.sequence == number
+                assert event.worker_id == worker.runtime.worker_id
+                held.difference_update(event.removed)
+                held.update(event.stored)
+            sequence, hashes = worker.service.kv_snapshot()
+            return sequence == len(events) and held == set(hashes) and len(held) >= 6
+
+        await eventually(all_published)
+        assert {subject for subject, _ in worker.bus.published} == {
+            f"baton.kv.{worker.runtime.worker_id}"
+        }
+
+
+async def test_stages_are_recorded_as_spans(pair: Pair) -> None:
+    await pair.generate(_prompt(100))
+
+    def names(worker: object) -> set[str]:
+        return {span.name for span in worker.spans.get_finished_spans()}  # type: ignore[attr-defined]
+
+    assert {"prefill.queue", "prefill.compute", "kv.transfer"} <= names(pair.prefill)
+    await eventually(lambda: {"decode.queue", "decode.first_step", "decode"} <= names(pair.decode))
+    spans = {span.name: span for span in pair.prefill.spans.get_finished_spans()}
+    transfer = spans["kv.transfer"]
+    assert transfer.attributes["baton.kv.blocks"] == 7
+    rpc = spans["baton.v1.PrefillService/Prefill"]
+    assert transfer.parent.span_id == rpc.context.span_id
+    pushes = [
+        span for span in pair.decode.spans.get_finished_spans() if span.name.endswith("/Push")
+    ]
+    assert [span.context.trace_id for span in pushes] == [rpc.context.trace_id]
+
+
+async def test_a_draining_worker_takes_nothing_new_and_finishes_the_rest(pair: Pair) -> None:
+    prompt = _prompt(40)
+    grant = await pair.reserve(prompt)
+    pair.decode.runtime.lifecycle.state = ServiceState.DRAINING
+    await _refused(ErrorReason.WORKER_DRAINING, pair.reserve(prompt, "other"))
+    draining = asyncio.create_task(pair.decode.service.drain(10.0))
+    out = await pair.run_prefill(pair.prefill_request(prompt, grant))
+    assert not draining.done()
+    assert (await pair.run_decode(grant, out)).finish_reason == 2
+    await draining
+
+
+async def test_a_second_reader_is_refused(pair: Pair) -> None:
+    prompt = _prompt(40)
+    grant = await pair.reserve(prompt)
+    reading = asyncio.create_task(pair.run_decode(grant, Generated(token_ids=[0])))
+    await eventually(
+        lambda: (
+            pair.decode.service
+            .loaded()
+            .sessions.find(grant.reservation_id, grant.epoch)
+            .reservation.is_attached
+        )
+    )
+    await _refused(ErrorReason.INVALID_REQUEST, pair.run_decode(grant))
+    await pair.run_prefill(pair.prefill_request(prompt, grant))
+    assert (await reading).finish_reason == 2
+
+
+async def test_probe_counts_bytes(pair: Pair) -> None:
+    channels = ChannelPool(max_message_bytes=4 << 20)
+    stub = kv_transfer_pb2_grpc.KvTransferServiceStub(channels.get(pair.decode.address))
+
+    async def requests() -> AsyncIterator[kv_transfer_pb2.ProbeRequest]:
+        for _ in range(3):
+            yield kv_transfer_pb2.ProbeRequest(payload=bytes(1000))
+
+    with rpc_errors():
+        answer = await stub.Probe(requests(), timeout=5)
+    assert answer.num_bytes == 3000
+    await channels.close()

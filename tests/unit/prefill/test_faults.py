@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+
+from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, parse_faults
+
+
+def test_faults_are_read_from_text() -> None:
+    assert parse_faults("") == NO_FAULTS
+    assert parse_faults("corrupt_chunk=1, times=2") == Faults(corrupt_chunk=1, times=2)
+    assert parse_faults("drop_manifest") == Faults(drop_manifest=True)
+
+
+@pytest.mark.parametrize("text", ["x", "corrupt_chunk", "corrupt_chunk=-1", "drop_manifest=1"])
+def test_what_is_no_fault_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="corrupt_chunk=N"):
+        parse_faults(text)
+
+
+def test_a_plan_makes_as_many_pushes_fail_as_it_was_told() -> None:
+    plan = FaultPlan(parse_faults("drop_manifest,times=2"))
+    assert plan.is_on
+    assert [plan.next().drop_manifest for _ in range(3)] == [True, True, False]
+    assert FaultPlan(Faults(drop_chunk=1)).next().drop_chunk == 1
+    assert not FaultPlan(NO_FAULTS).is_on
