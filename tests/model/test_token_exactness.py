@@ -120,3 +120,15 @@ def test_eviction_of_cached_blocks_changes_nothing(tiny_model: TinyModel) -> Non
                 driver.run()
         for turn in range(2):
             assert [driver.outputs[f"{turn}{index}"] for index in range(6)] == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "mixtral"])
+def test_packed_linears_change_nothing(tiny_model: TinyModel, kind: str) -> None:
+    directory = tiny_model(kind)
+    prompts = make_prompts((1, 17, 90), seed=8)
+    expected = references(directory, prompts, NUM_TOKENS)
+    with make_engine(directory, prepack_linears=True) as engine:
+        for index, prompt in enumerate(prompts):
+            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+        outputs = Driver(engine).run()
+        assert [outputs[str(index)] for index in range(len(prompts))] == expected

@@ -28,6 +28,9 @@ from baton.engine.state import EngineState
 from baton.engine.steps import StepLoop
 from baton.engine.transfer import Transfer
 
+_PACKED_ROWS = 8
+"""A decode batch's rows: where packing gains most."""
+
 
 class Engine:
     """Loads what `config` names, and serves it.
@@ -260,6 +263,7 @@ class Engine:
             device=config.device,
             block_size=config.block_size,
             on_progress=lambda fraction, text: report(start + share * fraction, text),
+            num_packed_rows=_PACKED_ROWS if config.prepack_linears else None,
         )
 
     def _make_drafter(self, sampler: Sampler) -> Drafter | None:

@@ -24,6 +24,7 @@ from baton.core.errors import ModelNotFound, Unsupported
 from baton.core.hashing import KvLayout
 from baton.engine.attention import AttentionBackend, LayerShape, PagedAttention
 from baton.engine.kv_cache import dtype_name, torch_dtype
+from baton.engine.linears import prepack
 from baton.engine.sdpa import SdpaBackend
 
 Progress = Callable[[float, str], None]
@@ -53,9 +54,17 @@ class LoadedModel:
 
 
 def load_model(
-    path: str, *, dtype: str, device: str, block_size: int, on_progress: Progress
+    path: str,
+    *,
+    dtype: str,
+    device: str,
+    block_size: int,
+    on_progress: Progress,
+    num_packed_rows: int | None = None,
 ) -> LoadedModel:
     """Loads weights from a local directory; nothing is downloaded and nothing unpickled.
+
+    With `num_packed_rows`, linear layers are packed for batches of that many rows.
 
     Raises:
         ModelNotFound: the directory, its config or its weights are missing.
@@ -77,6 +86,9 @@ def load_model(
         use_safetensors=True,
     )
     module: PreTrainedModel = loaded.to(device).eval().requires_grad_(False)  # noqa: FBT003
+    if num_packed_rows is not None:
+        on_progress(0.8, "packing weights")
+        prepack(module, num_packed_rows)
     on_progress(0.9, "looking at its layers")
     shapes = _probe(module, config, attention)
     layout = KvLayout(
