@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 import grpc
 import pytest
 
+from baton.core.cluster import WorkerRates
 from baton.core.errors import (
     ErrorReason,
     Internal,
@@ -420,10 +421,38 @@ async def test_attempts_are_bounded() -> None:
 
 
 async def test_queue_is_bounded() -> None:
-    async with Rig(max_waiting_requests=0) as rig:
-        rig.decodes[0].refuse = lambda: None
-        reason, _ = await _failure(rig)
+    async with Rig(max_waiting_requests=1) as rig:
+        rates = WorkerRates(max_num_seqs=1)
+        rig.members.observe(rig.processes["decode-0"].announcement(rates=rates))
+        rig.prefills[0].pauses.hold("compute")
+        running = asyncio.create_task(rig.ask("one"))
+        await eventually(lambda: "compute" in rig.prefills[0].pauses.reached)
+        waiting = asyncio.create_task(rig.ask("two"))
+        await eventually(lambda: rig.service.snapshot().num_waiting == 1)
+        reason, message = await _failure(rig)
         assert reason is ErrorReason.QUEUE_FULL
+        assert "1 requests wait" in message
+        rig.prefills[0].pauses.let_go("compute")
+        texts = [(await running).text, (await waiting).text]
+        assert texts == [expected_text("one", 8), expected_text("two", 8)]
+
+
+async def test_higher_priority_overtakes_in_the_queue() -> None:
+    async with Rig() as rig:
+        rates = WorkerRates(max_num_seqs=1)
+        rig.members.observe(rig.processes["decode-0"].announcement(rates=rates))
+        rig.prefills[0].pauses.hold("compute")
+        asking = [asyncio.create_task(rig.ask("one", request_id="one"))]
+        await eventually(lambda: "compute" in rig.prefills[0].pauses.reached)
+        for name, priority in (("two", 0), ("three", 5)):
+            ask = rig.ask(name, request_id=name, priority=priority)
+            asking.append(asyncio.create_task(ask))
+            num_waiting = len(asking) - 1
+            await eventually(lambda: rig.service.snapshot().num_waiting == num_waiting)  # noqa: B023
+        rig.prefills[0].pauses.let_go("compute")
+        await asyncio.gather(*asking)
+        order = [order.request_id for order in rig.decodes[0].orders]
+        assert order == ["one", "three", "two"]
 
 
 async def test_prefill_queue_full_goes_local(rig: Rig) -> None:

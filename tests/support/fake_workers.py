@@ -1,7 +1,7 @@
 """Tokenizer, prefill and decode workers without a model, served over real gRPC on loopback.
 
 The "model": output token i of a prompt is a letter that depends on the sum of the prompt's ids and
-on i only, so a fail-over that loses or repeats a token shows in the text. Token ids are code points.
+on i only, so a fail-over that loses or repeats a token shows in the text. Ids are code points.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class SchedulerSettings(ServiceSettings):
     """Compute prompts at prefill workers whenever there is one, however short they are."""
     request_timeout_s: float = Field(default=600.0, gt=0.0)
     """Deadline of requests whose caller sets none."""
-    max_waiting_requests: int = Field(default=1024, ge=0)
+    max_waiting_requests: int = Field(default=1024, ge=1)
     """Requests that may wait for admission, per model; more are refused."""
     kv_wait_s: float = Field(default=60.0, ge=0.0)
     """How long an admitted request waits for KV blocks when all decode workers are full."""

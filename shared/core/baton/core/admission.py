@@ -96,7 +96,7 @@ class Admission:
         """Lets an admitted request wait again, in its old place: no worker had room.
 
         Nobody else of the model starts before `blocked_until_s` or the next finished request, so
-        that those behind do not overtake it.
+        that those behind do not overtake it. It gets its place even when the queue is full.
         """
         queue = self._queue(ticket.model)
         queue.running.discard(ticket.request_id)
