@@ -79,8 +79,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
                 if self.hold is not None:
                     await self.hold.wait()
             yield self._end(request)
-        except asyncio.CancelledError:
-            self.num_cancelled += 1
+        except (asyncio.CancelledError, GeneratorExit):
+            self.num_cancelled += 1  # GeneratorExit: cancelled while gRPC was writing
             raise
         finally:
             self.num_running -= 1

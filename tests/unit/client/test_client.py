@@ -199,6 +199,12 @@ async def test_server_that_goes_down_is_no_cancellation(fake, client):
     blocking.close()
 
 
+async def test_client_may_be_made_before_there_is_an_event_loop(fake):
+    client = await asyncio.to_thread(AsyncClient, fake.address, timeout_s=10)
+    assert (await client.generate("x")).text == "Hello wörld!"
+    await client.close()
+
+
 async def test_closing_the_client_ends_its_streams(fake):
     fake.hold = asyncio.Event()
     client = AsyncClient(fake.address, timeout_s=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -150,13 +151,8 @@ class AsyncClient:
     ) -> None:
         self._connection = Connection(address, timeout_s, api_key, tls)
         self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
-        credentials, options = self._connection.credentials(), self._connection.channel_options
-        self._channel = (
-            grpc.aio.insecure_channel(address, options)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options)
-        )
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._credentials = self._connection.credentials()
+        self._channel: grpc.aio.Channel | None = None
 
     @property
     def address(self) -> str:
@@ -171,7 +167,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the channel; running calls are cancelled."""
-        await self._channel.close(None)
+        if self._channel is not None:
+            await self._channel.close(None)
 
     @overload
     def generate(
@@ -244,6 +241,18 @@ class AsyncClient:
         """State and load of every process that the scheduler knows."""
         request = inference_pb2.GetClusterStatusRequest()
         return pb.status_from(await self._call(self._stub.GetClusterStatus, request, timeout_s))
+
+    @functools.cached_property
+    def _stub(self) -> inference_pb2_grpc.InferenceServiceStub:
+        # Opened at the first call, because a channel belongs to the event loop that runs then, and
+        # a client may be made before there is one.
+        address, options = self._connection.address, self._connection.channel_options
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if self._credentials is None
+            else grpc.aio.secure_channel(address, self._credentials, options)
+        )
+        return inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     async def _call(
         self, method: Callable[..., Awaitable[_Answer]], request: object, timeout_s: float | None
