@@ -108,7 +108,10 @@ class AsyncTextStream(AsyncIterator[Chunk]):
                 return
             except grpc.aio.AioRpcError as rpc_error:
                 error = _error(rpc_error, self._connection)
-                delay_s = self._delay_s(error, collector, ends_at_s)
+                if collector.has_messages:
+                    raise error from rpc_error
+                remaining_s = ends_at_s - time.monotonic()
+                delay_s = self._retrier.delay_s(error, collector.num_attempts, remaining_s)
                 if delay_s is None:
                     raise error from rpc_error
             except asyncio.CancelledError as cancelled:
@@ -119,12 +122,6 @@ class AsyncTextStream(AsyncIterator[Chunk]):
                 raise Cancelled("the stream was cancelled") from cancelled
             finally:
                 call.cancel()
-
-    def _delay_s(self, error: BatonError, collector: Collector, ends_at_s: float) -> float | None:
-        if collector.has_messages:
-            return None
-        remaining_s = ends_at_s - time.monotonic()
-        return self._retrier.delay_s(error, collector.num_attempts, remaining_s)
 
 
 class AsyncClient:
