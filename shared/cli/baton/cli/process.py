@@ -89,7 +89,7 @@ class SupervisedProcess:
 
     def refresh(self) -> None:
         """Looks at exit, ready file and log, and brings `state` up to date."""
-        if self._process is None or self.state.phase in {"failed", "stopped"}:
+        if self._process is None or self.state.phase not in {"starting", "ready"}:
             return
         exit_code = self._process.poll()
         if exit_code is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -37,19 +38,24 @@ def sum_stages(completion: Completion) -> StageSum:
 
 def print_stages(console: Console, completion: Completion) -> None:
     """One line per stage, with bytes and speed of the hand-off, then sum and placement."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("stage")
     table.add_column("start ms", justify="right")
     table.add_column("ms", justify="right")
     table.add_column("")
     table.add_column("worker", style="dim")
-    for stage in sorted(completion.stages, key=lambda stage: not stage.before_first_token):
+    ordered = sorted(completion.stages, key=lambda stage: not stage.before_first_token)
+    for stage, next_stage in zip(ordered, [*ordered[1:], None], strict=True):
+        is_last_before = stage.before_first_token and not (
+            next_stage and next_stage.before_first_token
+        )
         table.add_row(
             stage.name,
             f"{stage.start_s * 1e3:.1f}",
             f"{stage.duration_s * 1e3:.2f}",
             Text(_facts(stage), style="" if stage.num_bytes else "dim"),
             stage.worker_id,
+            end_section=is_last_before,
         )
     console.print(table, highlight=False)
     total = sum_stages(completion)
@@ -91,6 +97,4 @@ def _facts(stage: Stage) -> str:
         facts.append(f"{stage.num_bytes / 1e6:.2f} MB")
         if stage.duration_s > _MIN_MB_PER_S_DURATION_S:
             facts.append(f"{stage.num_bytes / 1e6 / stage.duration_s:.0f} MB/s")
-    if stage.before_first_token:
-        facts.append("before first token")
     return ", ".join(facts)

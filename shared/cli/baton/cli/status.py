@@ -19,6 +19,11 @@ from baton.core.cluster import ServiceStatus
 
 _CALL_TIMEOUT_S = 3.0
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "bold red"}
+_BLOCK_STATES = (
+    *("free", "reserved", "filling", "ready"),
+    *("in_use", "held", "cached", "quarantined"),
+)
+_ALWAYS_SHOWN = frozenset({"free", "in_use", "held", "cached"})
 _ROLE_ORDER = ("gateway", "scheduler", "tokenizer", "prefill", "decode", "cache")
 
 
@@ -61,8 +66,10 @@ def print_status(console: Console, status: ClusterStatus) -> None:
     requests = ", ".join(
         f"{count} {name}" for name, count in sorted(status.requests_by_state.items()) if count
     )
+    models = sorted({worker.model for worker in workers if worker.model})
     bus = "connected" if status.bus_connected else "not connected (requests go on without it)"
-    parts += [Text(), Text(f"requests: {requests or 'none'}    bus: {bus}", style="dim")]
+    facts = f"model: {', '.join(models) or 'none'}  requests: {requests or 'none'}  bus: {bus}"
+    parts += [Text(), Text(facts, style="dim")]
     console.print(Group(*parts))
 
 
@@ -89,32 +96,31 @@ def _in_order(status: ClusterStatus) -> list[ServiceStatus]:
 
 def _services_table(services: list[ServiceStatus]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("role", "worker", "state", "address", "model"):
-        table.add_column(name, overflow="fold")
-    for name in ("running", "waiting", "up", "pid"):
+    for name in ("service", "state", "address"):
+        table.add_column(name, no_wrap=True)
+    for name in ("running", "waiting", "up"):
         table.add_column(name, justify="right")
     for service in services:
         state = service.state.value
         table.add_row(
-            service.role,
-            service.worker_id,
+            service.worker_id or service.role,
             Text(state, style=_STATE_STYLES.get(state, "")),
             service.address,
-            service.model,
             str(service.num_requests_running),
             str(service.num_requests_waiting),
             f"{service.uptime_s:.0f} s",
-            str(service.pid or ""),
         )
     return table
 
 
 def _blocks_table(workers: list[ServiceStatus]) -> Table:
-    names: list[str] = []
-    for worker in workers:
-        names += [name for name in worker.kv_blocks if name not in names]
+    names = [
+        name
+        for name in _BLOCK_STATES
+        if name in _ALWAYS_SHOWN or any(worker.kv_blocks.get(name) for worker in workers)
+    ]
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("KV blocks")
+    table.add_column("KV blocks", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
     table.add_column("total", justify="right")
