@@ -75,8 +75,11 @@ class _Running:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.is_unwanted = False
+        """Its copy was released before there was one: it is not kept."""
+        self.failure: asyncio.Future[BatonError] = asyncio.get_running_loop().create_future()
+        """Done with the error that ended the job, once one has."""
         self._events: list[Event] = []
-        self._error: BatonError | None = None
         self._has_news = asyncio.Event()
 
     def put(self, event: Event) -> None:
@@ -89,14 +92,15 @@ class _Running:
 
     def fail(self, error: BatonError) -> None:
         """Ends the job; the first error counts."""
-        self._error = self._error or error
+        if not self.failure.done():
+            self.failure.set_result(error)
         self._has_news.set()
 
     async def next(self, worker: EngineWorker) -> Event:
         """The next event. Raises what the job was failed with."""
         while True:
-            if self._error is not None:
-                raise self._error
+            if self.failure.done():
+                raise self.failure.result()
             if self._events:
                 return self._events.pop(0)
             self._has_news.clear()
@@ -166,7 +170,7 @@ class Jobs:
         finally:
             self._worker.unsubscribe(seq_id)
             del self._running[seq_id]
-            if is_kept:
+            if is_kept and not running.is_unwanted:
                 self._holds.add(seq_id, job.request_id, job.attempt, time.monotonic())
             else:
                 self._engine.release(seq_id)
@@ -174,7 +178,15 @@ class Jobs:
                 self._is_idle.set()
 
     def release(self, request_id: str, attempt: int) -> int:
-        """Lets go of the copies kept of a request; returns the number of blocks."""
+        """Lets go of the copies kept of a request; returns the number of blocks.
+
+        The decode worker may be so quick that this comes before the job here knows that its push
+        is committed: then the copy is not kept at all.
+        """
+        for running in self._running.values():
+            job = running.job
+            if job.request_id == request_id and attempt in {0, job.attempt}:
+                running.is_unwanted = True
         return sum(self._let_go(hold) for hold in self._holds.take(request_id, attempt))
 
     def stop_all(self, error: BatonError) -> None:
@@ -321,7 +333,10 @@ class _Pushing:
         """Waits for the commit. None without a target. Raises what the push failed with."""
         if self._task is None:
             return None
-        await asyncio.wait({self._task})
+        failure = self._running.failure
+        await asyncio.wait({self._task, failure}, return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            raise failure.result()
         report = self._task.result()
         self._jobs.pushed(report)
         return report
