@@ -58,6 +58,8 @@ class Echo(grpc.GenericRpcHandler):
             raise KvCacheFull("9 blocks are free, 10 are needed", retry_after_s=0.5)
         if request == b"bug":
             raise ValueError("secret prompt text")
+        if request == b"gone":
+            raise grpc.aio.InternalError('Failed "execute_batch"')
         if request == b"hang":
             self.hanging.set()
             await asyncio.Event().wait()
@@ -257,6 +259,17 @@ async def test_a_generator_is_closed_when_its_reader_goes_away_during_a_write(ri
     span = await rig.span()
     assert span.attributes is not None
     assert span.attributes["rpc.response.status_code"] == "CANCELLED"
+
+
+async def test_a_write_that_meets_the_calls_end_counts_as_cancelled(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError):
+        await rig.call("unary_stream", b"gone", timeout_s=0.5)
+    span = await rig.span()
+    assert span.attributes is not None
+    assert span.attributes["rpc.response.status_code"] == "CANCELLED"
+    assert "rpc failed" not in [record.getMessage() for record in caplog.records]
 
 
 async def test_the_gate_refuses_with_its_reason(rig: Rig) -> None:

@@ -162,9 +162,14 @@ class _Call:
         return self
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _tb: object) -> None:
+        # A write that met the call's end in core, a moment before the cancellation got here.
+        if isinstance(error, grpc.aio.InternalError):
+            error = asyncio.CancelledError()
         try:
             if isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
                 await self._abort(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise error
         finally:
             duration_s = time.monotonic() - self._started_s
             self._owner.end(self._method, self._span, self._status(error), duration_s)
