@@ -88,9 +88,8 @@ class TextStream(Iterator[Chunk]):
                 return
             except grpc.RpcError as rpc_error:
                 error = _error(rpc_error, self._connection)
-                if collector.has_messages:
-                    raise error from rpc_error
-                remaining_s = ends_at_s - time.monotonic()
+                # An answer that has begun is never begun again.
+                remaining_s = 0.0 if collector.has_messages else ends_at_s - time.monotonic()
                 delay_s = self._retrier.delay_s(error, collector.num_attempts, remaining_s)
                 if delay_s is None:
                     raise error from rpc_error
