@@ -184,9 +184,18 @@ async def test_a_push_after_release_is_refused(pair: Pair) -> None:
     request = decode_pb2.ReleaseRequest(request_id="req", reason="cancelled")
     assert (await pair.to_decode.Release(request, timeout=5)).released_blocks > 0
     assert (await pair.to_decode.Release(request, timeout=5)).released_blocks == 0
-    await _refused(
-        ErrorReason.REQUEST_NOT_FOUND, pair.run_prefill(pair.prefill_request(prompt, grant))
+    await _refused(ErrorReason.STALE_EPOCH, pair.run_prefill(pair.prefill_request(prompt, grant)))
+    assert "cancelled" in await _refused(ErrorReason.CANCELLED, pair.run_decode(grant))
+
+
+async def test_a_push_to_a_worker_that_was_restarted_is_a_lost_transfer(pair: Pair) -> None:
+    grant = decode_pb2.ReserveResponse(
+        reservation_id="res-of-the-last-boot", epoch=1, push_address=pair.decode.address
     )
+    message = await _refused(
+        ErrorReason.KV_TRANSFER_LOST, pair.run_prefill(pair.prefill_request(_prompt(30), grant))
+    )
+    assert "res-of-the-last-boot is not known" in message
     await _refused(ErrorReason.REQUEST_NOT_FOUND, pair.run_decode(grant))
 
 
@@ -308,11 +317,26 @@ async def test_a_higher_attempt_replaces_a_lower_one(pair: Pair) -> None:
     assert second.epoch > first.epoch
     await _refused(ErrorReason.STALE_EPOCH, pair.reserve(prompt, attempt=1))
     await _refused(ErrorReason.STALE_EPOCH, pair.reserve(prompt, attempt=2))
-    await _refused(
-        ErrorReason.REQUEST_NOT_FOUND, pair.run_prefill(pair.prefill_request(prompt, first))
+    message = await _refused(
+        ErrorReason.STALE_EPOCH, pair.run_prefill(pair.prefill_request(prompt, first))
     )
+    assert "attempt 2 replaced it" in message
     out = await pair.run_prefill(pair.prefill_request(prompt, second, attempt=2))
     assert (await pair.run_decode(second, out)).finish_reason == 2
+
+
+async def test_a_higher_attempt_replaces_a_running_prefill(model_path: Path) -> None:
+    prompt = _prompt(300)
+    async with worker_pair(model_path, prefill={"fault": "stall_after_chunk=1,times=1"}) as pair:
+        first = await pair.reserve(prompt, attempt=1)
+        replaced = asyncio.create_task(
+            _refused(ErrorReason.STALE_EPOCH, pair.run_prefill(pair.prefill_request(prompt, first)))
+        )
+        await eventually(lambda: pair.decode.counts()["filling"] > 0)
+        out = await pair.generate(prompt, attempt=2)
+        assert len(out.token_ids) == 8
+        await replaced
+        await _assert_clean(pair)
 
 
 async def test_a_dead_decode_worker_is_a_lost_transfer(pair: Pair) -> None:

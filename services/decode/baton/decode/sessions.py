@@ -9,11 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
-from baton.core.errors import BatonError, Cancelled, Internal, InvalidRequest, StaleEpoch, Stalled
+from baton.core.errors import (
+    BatonError,
+    Cancelled,
+    Internal,
+    InvalidRequest,
+    StaleEpoch,
+    Stalled,
+    error_for,
+)
 from baton.core.handoff import Expected, Manifest
 from baton.core.hashing import tokens_hash
 from baton.core.ids import make_id
@@ -24,6 +33,7 @@ from baton.engine.events import BlocksReady, Event, Failed, Grant, Started, Toke
 from baton.engine.worker import EngineWorker
 
 logger = logging.getLogger(__name__)
+_MAX_REMEMBERED = 1024
 
 
 @dataclass(slots=True)
@@ -93,6 +103,8 @@ class Sessions:
         self._rng = rng
         self._on_end = on_end
         self._by_id: dict[str, Session] = {}
+        self._ended: OrderedDict[str, BatonError] = OrderedDict()
+        """Why the latest sessions ended, by reservation: late calls are told."""
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self.num_leases_expired = 0
@@ -131,12 +143,15 @@ class Sessions:
         return session
 
     def find(self, reservation_id: str, epoch: int) -> Session:
-        """The live session of a reservation.
+        """The live session of a reservation, for a push.
 
         Raises:
-            RequestNotFound: there is none (any more).
-            StaleEpoch: it has another epoch.
+            RequestNotFound: there never was one.
+            StaleEpoch: it has ended, or has another epoch.
         """
+        ended = self._ended.get(reservation_id)
+        if ended is not None:
+            raise StaleEpoch(f"the reservation ended: {ended.message}")
         return self._by_id[self._table.find(reservation_id, epoch).reservation_id]
 
     def attach(self, reservation_id: str, epoch: int) -> Session:
@@ -145,7 +160,11 @@ class Sessions:
         Raises:
             RequestNotFound, StaleEpoch: as `find`.
             InvalidRequest: another call reads it.
+            BatonError: what it ended with, if it has.
         """
+        ended = self._ended.get(reservation_id)
+        if ended is not None:
+            raise error_for(ended.reason, ended.message)
         session = self.find(reservation_id, epoch)
         if session.reservation.is_attached:
             raise InvalidRequest("the reservation's tokens are being read by another call")
@@ -246,6 +265,9 @@ class Sessions:
         if not self._table.release(session.reservation):
             return 0
         del self._by_id[session.reservation.reservation_id]
+        self._ended[session.reservation.reservation_id] = error
+        if len(self._ended) > _MAX_REMEMBERED:
+            self._ended.popitem(last=False)
         session.error = error
         session.has_kv.set()
         session.outbox.fail(error)

@@ -37,6 +37,8 @@ class DecodeSettings(ServiceSettings):
     """Most sequences computed in one step."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
+    prepack_linears: bool = False
+    """Pack weights for this CPU on loading, where it and the dtype allow: more memory, more speed."""
     draft_model_path: Path | None = None
     """Folder of the draft model for speculation; empty for none."""
     speculation: bool = False
@@ -63,6 +65,7 @@ class DecodeSettings(ServiceSettings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_num_seqs=self.max_num_seqs,
             num_threads=self.num_threads or len(parse_cores(self.cores)) or None,
+            prepack_linears=self.prepack_linears,
             draft_model_path=str(self.draft_model_path) if self.draft_model_path else None,
             speculation=self.speculation,
             num_draft_tokens=self.num_draft_tokens,

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from baton.core.errors import BatonError, Internal, StaleEpoch
 from baton.core.sampling import FinishReason, TokenLogprob
@@ -334,7 +335,8 @@ class _Pushing:
         if self._task is None:
             return None
         failure = self._running.failure
-        await asyncio.wait({self._task, failure}, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {self._task, failure}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if failure.done():
             raise failure.result()
         report = self._task.result()

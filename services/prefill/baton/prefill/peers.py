@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import grpc
 import xxhash
+from google.protobuf.message import DecodeError
 
 from baton.core.errors import BatonError, ErrorReason, KvChecksum, KvTransferLost, error_for
 from baton.core.handoff import Chunk, Manifest, Opening
@@ -24,7 +25,6 @@ _FETCH = "/baton.v1.CacheService/FetchBlocks"
 _STORE = "/baton.v1.CacheService/StoreBlocks"
 _EOF = cast("Any", grpc.aio).EOF
 _SAYS_WHY = frozenset({
-    ErrorReason.REQUEST_NOT_FOUND,
     ErrorReason.STALE_EPOCH,
     ErrorReason.KV_LAYOUT_MISMATCH,
     ErrorReason.KV_CHECKSUM,
@@ -133,7 +133,8 @@ class PushCall:
         if answer is _EOF:
             raise KvTransferLost(f"the decode worker at {self._address} ended the push")
         if answer.HasField("failed"):
-            raise error_for(reason_from_pb(answer.failed.reason), answer.failed.message)
+            reason = reason_from_pb(answer.failed.reason)
+            raise self._as_sender(error_for(reason, answer.failed.message))
         if answer.HasField("committed"):
             return Committed(answer.committed.num_bytes, answer.committed.num_chunks)
         return Credit(answer.credit.num_chunks)
@@ -151,7 +152,13 @@ class PushCall:
             raise KvTransferLost(f"the decode worker at {self._address} ended the push") from error
 
     def _failure(self, error: grpc.aio.AioRpcError) -> BatonError:
-        failure = error_from_rpc(error)
+        return self._as_sender(error_from_rpc(error))
+
+    def _as_sender(self, failure: BatonError) -> BatonError:
+        """What a failed push means to whoever asked this worker for it.
+
+        That the receiver does not know the reservation does not make the request unknown here.
+        """
         if failure.reason in _SAYS_WHY:
             return failure
         return KvTransferLost(f"push to {self._address}: {failure.message}")
@@ -198,7 +205,7 @@ class CachePeer:
                     if message is _EOF:
                         return
                     view, payload = decode_frame(message)
-                    header = cache_pb2.BlockHeader.FromString(bytes(view))
+                    header = _block_header(view)
                     is_whole = payload.nbytes == layout.block_bytes
                     if header.block_hash != expected or not is_whole:
                         raise KvChecksum("the cache service sent another block than asked for")
@@ -235,3 +242,10 @@ class CachePeer:
         finally:
             call.cancel()
         return int(answer.num_stored)
+
+
+def _block_header(view: memoryview) -> cache_pb2.BlockHeader:
+    try:
+        return cache_pb2.BlockHeader.FromString(bytes(view))
+    except DecodeError as error:
+        raise KvChecksum("the cache service sent a frame without a block header") from error

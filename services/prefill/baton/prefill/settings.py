@@ -38,6 +38,8 @@ class PrefillSettings(ServiceSettings):
     """Most sequences computed in one step."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
+    prepack_linears: bool = False
+    """Pack weights for this CPU on loading, where it and the dtype allow: more memory, more speed."""
     hold_lease_s: float = Field(default=30.0, gt=0.0, le=3600.0)
     """A prompt's KV is kept for a fail-over for at most this long after its hand-off."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
@@ -68,4 +70,5 @@ class PrefillSettings(ServiceSettings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_num_seqs=self.max_num_seqs,
             num_threads=self.num_threads or len(parse_cores(self.cores)) or None,
+            prepack_linears=self.prepack_linears,
         )
