@@ -182,6 +182,12 @@ def test_what_is_no_announcement_is_refused(data: bytes) -> None:
         convert.announcement_from_bytes(data)
 
 
+def test_a_lease_cannot_be_endless() -> None:
+    data = convert.announcement_to_bytes(Announcement(STATUS, lease_s=301.0))
+    with pytest.raises(InvalidRequest, match=r"lease must be in \[0, 300\] s, got 301 s"):
+        convert.announcement_from_bytes(data)
+
+
 def test_status_with_unknown_state_or_bad_rate_is_refused() -> None:
     pb = convert.status_to_pb(STATUS)
     pb.state = "asleep"

@@ -23,6 +23,7 @@ from baton.v1 import common_pb2, control_pb2, inference_pb2
 
 MAX_STOP_TOKEN_IDS = 1024
 MAX_NAME_CHARS = 256
+MAX_LEASE_S = 300.0
 MAX_DURATION_S = 365 * 24 * 3600.0
 _MAX_LAYERS = 4096
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -77,15 +78,17 @@ def duration_to_pb(seconds: float) -> Duration:
     return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
 
 
-def duration_from_pb(pb: Duration, field: str = "duration") -> float:
+def duration_from_pb(
+    pb: Duration, field: str = "duration", *, max_s: float = MAX_DURATION_S
+) -> float:
     """Seconds.
 
     Raises:
-        InvalidRequest: it is negative or longer than a year.
+        InvalidRequest: it is negative or longer than `max_s`, a year if not said otherwise.
     """
     seconds = pb.seconds + pb.nanos / 1e9
-    if not 0.0 <= seconds <= MAX_DURATION_S:
-        raise InvalidRequest(f"{field} must be in [0, {MAX_DURATION_S:.0f}] s, got {seconds:g} s")
+    if not 0.0 <= seconds <= max_s:
+        raise InvalidRequest(f"{field} must be in [0, {max_s:.0f}] s, got {seconds:g} s")
     return seconds
 
 
@@ -324,7 +327,7 @@ def announcement_from_bytes(data: bytes) -> Announcement:
         raise InvalidRequest("announcement must be a baton.v1.Announcement") from error
     return Announcement(
         status=status_from_pb(pb.status),
-        lease_s=duration_from_pb(pb.lease, "lease"),
+        lease_s=duration_from_pb(pb.lease, "lease", max_s=MAX_LEASE_S),
         rates=rates_from_pb(pb.rates),
         leaving=pb.leaving,
     )

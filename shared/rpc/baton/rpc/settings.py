@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 
 from baton.rpc.channel import TlsFiles
+from baton.rpc.convert import MAX_LEASE_S
 
 S = TypeVar("S", bound="ServiceSettings")
 _WORKER_ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
@@ -66,7 +67,7 @@ class ServiceSettings(BaseSettings):
     """OTLP/gRPC collector for traces, such as "http://localhost:4317"; empty for none."""
     drain_grace_s: float = Field(default=30.0, ge=0.0, le=3600.0)
     """After SIGTERM, running work may take this long to end."""
-    lease_s: float = Field(default=3.0, gt=0.0, le=300.0)
+    lease_s: float = Field(default=3.0, gt=0.0, le=MAX_LEASE_S)
     """Others start to doubt this process when it has not announced itself for so long."""
     announce_interval_s: float = Field(default=1.0, gt=0.0, le=60.0)
     """Time between announcements of state and load."""

@@ -25,7 +25,8 @@ from baton.rpc.span_file import JsonLinesExporter
 
 Attributes = Mapping[str, Any]
 _EXPORT_DELAY_MS = 250
-_SHUTDOWN_TIMEOUT_MS = 3000
+_EXPORT_TIMEOUT_S = 2.0  # with its retries: a collector that is down must not delay an exit
+_FLUSH_TIMEOUT_MS = 3000
 
 
 class Telemetry:
@@ -115,11 +116,10 @@ class Telemetry:
 
     def flush(self) -> None:
         """Exports what has ended so far. Blocks for up to a few seconds: not for the event loop."""
-        self._provider.force_flush(_SHUTDOWN_TIMEOUT_MS)
+        self._provider.force_flush(_FLUSH_TIMEOUT_MS)
 
     def shutdown(self) -> None:
-        """Exports what is left and closes the exporters. Blocks; see `flush`."""
-        self._provider.force_flush(_SHUTDOWN_TIMEOUT_MS)
+        """Exports what is left and closes the exporters. Blocks for up to a few seconds."""
         self._provider.shutdown()
 
 
@@ -140,5 +140,9 @@ def _otlp_processor(endpoint: str) -> SpanProcessor:
     )
 
     return BatchSpanProcessor(
-        OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https"))
+        OTLPSpanExporter(
+            endpoint=endpoint,
+            insecure=not endpoint.startswith("https"),
+            timeout=_EXPORT_TIMEOUT_S,
+        )
     )
