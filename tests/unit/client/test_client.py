@@ -146,6 +146,14 @@ async def test_unreachable_server_is_no_worker(client):
             await nobody.generate("x")
 
 
+@pytest.mark.parametrize("num_chars", [5_000_000, 100_000_000])
+async def test_request_that_is_too_large_says_so_and_is_not_sent_again(fake, client, num_chars):
+    with pytest.raises(InvalidRequest, match="too large"):
+        await client.generate("x" * num_chars)
+    assert not fake.requests
+    assert (await client.generate("x")).num_attempts == 1
+
+
 async def test_deadline_goes_with_the_call_and_ends_it(fake, client):
     fake.hold = asyncio.Event()
     with pytest.raises(DeadlineExceeded):
