@@ -75,6 +75,30 @@ async def test_a_prefix_stored_by_one_worker_is_fetched_by_another(model_path: P
             await second.to_decode.Release(decode_pb2.ReleaseRequest(request_id="b"), timeout=5)
 
 
+@pytest.mark.parametrize("draft_seed", [0, 5])
+async def test_speculation_after_a_handoff_changes_no_token(
+    model_path: Path, tmp_path: Path, draft_seed: int
+) -> None:
+    """Seed 0 is the target itself, whose drafts are all accepted; 5 is hardly ever right."""
+    draft_path = make_tiny_model("llama", tmp_path / "draft", seed=draft_seed)
+    speculative = {"draft_model_path": draft_path, "speculation": True}
+    async with worker_pair(model_path, decode=speculative) as pair:
+        for index, sampling in enumerate([
+            {"max_tokens": 24},
+            {"max_tokens": 24, "temperature": 0.9, "top_k": 40, "seed": 3},
+            {"max_tokens": 24, "temperature": 0.7, "frequency_penalty": 0.5, "min_tokens": 9},
+        ]):
+            prompt = _prompt(70, seed=index)
+            plain = await pair.generate(prompt, f"a{index}", speculation=False, **sampling)
+            drafted = await pair.generate(prompt, f"b{index}", **sampling)
+            assert drafted.token_ids == plain.token_ids
+            assert len(set(plain.token_ids)) > 4
+        counters = pair.decode.service.snapshot().stats
+        assert counters["draft_tokens"] > 0
+        accepted = counters["accepted_tokens"] / counters["draft_tokens"]
+        assert accepted > 0.8 if draft_seed == 0 else accepted < 0.5
+
+
 async def test_a_dead_cache_service_costs_nothing_but_a_moment(model_path: Path) -> None:
     async with worker_pair(
         model_path, prefill={"cache_timeout_s": 0.3}, cache_address="127.0.0.1:1"

@@ -38,7 +38,7 @@ class DecodeSettings(ServiceSettings):
     num_threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
     prepack_linears: bool = False
-    """Pack weights for this CPU on loading, where it and the dtype allow: more memory, more speed."""
+    """Pack weights for this CPU on loading, where it and the dtype allow: more memory, faster."""
     draft_model_path: Path | None = None
     """Folder of the draft model for speculation; empty for none."""
     speculation: bool = False
