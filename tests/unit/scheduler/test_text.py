@@ -63,7 +63,8 @@ class Bench:
         self.calls: list[FakeCall] = []
         self.next_calls: list[FakeCall] = []
         self.addresses = ["a", "b"]
-        self.relay = TextRelay(self._open, self._pick)
+        self.lost: list[str] = []
+        self.relay = TextRelay(self._open, self._pick, self.lost.append)
 
     def _open(self, address: str) -> FakeCall:  # type: ignore[return]
         call = self.next_calls.pop(0) if self.next_calls else FakeCall()
@@ -115,6 +116,7 @@ async def test_broken_call_is_replaced_and_no_character_lost_or_repeated(
     text += (await output.add([], is_last=True)).text
     assert (text, num_tokens) == ("hello", 5)
     assert len(bench.calls) == 2
+    assert bench.lost == ["a"]
     assert [piece.open is not None for piece in bench.calls[1].pieces].count(True) == 1
 
 
@@ -146,7 +148,19 @@ async def test_refused_output_is_not_tried_again(bench: Bench) -> None:
 async def test_without_tokenizers_there_is_no_text(bench: Bench) -> None:
     bench.addresses = []
     with pytest.raises(NoWorker):
-        await bench.relay.open(HOW, 5.0).add([65])
+        await bench.relay.open(HOW, 0.2).add([65])
+
+
+async def test_output_waits_a_while_for_a_tokenizer_to_come_back(bench: Bench) -> None:
+    output = bench.relay.open(HOW, 5.0)
+    await output.add([65, 66])
+    await bench.relay.close()
+    bench.addresses = []
+    adding = asyncio.create_task(output.add([67]))
+    await eventually(lambda: bench.lost)
+    assert not adding.done()
+    bench.addresses = ["c"]
+    assert (await adding).text == "B"
 
 
 async def test_closed_output_is_forgotten_at_the_tokenizer(bench: Bench) -> None:

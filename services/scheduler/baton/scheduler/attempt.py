@@ -235,6 +235,7 @@ class Attempt:
                 num_bytes=event.num_bytes,
             )
         )
+        await prefill.drain(_LAST_WORD_S)
         return None
 
     async def _decode_after_handoff(
@@ -276,6 +277,12 @@ class Attempt:
                 if not reading.done():
                     raise self._prefill_failure(error)
             return await reading
+        except AttemptFailed as failure:
+            # D only knows that the push broke; whether P is gone, P's own call says.
+            error = handoff.result() if handoff.done() else None
+            if error is not None and error.reason is ErrorReason.NO_WORKER:
+                raise self._prefill_failure(error) from failure
+            raise
         finally:
             reading.cancel()
 

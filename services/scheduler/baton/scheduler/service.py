@@ -32,6 +32,7 @@ class SchedulerService:
         self._text = TextRelay(
             lambda address: peers.tokenizer(address).stream_text(),
             lambda model, avoid: cluster.tokenizer(model, avoid).status.address,
+            cluster.suspect_address,
         )
         tools = AttemptTools(
             peers, self._releases, self._leases, StageSpans(runtime.telemetry), settings

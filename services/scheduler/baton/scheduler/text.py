@@ -20,7 +20,8 @@ from baton.scheduler.messages import OpenText, TextPiece, TextReply
 from baton.scheduler.peers import TextCall
 
 MAX_PENDING_PIECES = 4096
-_MAX_TRIES = 3
+_MIN_TRIES = 3
+_RETRY_DELAY_S = 0.1
 OpenCall = Callable[[str], TextCall]
 """Starts a StreamText call to an address."""
 PickTokenizer = Callable[[str, frozenset[str]], str]
@@ -109,9 +110,13 @@ class TextLink:
 class TextRelay:
     """The links to all tokenizers, opened when needed and opened again when they break."""
 
-    def __init__(self, open_call: OpenCall, pick: PickTokenizer) -> None:
+    def __init__(
+        self, open_call: OpenCall, pick: PickTokenizer, on_lost: Callable[[str], None]
+    ) -> None:
         self._open_call = open_call
         self._pick = pick
+        self._on_lost = on_lost
+        """Told the address of a tokenizer whose call broke."""
         self._links: dict[str, TextLink] = {}
         self._stream_ids = count(1)
 
@@ -129,8 +134,13 @@ class TextRelay:
         link = self._links.get(address)
         if link is None or link.is_broken:
             link = TextLink(address, Context().run(self._open_call, address))
+            self._links = {key: old for key, old in self._links.items() if not old.is_broken}
             self._links[address] = link
         return link
+
+    def lost(self, link: TextLink) -> None:
+        """Says that a link broke, or that nobody answers on it."""
+        self._on_lost(link.address)
 
     def next_stream_id(self) -> int:
         """Unique over all calls."""
@@ -179,22 +189,23 @@ class TextOutput:
             BatonError: the tokenizer refused the output.
         """
         avoid: set[str] = set()
-        for attempt in range(_MAX_TRIES):
+        give_up_s = asyncio.get_running_loop().time() + self._timeout_s
+        for attempt in count(1):
             try:
                 reply = await self._try(token_ids, describe, avoid, is_last=is_last)
             except (NoWorker, Stalled) as error:
-                if self._link is not None:
-                    avoid.add(self._link.address)
-                self._link = None
-                self._is_open = False
-                if attempt == _MAX_TRIES - 1:
+                self._lose_link(avoid)
+                is_late = asyncio.get_running_loop().time() >= give_up_s
+                if is_late and attempt >= _MIN_TRIES:
                     raise NoWorker("no tokenizer could be reached", retry_after_s=1.0) from error
-                continue
-            self._token_ids.extend(token_ids)
-            self._num_chars += len(reply.text)
-            self._is_open = not (is_last or reply.stop)
-            return reply
-        raise NoWorker("no tokenizer could be reached", retry_after_s=1.0)
+                # The first one is repeated at once; later there may be none to ask, for a moment.
+                await asyncio.sleep(_RETRY_DELAY_S if attempt > 1 else 0.0)
+            else:
+                break
+        self._token_ids.extend(token_ids)
+        self._num_chars += len(reply.text)
+        self._is_open = not (is_last or reply.stop)
+        return reply
 
     def close(self) -> None:
         """Frees the state at the tokenizer, if any is left. Does not wait."""
@@ -202,6 +213,13 @@ class TextOutput:
             self._relay.forget(self._link, self._stream_id)
         self._is_open = False
         self._link = None
+
+    def _lose_link(self, avoid: set[str]) -> None:
+        if self._link is not None:
+            avoid.add(self._link.address)
+            self._relay.lost(self._link)
+        self._link = None
+        self._is_open = False
 
     async def _try(
         self,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 from baton.core.cluster import ClusterView, Member, ServiceState
 from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, NoWorker
@@ -107,6 +108,7 @@ class ClusterWatch:
         self._index = index
         self._clock = clock
         self._loads: dict[str, Load] = {}
+        self._turns = count()
 
     def view(self) -> ClusterView:
         """The members now."""
@@ -115,6 +117,12 @@ class ClusterWatch:
     def suspect(self, worker_id: str) -> None:
         """Says that a worker could not be reached."""
         self._members.suspect(worker_id)
+
+    def suspect_address(self, address: str) -> None:
+        """As `suspect`, of whoever is at an address."""
+        for member in self.view():
+            if member.status.address == address:
+                self.suspect(member.worker_id)
 
     def models(self) -> list[str]:
         """Models that some decode worker serves, sorted."""
@@ -175,7 +183,9 @@ class ClusterWatch:
         return any(member.worker_id not in excluded for member in usable)
 
     def tokenizer(self, model: str, avoid: frozenset[str] = frozenset()) -> Member:
-        """A tokenizer that may know the model; healthy, and not to be avoided, if possible.
+        """A tokenizer that knows the model; healthy, and not to be avoided, if possible.
+
+        Equals take turns.
 
         Raises:
             NoWorker: there is none.
@@ -186,19 +196,14 @@ class ClusterWatch:
             # A tokenizer reports every model that it knows, with commas between them.
             if not model or model in member.status.model.split(",")
         ]
-        now = self._clock()
-        ready.sort(
-            key=lambda member: (
-                member.status.address in avoid,
-                not member.is_usable(now),
-                member.worker_id,
-            )
-        )
         if not ready:
             raise NoWorker(
                 "no tokenizer is ready; start one or retry", retry_after_s=_RETRY_AFTER_S
             )
-        return ready[0]
+        now = self._clock()
+        fresh = [member for member in ready if member.status.address not in avoid]
+        best = [member for member in fresh if member.is_usable(now)] or fresh or ready
+        return best[next(self._turns) % len(best)]
 
     def cached_blocks(
         self, model: str, token_ids: Sequence[int], cache_salt: str

@@ -26,7 +26,6 @@ class Ticket:
     """Counts requests; a request that is put back keeps its number."""
     request_id: str = field(compare=False)
     model: str = field(compare=False)
-    deadline_s: float = field(compare=False)
 
 
 class _ModelQueue:
@@ -77,7 +76,7 @@ class Admission:
                 retry_after_s=self.retry_after_s(model),
             )
         self._arrivals += 1
-        ticket = Ticket(-priority, self._arrivals, request_id, model, deadline_s)
+        ticket = Ticket(-priority, self._arrivals, request_id, model)
         insort(queue.waiting, ticket)
         return ticket
 
