@@ -192,15 +192,13 @@ class Attempt:
             stream = peer.prefill(self._order, target, live.remaining_s())
             self._streams.append(stream)
             self._may_hold_copy = True
+            started = await stream.next(self._prefill_bound_s())
+            if not isinstance(started, PrefillStarted):
+                raise NoWorker("the prefill ended before it started")
             live.state.transition(RequestStatus.PREFILLING, live.clock())
-            started = PrefillStarted(0.0, 0)
-            while True:
-                event = await stream.next(self._prefill_bound_s())
-                if isinstance(event, FirstToken):
-                    break
-                if not isinstance(event, PrefillStarted):
-                    raise NoWorker("the prefill ended without a first token")
-                started = event
+            event = await stream.next(self._prefill_bound_s())
+            if not isinstance(event, FirstToken):
+                raise NoWorker("the prefill ended without a first token")
             span.set_attribute("baton.cached_tokens", started.cached_tokens)
         self._prefilled()
         self._first_token_at_s = live.clock()

@@ -22,6 +22,7 @@ class RequestStatus(Enum):
     """Waiting for admission."""
     ADMITTED = "admitted"
     RESERVED = "reserved"
+    """There is room at the decode worker; the prompt waits at the prefill worker."""
     PREFILLING = "prefilling"
     TRANSFERRING = "transferring"
     """The first token is known; the tail of the prompt's KV may still be on its way."""
