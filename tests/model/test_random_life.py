@@ -104,7 +104,7 @@ def test_nothing_is_lost_or_held(tiny_model: TinyModel, speculation: bool) -> No
         permits = threading.Semaphore(0)
 
         def send(client: _Client) -> None:
-            for _ in range(200):
+            for _ in range(120):
                 permits.acquire(timeout=10)
                 client.act()
                 engine.check()
@@ -129,6 +129,6 @@ def test_nothing_is_lost_or_held(tiny_model: TinyModel, speculation: bool) -> No
         assert len(ended) == len(set(ended)), "one end each"
         assert_idle(engine)
         counters = engine.stats().counters
-        assert counters["output_tokens"] > 100
+        assert counters["output_tokens"] > 50
         assert counters["cached_tokens"] > 0
         assert engine.stats().num_waiting == engine.stats().num_running == 0

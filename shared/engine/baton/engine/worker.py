@@ -51,7 +51,11 @@ class EngineWorker:
         """
         worker = cls(config, on_progress)
         worker._thread.start()
-        await worker._loaded
+        try:
+            await worker._loaded
+        except asyncio.CancelledError:
+            worker._is_stopping = True
+            raise
         return worker
 
     @property
