@@ -20,7 +20,7 @@ from baton.cli.progress import progress_table
 from baton.cli.rundir import AlreadyRunning, RunDirectory, SystemState
 from baton.cli.stages import has_stages, print_stages, sum_stages
 from baton.cli.supervisor import StartFailed, StopRequested
-from baton.cli.up import local_system, new_run_id, stop_on_signals
+from baton.cli.up import interruptible, local_system, new_run_id, stop_on_signals
 from baton.client import BatonError, Client, Completion
 
 MAX_GAP_PCT = 5.0
@@ -104,7 +104,7 @@ def _run_in(run_dir: RunDirectory, console: Console) -> DemoResult:
                 scheduler = state.process("scheduler")
                 if scheduler is None:
                     raise DemoFailed("there is no scheduler")
-                with Client(scheduler.address, timeout_s=_TIMEOUT_S) as client:
+                with interruptible(), Client(scheduler.address, timeout_s=_TIMEOUT_S) as client:
                     completion = _complete(client, console)
         finally:
             live.stop()

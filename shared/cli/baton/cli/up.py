@@ -36,6 +36,7 @@ _JOIN_CALL_TIMEOUT_S = 1.0
 _POLL_S = 0.05
 _STOP_TIMEOUT_S = 90.0
 _REFRESH_PER_S = 8
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def new_run_id() -> str:
@@ -92,18 +93,31 @@ def has_joined(scheduler_address: str, plan: SystemPlan) -> bool:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopSignal]:
-    """A stop signal that SIGINT and SIGTERM set, for as long as the context lasts."""
+    """A stop signal that Ctrl-C, SIGTERM and a closed terminal set, within the context."""
     stop = StopSignal(Event())
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         stop.request()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _signal_handler(handle):
         yield stop
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within `stop_on_signals`: here the signals raise KeyboardInterrupt instead."""
+    with _signal_handler(signal.default_int_handler):
+        yield
+
+
+@contextmanager
+def _signal_handler(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number in _STOP_SIGNALS}
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, old in previous.items():
+            signal.signal(number, old)
 
 
 def run_foreground(
