@@ -8,10 +8,15 @@ from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, parse_faults
 def test_faults_are_read_from_text() -> None:
     assert parse_faults("") == NO_FAULTS
     assert parse_faults("corrupt_chunk=1, times=2") == Faults(corrupt_chunk=1, times=2)
+    assert parse_faults("delay_start_s=3,delay_chunk_s=0.5") == Faults(
+        delay_start_s=3.0, delay_chunk_s=0.5
+    )
     assert parse_faults("drop_manifest") == Faults(drop_manifest=True)
 
 
-@pytest.mark.parametrize("text", ["x", "corrupt_chunk", "corrupt_chunk=-1", "drop_manifest=1"])
+@pytest.mark.parametrize(
+    "text", ["x", "corrupt_chunk", "corrupt_chunk=-1", "drop_manifest=1", "delay_start_s=x"]
+)
 def test_what_is_no_fault_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="corrupt_chunk=N"):
         parse_faults(text)

@@ -19,6 +19,7 @@ from baton.core.sampling import FinishReason, TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.engine.events import BlocksReady, Event, Failed, Started, Tokens
 from baton.engine.worker import EngineWorker
+from baton.prefill.faults import Faults
 from baton.prefill.handoff import Push, PushReport, PushTarget
 from baton.prefill.holds import Hold, Holds
 from baton.prefill.prefix import PrefixSource
@@ -68,7 +69,7 @@ class JobDone:
 
 
 JobEvent = JobStarted | JobFirstToken | JobDone
-MakePush = Callable[[SequenceSpec, PushTarget], Push]
+MakePush = Callable[[SequenceSpec, PushTarget, Faults], Push]
 
 
 class _Running:
@@ -124,12 +125,14 @@ class Jobs:
         worker_id: str,
         hold_lease_s: float,
         make_push: MakePush,
+        next_faults: Callable[[], Faults],
     ) -> None:
         self._worker = worker
         self._engine = worker.engine
         self._prefix = prefix
         self._worker_id = worker_id
         self._make_push = make_push
+        self._next_faults = next_faults
         self._running: dict[str, _Running] = {}
         self._holds = Holds(hold_lease_s)
         self._is_idle = asyncio.Event()
@@ -236,11 +239,14 @@ class Jobs:
     async def _compute(self, running: _Running) -> AsyncGenerator[JobEvent, None]:
         job = running.job
         arrived_at_s = time.monotonic()
+        faults = self._next_faults()
+        if faults.delay_start_s:
+            await asyncio.sleep(faults.delay_start_s)
         num_fetched = await self._prefix.fetch(job.spec)
         self._worker.subscribe(job.spec.seq_id, running.put)
         self._engine.submit(job.spec)
         started_at_s = arrived_at_s
-        async with _Pushing(self, running) as pushing:
+        async with _Pushing(self, running, faults) as pushing:
             while True:
                 event = await running.next(self._worker)
                 match event:
@@ -249,6 +255,8 @@ class Jobs:
                         pushing.start()
                         yield self._started(event, arrived_at_s, num_fetched)
                     case BlocksReady():
+                        if faults.delay_chunk_s:
+                            await asyncio.sleep(faults.delay_chunk_s)
                         pushing.ready(event.num_blocks)
                     case Tokens():
                         break
@@ -282,9 +290,9 @@ class Jobs:
             fetched_tokens=min(num_fetched * block_size, event.num_cached_tokens),
         )
 
-    def begin_push(self, job: Job) -> Push | None:
+    def begin_push(self, job: Job, faults: Faults) -> Push | None:
         """The push of a job, if it has a target."""
-        return None if job.target is None else self._make_push(job.spec, job.target)
+        return None if job.target is None else self._make_push(job.spec, job.target, faults)
 
     def run_push(self, push: Push, job: Job) -> asyncio.Task[PushReport]:
         """Runs a push beside the computation."""
@@ -302,10 +310,10 @@ class Jobs:
 class _Pushing:
     """A job's push, if it has a target: never outlives the job, and fails it when it fails."""
 
-    def __init__(self, jobs: Jobs, running: _Running) -> None:
+    def __init__(self, jobs: Jobs, running: _Running, faults: Faults) -> None:
         self._jobs = jobs
         self._running = running
-        self._push = jobs.begin_push(running.job)
+        self._push = jobs.begin_push(running.job, faults)
         self._task: asyncio.Task[PushReport] | None = None
 
     async def __aenter__(self) -> _Pushing:

@@ -15,7 +15,7 @@ from baton.core.errors import WorkerDraining
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
-from baton.prefill.faults import FaultPlan, parse_faults
+from baton.prefill.faults import FaultPlan, Faults, parse_faults
 from baton.prefill.handoff import Push, PushTarget
 from baton.prefill.jobs import Job, JobDone, Jobs
 from baton.prefill.peers import CachePeer, PushCall
@@ -70,7 +70,7 @@ class PrefillService:
         """Loads the model."""
         settings = self._settings
         if self._faults.is_on:
-            logger.warning("pushes go wrong on purpose", extra={"fault": settings.fault})
+            logger.warning("prompts go wrong on purpose", extra={"fault": settings.fault})
         worker = await EngineWorker.start(settings.engine_config(), self._runtime.report_progress)
         executor = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="baton-transfer")
         prefix = PrefixSource(
@@ -86,6 +86,7 @@ class PrefillService:
             worker_id=self._runtime.worker_id,
             hold_lease_s=settings.hold_lease_s,
             make_push=self._make_push,
+            next_faults=self._faults.next,
         )
         self._loaded = Loaded(worker, jobs, prefix, executor)
         self._tasks = [
@@ -181,7 +182,7 @@ class PrefillService:
             await asyncio.to_thread(loaded.executor.shutdown)
             await loaded.worker.stop()
 
-    def _make_push(self, spec: SequenceSpec, target: PushTarget) -> Push:
+    def _make_push(self, spec: SequenceSpec, target: PushTarget, faults: Faults) -> Push:
         loaded = self.loaded()
         return Push(
             loaded.engine,
@@ -190,7 +191,7 @@ class PrefillService:
             connect=lambda: PushCall(self._runtime.channels, target.address, timeout_s=_MAX_PUSH_S),
             readers=loaded.executor,
             progress_timeout_s=self._settings.progress_timeout_s,
-            faults=self._faults.next(),
+            faults=faults,
         )
 
     def _find_cache(self) -> CachePeer | None:
