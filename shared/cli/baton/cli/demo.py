@@ -161,5 +161,5 @@ def check(completion: Completion) -> DemoResult:
 
 
 def _fail(console: Console, why: str) -> int:
-    console.print(f"demo failed: {why}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\ndemo failed: {why}", markup=False, highlight=False, soft_wrap=True)
     return 1
