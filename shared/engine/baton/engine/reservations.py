@@ -204,8 +204,17 @@ class Reservations:
             raise InvalidRequest(f"{seq_id} is {sequence.status.value}, not waiting for KV")
         return sequence
 
+    def _check_named_ids(self, field: str, token_ids: Collection[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequest(
+                    f"{field} names token {token_id}; ids must be in [0, {self._vocab_size})"
+                )
+
     def _check(self, spec: SequenceSpec) -> None:
         self.check_tokens(spec.token_ids)
+        self._check_named_ids("logit_bias", spec.sampling.logit_bias)
+        self._check_named_ids("stop_token_ids", spec.sampling.stop_token_ids)
         if spec.sampling.seed is None and not spec.sampling.is_greedy:
             raise InvalidRequest(f"{spec.seq_id}: sampling.seed must be set")
         if not 0 <= spec.num_output_tokens < len(spec.token_ids):
