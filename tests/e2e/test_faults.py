@@ -158,5 +158,5 @@ async def test_corrupt_chunk_costs_one_retry_and_no_wrong_token(system: System) 
 
 
 async def test_a_request_without_workers_ends_in_a_typed_error(system: System) -> None:
-    with pytest.raises(BatonError, match="(?i)model"):
+    with pytest.raises(BatonError, match=r"(?i)model"):
         await collect(system.client.generate(token_ids=[9], model="nope", stream=True))

@@ -189,7 +189,9 @@ class System:
 
         async def known() -> bool:
             status = await self.client.status()
-            ready = {service.worker_id for service in status.services if service.state.value == "ready"}
+            ready = {
+                service.worker_id for service in status.services if service.state.value == "ready"
+            }
             return wanted <= ready
 
         await eventually(known, timeout_s=10.0, interval_s=0.05)
