@@ -16,6 +16,7 @@ from baton.core.errors import (
     KvChecksum,
     KvTransferLost,
     QueueFull,
+    Stalled,
     WorkerDraining,
 )
 from baton.rpc.errors import error_from_rpc
@@ -314,6 +315,16 @@ async def test_prefill_failure_is_repeated_elsewhere(point: str, error: Exceptio
         assert [answer.text for answer in answers] == [expected_text("hello", 8)] * 2
         assert sorted(answer.last.placement.attempts for answer in answers) == [1, 2]
         await eventually(rig.nothing_held, LOST_WITHIN_S)
+
+
+async def test_stalled_push_is_laid_to_the_prefill_worker(rig: Rig) -> None:
+    rig.prefills[0].fail_at = "transfer"
+    rig.prefills[0].error = Stalled("no credit")
+    rig.decodes[0].push_error = Stalled("the push brought nothing for 10 s")
+    answer = await rig.ask(timeout_s=5)
+    assert answer.text == expected_text("hello", 8)
+    assert answer.last.placement.local_prefill
+    assert answer.last.placement.attempts == 2
 
 
 async def test_only_prefill_worker_dies_and_decode_takes_over(rig: Rig) -> None:

@@ -148,6 +148,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
         self.refuse: Callable[[], BatonError | None] = lambda: None
         self.fail_at_index: int | None = None
         self.repeat_tokens = 0
+        self.push_error: BatonError = KvTransferLost("the push broke")
         self.address = ""
 
     async def Reserve(self, request: Any, context: Any) -> decode_pb2.ReserveResponse:
@@ -182,7 +183,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             await held.committed.wait()
             if held.lost:
                 self.held.pop(request.reservation_id, None)
-                raise KvTransferLost("the push broke")
+                raise self.push_error
             first += 1
         for index in range(first, held.max_tokens):
             await self.pauses.at(f"token {index}")

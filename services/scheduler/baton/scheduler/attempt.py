@@ -26,7 +26,7 @@ from baton.scheduler.messages import (
 from baton.scheduler.peers import Peers
 from baton.scheduler.relay import FIRST_DECODE_STAGE, OutputRelay
 from baton.scheduler.settings import SchedulerSettings
-from baton.scheduler.streams import PeerStream
+from baton.scheduler.streams import PeerStream, Silent
 
 _SLOWEST_PREFILL_TOKENS_PER_S = 100.0
 _COMMIT_GRACE_S = 1.0
@@ -345,10 +345,15 @@ class Attempt:
                 error = Stalled(f"no answer from {worker_id} in time")
             if stage == "prefill":
                 raise self._prefill_failure(error) from error
-            is_handoff_fault = error.reason in _HANDOFF_FAULTS and self._placement.prefill
-            if stage == "decode" and is_handoff_fault and self._placement.prefill:
+            if stage == "decode" and self._is_push_fault(error) and self._placement.prefill:
                 worker_id = self._placement.prefill.worker_id
             raise AttemptFailed(stage, worker_id, error) from error
+
+    def _is_push_fault(self, error: BatonError) -> bool:
+        """True when D reports that the push went wrong, or that it has stopped."""
+        is_waiting = self._live.state.status is RequestStatus.TRANSFERRING
+        is_push_silent = isinstance(error, Stalled) and not isinstance(error, Silent)
+        return error.reason in _HANDOFF_FAULTS or (is_waiting and is_push_silent)
 
     def _prefill_failure(self, error: BatonError) -> AttemptFailed:
         prefill, decode = self._placement.prefill, self._placement.decode

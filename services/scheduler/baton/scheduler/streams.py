@@ -14,6 +14,10 @@ from baton.rpc.errors import error_from_rpc
 ValueT = TypeVar("ValueT")
 
 
+class Silent(Stalled):
+    """The peer itself said nothing, as against one that reports somebody else's silence."""
+
+
 class PeerStream(Generic[ValueT]):
     """A started call whose messages are read one by one. Owned by whoever made it."""
 
@@ -31,7 +35,7 @@ class PeerStream(Generic[ValueT]):
         """The next message, None at the stream's end. One reader at a time.
 
         Raises:
-            Stalled: nothing came within the time; the call is cancelled.
+            Silent: nothing came within the time; the call is cancelled.
             BatonError: the call failed.
         """
         try:
@@ -39,7 +43,7 @@ class PeerStream(Generic[ValueT]):
                 message = await self._call.read()
         except TimeoutError as error:
             self.cancel()
-            raise Stalled(f"{self._peer} sent nothing for {timeout_s:.1f} s") from error
+            raise Silent(f"{self._peer} sent nothing for {timeout_s:.1f} s") from error
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
         except asyncio.CancelledError as error:
