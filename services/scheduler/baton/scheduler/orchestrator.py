@@ -126,10 +126,11 @@ class Orchestrator:
         self._gate.close()
 
     async def _run_to_an_end(self, live: LiveRequest, emit: Emit) -> None:
-        status = "ok"
+        status = "internal"
         try:
             async with asyncio.timeout(live.remaining_s()):
                 await self._run(live, emit)
+            status = "ok"
         except TimeoutError as error:
             if not live.state.is_over:
                 status = "deadline"
@@ -217,15 +218,18 @@ class Orchestrator:
         num_prompt = len(live.prompt_ids)
         if not limit:
             return wanted
-        if num_prompt + (wanted or 1) > limit:
+        room = limit - num_prompt
+        if room < 1:
             raise PromptTooLong(
-                f"the prompt has {num_prompt} tokens and max_tokens asks for"
-                f" {wanted or 1}, together {num_prompt + (wanted or 1)}; model {live.model!r}"
-                f" takes {limit}: shorten the prompt by"
-                f" {num_prompt + (wanted or 1) - limit} tokens"
-                + (" or lower max_tokens" if wanted else "")
+                f"the prompt has {num_prompt} tokens and model {live.model!r} takes {limit},"
+                f" output included; shorten the prompt by at least {1 - room} tokens"
             )
-        return wanted if wanted is not None else limit - num_prompt
+        if wanted is not None and wanted > room:
+            raise PromptTooLong(
+                f"the prompt's {num_prompt} tokens and max_tokens {wanted} exceed the {limit}"
+                f" that model {live.model!r} takes; lower max_tokens to at most {room}"
+            )
+        return room if wanted is None else wanted
 
     async def _place(self, live: LiveRequest, failover: Failover) -> Placement:
         """Chooses workers for the next attempt; waits a while for one to appear."""
