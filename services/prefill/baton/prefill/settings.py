@@ -32,8 +32,8 @@ class PrefillSettings(ServiceSettings):
     """Memory for KV; empty takes a quarter of what is free, at most 2 GiB."""
     max_model_len_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt and output together; empty takes the model's own."""
-    max_num_batched_tokens: int = Field(default=512, ge=1)
-    """Most tokens computed in one step."""
+    max_num_batched_tokens: int = Field(default=256, ge=1)
+    """Most tokens computed in one step. Smaller steps hide more of the hand-off behind compute."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Most sequences computed in one step."""
     num_threads: int | None = Field(default=None, ge=1)

@@ -58,7 +58,12 @@ def main(settings_cls: type[S], build: Build[S] | str) -> NoReturn:
     cores = parse_cores(settings.cores)
     if cores:
         os.sched_setaffinity(0, cores)
-    raise SystemExit(asyncio.run(_run_and_leave(settings, _resolve(build))))
+    exit_code = asyncio.run(_run_and_leave(settings, _resolve(build)))
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is closed. Finalising an interpreter that has torch loaded takes up to seconds.
+    os._exit(exit_code)
 
 
 async def _run_and_leave(settings: S, build: Build[S]) -> int:
