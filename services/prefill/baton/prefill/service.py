@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from baton.core.cluster import WorkerRates
+from baton.core.cluster import ClusterView, WorkerRates
 from baton.core.errors import WorkerDraining
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
@@ -55,6 +55,7 @@ class PrefillService:
         self._runtime = runtime
         self._settings = runtime.settings
         self._faults = FaultPlan(parse_faults(runtime.settings.fault))
+        runtime.members.on_change(self._warm_channels)
         self._loaded: Loaded | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._sent = runtime.metrics.counter("handoff_sent_bytes", "KV bytes pushed and committed")
@@ -65,6 +66,11 @@ class PrefillService:
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Adds PrefillService."""
         return register(server, PrefillServicer(self))
+
+    def _warm_channels(self, view: ClusterView) -> None:
+        for member in view:
+            if member.status.role == "decode":
+                self._runtime.channels.warm(member.status.address, is_bulk=True)
 
     async def start(self) -> None:
         """Loads the model."""

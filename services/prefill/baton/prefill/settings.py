@@ -16,7 +16,7 @@ class PrefillSettings(ServiceSettings):
     """What a prefill worker can be told."""
 
     role: ClassVar[str] = "prefill"
-    watches: ClassVar[frozenset[str] | None] = frozenset({"cache"})
+    watches: ClassVar[frozenset[str] | None] = frozenset({"cache", "decode"})
 
     model_path: Path
     """Folder of the model, in Hugging Face format."""

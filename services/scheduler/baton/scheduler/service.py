@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import grpc
 
+from baton.core.cluster import ClusterView
+from baton.rpc.channel import ChannelPool
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.scheduler.attempt import AttemptTools
 from baton.scheduler.background import Leases, Releases
@@ -17,6 +19,7 @@ from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch, PrefixWatch
 
 _RELEASE_WAIT_S = 3.0
+_CALLED_ROLES = frozenset({"tokenizer", "prefill", "decode"})
 
 
 class SchedulerService:
@@ -43,6 +46,7 @@ class SchedulerService:
             Surroundings(cluster, encoder, self._text, tools, metrics, runtime.clock, runtime.rng)
         )
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
+        runtime.members.on_change(lambda view: _warm_channels(view, runtime.channels))
         self._servicer = InferenceServicer(
             Edge(
                 self._orchestrator,
@@ -88,3 +92,9 @@ class SchedulerService:
         await self._leases.close()
         await self._text.close()
         await self._prefixes.stop()
+
+
+def _warm_channels(view: ClusterView, channels: ChannelPool) -> None:
+    for member in view:
+        if member.status.role in _CALLED_ROLES:
+            channels.warm(member.status.address)

@@ -147,6 +147,10 @@ class ChannelPool:
             self._close_soon(self._channels.pop(next(iter(self._channels))))
         return channel
 
+    def warm(self, address: str, *, is_bulk: bool = False) -> None:
+        """Connects beforehand, so that no request pays for it. Does not wait."""
+        self.get(address, is_bulk=is_bulk).get_state(try_to_connect=True)
+
     def discard(self, address: str) -> None:
         """Closes the channels to an address that is gone for good; their calls end cancelled."""
         for is_bulk in (False, True):
