@@ -37,8 +37,8 @@ class DecodeSettings(ServiceSettings):
     """Most sequences computed in one step."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
-    prepack_linears: bool = False
-    """Pack weights for this CPU on loading, where it and the dtype allow: more memory, faster."""
+    prepack_linears: bool = True
+    """Pack weights for this CPU on loading, where it and the dtype allow: faster."""
     draft_model_path: Path | None = None
     """Folder of the draft model for speculation; empty for none."""
     speculation: bool = False

@@ -38,8 +38,8 @@ class PrefillSettings(ServiceSettings):
     """Most sequences computed in one step."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
-    prepack_linears: bool = False
-    """Pack weights for this CPU on loading, where it and the dtype allow: more memory, faster."""
+    prepack_linears: bool = True
+    """Pack weights for this CPU on loading, where it and the dtype allow: faster."""
     hold_lease_s: float = Field(default=30.0, gt=0.0, le=3600.0)
     """A prompt's KV is kept for a fail-over for at most this long after its hand-off."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)

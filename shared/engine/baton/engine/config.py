@@ -41,7 +41,7 @@ class EngineConfig:
     num_draft_tokens: int = 4
     headroom_tokens: int = 64
     """Output tokens that a reservation has room for."""
-    prepack_linears: bool = False
+    prepack_linears: bool = True
     """Use pre-packed oneDNN linears where this CPU and dtype have them."""
 
     def __post_init__(self) -> None:

@@ -6,8 +6,13 @@ nothing else knows of them, and where they are missing the layers stay as they a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
+
+LinearFactory = Callable[[nn.Linear], nn.Module | None]
+"""Makes what replaces a plain linear layer; None leaves it as it is."""
 
 _DTYPES = frozenset({torch.float32, torch.bfloat16})
 
@@ -35,34 +40,69 @@ class PackedLinear(nn.Module):
         self.out_features = linear.out_features
         self.bias = linear.bias
         self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), num_rows)
+        # Looking these up takes as long as a small layer.
+        self._linear = torch.ops.mkldnn._linear_pointwise.default
+        self._linear_binary = torch.ops.mkldnn._linear_pointwise.binary
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
+        return self.activated(inputs, "none", "")
+
+    def activated(self, inputs: torch.Tensor, activation: str, algorithm: str) -> torch.Tensor:
+        """`forward`, and one of oneDNN's activations on the sums before they are rounded."""
         if not inputs.numel():
             return inputs.new_empty(*inputs.shape[:-1], self.out_features)
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            inputs, self._packed, self.bias, "none", [], ""
+        output: torch.Tensor = self._linear(
+            inputs, self._packed, self.bias, activation, [], algorithm
         )
         return output
 
+    def multiplied(self, inputs: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """`forward` times `factor` [..., out_features], multiplied before rounding."""
+        if not inputs.numel():
+            return factor
+        output: torch.Tensor = self._linear_binary(inputs, factor, self._packed, self.bias, "mul")
+        return output
 
-def prepack(module: nn.Module, num_rows: int) -> int:
-    """Replaces the linear layers of a model in place, each packed for batches of `num_rows`.
 
-    The plain weights are let go, but for those that an embedding shares.
+def packer(num_rows: int) -> LinearFactory:
+    """A factory of layers packed for batches of `num_rows`; it skips what cannot be packed."""
+
+    def pack(linear: nn.Linear) -> nn.Module | None:
+        if not can_prepack(linear.weight.device, linear.weight.dtype):
+            return None
+        return PackedLinear(linear, num_rows)
+
+    return pack
+
+
+def replace_linears(module: nn.Module, factory: LinearFactory) -> int:
+    """Replaces the plain linear layers of a model in place.
+
+    Each plain weight is let go as soon as its layer is replaced, so that there is never a second
+    copy of the model; but for weights that an embedding shares, which stay beside the new layer.
 
     Returns:
-        Layers replaced: 0 where that is not possible.
+        Layers replaced.
     """
     num_replaced = 0
     with torch.no_grad():
         for parent in list(module.modules()):
-            for name, child in parent.named_children():
+            for name, child in list(parent.named_children()):
                 # Subclasses compute something else.
-                if type(child) is not nn.Linear or not can_prepack(
-                    child.weight.device, child.weight.dtype
-                ):
+                if type(child) is not nn.Linear:
                     continue
-                setattr(parent, name, PackedLinear(child, num_rows))
-                num_replaced += 1
+                replacement = factory(child)
+                if replacement is not None:
+                    setattr(parent, name, replacement)
+                    num_replaced += 1
     return num_replaced
+
+
+def prepack(module: nn.Module, num_rows: int) -> int:
+    """Packs the linear layers of a model in place for batches of `num_rows`.
+
+    Returns:
+        Layers replaced: 0 where that is not possible.
+    """
+    return replace_linears(module, packer(num_rows))

@@ -6,6 +6,7 @@ whatever does not is refused with the reason.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,12 @@ from transformers import (
 from baton.core.errors import ModelNotFound, Unsupported
 from baton.core.hashing import KvLayout
 from baton.engine.attention import AttentionBackend, LayerShape, PagedAttention
+from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kv_cache import dtype_name, torch_dtype
-from baton.engine.linears import prepack
+from baton.engine.linears import LinearFactory, packer, replace_linears
 from baton.engine.sdpa import SdpaBackend
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -88,7 +92,7 @@ def load_model(
     module: PreTrainedModel = loaded.to(device).eval().requires_grad_(False)  # noqa: FBT003
     if num_packed_rows is not None:
         on_progress(0.8, "packing weights")
-        prepack(module, num_packed_rows)
+        _speed_up(module, packer(num_packed_rows))
     on_progress(0.9, "looking at its layers")
     shapes = _probe(module, config, attention)
     layout = KvLayout(
@@ -106,6 +110,23 @@ def load_model(
         device=torch.device(device),
         max_len_tokens=_max_len_tokens(config.get_text_config()),
         eos_token_ids=_eos_token_ids(module),
+    )
+
+
+def _speed_up(module: PreTrainedModel, factory: LinearFactory) -> None:
+    """Replaces layers of the model by faster ones, where `factory` makes any."""
+    # Any layer tells whether this device and dtype have them at all.
+    sample = torch.nn.Linear(1, 1, bias=False, device=module.device, dtype=module.dtype)
+    if factory(sample) is None:
+        return
+    num_merged = merge_siblings(module)
+    num_replaced = replace_linears(module, factory)
+    num_fused = fuse_gated(module, module.dtype)
+    logger.info(
+        "%d linear layers packed; %d groups of siblings merged; %d gated MLPs fused",
+        num_replaced,
+        num_merged,
+        num_fused,
     )
 
 

@@ -1,0 +1,181 @@
+"""Fewer and larger operators in models whose layers are put together in the usual way.
+
+Layers are found by the names of their parts and checked by what they compute. What looks different,
+or turns out to compute something else, stays as transformers wrote it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from baton.engine.linears import PackedLinear
+
+logger = logging.getLogger(__name__)
+
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
+"""Layers that read the same input."""
+_GATED = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
+_ACTIVATIONS = {
+    "SiLUActivation": ("swish", ""),
+    "SiLU": ("swish", ""),
+    "GELUTanh": ("gelu", "tanh"),
+}
+"""oneDNN's name and algorithm by the class of the activation."""
+_MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Largest relative difference of a rewritten layer."""
+
+
+class MergedLinear(nn.Module):
+    """The first of some sibling layers: computes all of them at once, and keeps the others' parts.
+
+    `merged` is a plain linear layer, open to be packed or quantized.
+    """
+
+    def __init__(self, siblings: list[nn.Linear]) -> None:
+        super().__init__()
+        self.sizes = [sibling.out_features for sibling in siblings]
+        self.merged = _concatenated(siblings)
+        self._inputs: torch.Tensor | None = None
+        self._parts: list[torch.Tensor | None] = []
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The first sibling's output."""
+        return self.part(0, inputs)
+
+    def part(self, index: int, inputs: torch.Tensor) -> torch.Tensor:
+        """A sibling's output. Each is computed once as long as the input stays the same tensor."""
+        if self._inputs is not inputs or self._parts[index] is None:
+            self._inputs = inputs
+            self._parts = list(self.merged(inputs).split(self.sizes, -1))
+        part = cast("torch.Tensor", self._parts[index])
+        self._parts[index] = None
+        if index == len(self.sizes) - 1:
+            self._inputs, self._parts = None, []
+        return part
+
+
+class SiblingLinear(nn.Module):
+    """Another of the siblings: takes its part from the first."""
+
+    def __init__(self, first: MergedLinear, index: int) -> None:
+        super().__init__()
+        # In a tuple, so that it is not registered as a part of this one as well.
+        self._first = (first,)
+        self._index = index
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """This sibling's output."""
+        return self._first[0].part(self._index, inputs)
+
+
+class GatedLinears(nn.Module):
+    """down(activation(gate(x)) * up(x)) with the activation and the product inside the layers."""
+
+    def __init__(self, parts: nn.Module, activation: str, algorithm: str) -> None:
+        super().__init__()
+        self.gate_proj = cast("PackedLinear", parts.gate_proj)
+        self.up_proj = cast("PackedLinear", parts.up_proj)
+        self.down_proj = cast("PackedLinear", parts.down_proj)
+        self._activation = activation
+        self._algorithm = algorithm
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] to [..., hidden]."""
+        gate = self.gate_proj.activated(inputs, self._activation, self._algorithm)
+        return self.down_proj(self.up_proj.multiplied(inputs, gate))  # type: ignore[no-any-return]
+
+
+def merge_siblings(module: nn.Module) -> int:
+    """Merges query, key and value layers in place, before they are packed or quantized.
+
+    Returns:
+        Groups merged.
+    """
+    num_merged = 0
+    with torch.no_grad():
+        for parent in list(module.modules()):
+            for names in _SIBLINGS:
+                found = [getattr(parent, name, None) for name in names]
+                siblings = [part for part in found if type(part) is nn.Linear]
+                if len(siblings) < len(names) or not _are_alike(siblings):
+                    continue
+                first = MergedLinear(siblings)
+                for index, name in enumerate(names):
+                    setattr(parent, name, SiblingLinear(first, index) if index else first)
+                num_merged += 1
+    if not num_merged:
+        logger.debug("no query, key and value layers to merge in %s", type(module).__name__)
+    return num_merged
+
+
+def fuse_gated(module: nn.Module, dtype: torch.dtype) -> int:
+    """Puts activations and products into the packed layers of gated MLPs, in place.
+
+    Each class of MLP is tried once on random input, and left alone if the output differs.
+
+    Returns:
+        MLPs replaced.
+    """
+    verdicts: dict[type[nn.Module], bool] = {}
+    num_fused = 0
+    with torch.inference_mode():
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                fused = _fused(child)
+                if fused is None:
+                    continue
+                kind = type(child)
+                if kind not in verdicts:
+                    verdicts[kind] = _is_same(child, fused, dtype)
+                    if not verdicts[kind]:
+                        logger.info("%s computes more than a gated MLP: left alone", kind.__name__)
+                if verdicts[kind]:
+                    setattr(parent, name, fused)
+                    num_fused += 1
+    return num_fused
+
+
+def _fused(module: nn.Module) -> GatedLinears | None:
+    parts: dict[str, Any] = dict(module.named_children())
+    if parts.keys() != _GATED:
+        return None
+    activation = _ACTIVATIONS.get(type(parts.pop("act_fn")).__name__)
+    if activation is None or any(type(part) is not PackedLinear for part in parts.values()):
+        return None
+    return GatedLinears(module, *activation)
+
+
+def _is_same(module: nn.Module, fused: GatedLinears, dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(1, 3, fused.gate_proj.in_features, generator=generator).to(dtype)
+    expected = module(inputs)
+    if not isinstance(expected, torch.Tensor):
+        return False
+    difference = (fused(inputs).float() - expected.float()).norm()
+    return bool(difference <= _MAX_ERROR[dtype] * expected.float().norm())
+
+
+def _are_alike(siblings: list[nn.Linear]) -> bool:
+    first = siblings[0].weight
+    return all(
+        sibling.weight.shape[1] == first.shape[1]
+        and sibling.weight.dtype == first.dtype
+        and sibling.weight.device == first.device
+        and (sibling.bias is None) == (siblings[0].bias is None)
+        for sibling in siblings
+    )
+
+
+def _concatenated(siblings: list[nn.Linear]) -> nn.Linear:
+    weight = torch.cat([sibling.weight for sibling in siblings])
+    # Without storage of its own: its parameters are set right below.
+    merged = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    merged.weight = nn.Parameter(weight, requires_grad=False)
+    if siblings[0].bias is not None:
+        bias = torch.cat([sibling.bias for sibling in siblings])
+        merged.bias = nn.Parameter(bias, requires_grad=False)
+    return merged
