@@ -244,3 +244,99 @@ def test_extreme_settings_stay_finite() -> None:
     ):
         assert sampler.sample(logits, [_row(sampling)])[0].token_id == best
     assert 0 <= sampler.sample(logits, [_row(SamplingParams(temperature=100.0))])[0].token_id < 12
+
+
+def _mask(*allowed: int, vocab_size: int = VOCAB_SIZE) -> bytes:
+    mask = bytearray(-(-vocab_size // 32) * 4)
+    for token_id in allowed:
+        mask[token_id // 8] |= 1 << token_id % 8
+    return bytes(mask)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        _greedy(),
+        SamplingParams(),
+        SamplingParams(top_k=2),
+        SamplingParams(top_p=0.1, min_p=0.5),
+        _greedy(logit_bias={0: 1000.0}, repetition_penalty=5.0),
+    ],
+)
+def test_only_what_a_mask_allows_is_chosen(sampling: SamplingParams) -> None:
+    logits = _logits()
+    order = logits[0].argsort().tolist()
+    allowed = {order[0], order[3]}
+    sampler = Sampler(VOCAB_SIZE, "cpu")
+    rows = [_row(sampling, mask=_mask(*allowed), position=index) for index in range(50)]
+    chosen = {one.token_id for one in sampler.sample(logits.expand(50, -1), rows)}
+    assert order[3] in chosen
+    assert chosen <= allowed
+
+
+def test_a_mask_concerns_its_own_row_only() -> None:
+    logits = _logits(3)
+    best = logits.argmax(dim=-1).tolist()
+    rows = [_row(_greedy()), _row(_greedy(), mask=_mask(5)), _row(_greedy())]
+    before = logits.clone()
+    chosen = [one.token_id for one in Sampler(VOCAB_SIZE, "cpu").sample(logits, rows)]
+    assert chosen == [best[0], 5, best[2]]
+    assert torch.equal(logits, before)
+
+
+def test_a_mask_of_any_width_fits_the_vocabulary() -> None:
+    for vocab_size in (1, 7, 8, 31, 32, 33, 100):
+        last = vocab_size - 1
+        row = _row(_greedy(), mask=_mask(last, vocab_size=vocab_size))
+        logits = _logits(vocab_size=vocab_size)
+        assert Sampler(vocab_size, "cpu").sample(logits, [row])[0].token_id == last
+
+
+def test_a_mask_samples_in_proportion_to_what_is_left() -> None:
+    logits = _logits()
+    allowed = [1, 4, 7, 8]
+    expected = torch.full_like(logits[0], -math.inf)
+    expected[allowed] = logits[0, allowed]
+    counts = _counts(logits, SamplingParams(), mask=_mask(*allowed))
+    _assert_fits(counts, expected.softmax(dim=-1))
+
+
+def test_the_end_is_held_back_unless_the_mask_leaves_nothing_else() -> None:
+    sampling = _greedy(min_tokens=3)
+    logits = torch.zeros(2, VOCAB_SIZE)
+    logits[:, EOS] = 5.0
+    rows = [_row(sampling, mask=_mask(EOS, 7)), _row(sampling, mask=_mask(EOS))]
+    chosen = [one.token_id for one in Sampler(VOCAB_SIZE, "cpu").sample(logits, rows)]
+    assert chosen == [7, EOS]
+
+
+def test_rows_edited_together_are_edited_as_if_alone() -> None:
+    logits = _logits(6, seed=3)
+    rows = [
+        _row(_greedy(repetition_penalty=1.7), prompt_token_ids=(1, 2, 2), output_token_ids=(3,)),
+        _row(_greedy()),
+        _row(_greedy(frequency_penalty=1.5, presence_penalty=-0.5), output_token_ids=(4, 4, 9)),
+        _row(_greedy(logit_bias={4: 2.0, 999: 9.0}, min_tokens=2), output_token_ids=(4,)),
+        _row(
+            _greedy(
+                logit_bias={4: 2.0, 9: -1.0},
+                frequency_penalty=0.7,
+                repetition_penalty=0.8,
+                min_tokens=5,
+            ),
+            prompt_token_ids=(0, 9),
+            output_token_ids=(4, 9, 4),
+            mask=_mask(*range(0, VOCAB_SIZE, 2)),
+        ),
+        _row(_greedy(min_tokens=1, stop_token_ids=(0, 3))),
+    ]
+    sampler = Sampler(VOCAB_SIZE, "cpu")
+    together = sampler._edited(logits, rows)
+    for index, row in enumerate(rows):
+        alone = sampler._edited(logits[index : index + 1], [row])[0]
+        assert torch.equal(together[index], alone)
+    assert torch.equal(together[1], logits[1])
+    third = logits[2].clone()
+    third[4] -= -0.5 + 2 * 1.5
+    third[9] -= -0.5 + 1.5
+    torch.testing.assert_close(together[2], third)

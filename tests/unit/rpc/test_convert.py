@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus, WorkerRates
 from baton.core.errors import ErrorReason, InvalidRequest
+from baton.core.guide import Guide, GuideKind
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
 from baton.rpc import convert
@@ -58,9 +59,40 @@ def test_sampling_keeps_every_field() -> None:
         speculation=False,
     )
     assert all(
-        getattr(params, name) != getattr(SamplingParams(), name) for name in params.__slots__
+        getattr(params, name) != getattr(SamplingParams(), name)
+        for name in params.__slots__
+        if name != "guide"
     ), "the test must set every field to something else than its default"
     assert convert.sampling_from_pb(convert.sampling_to_pb(params)) == params
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        Guide(GuideKind.JSON_SCHEMA, '{"type": "object"}'),
+        Guide(GuideKind.JSON_OBJECT),
+        Guide(GuideKind.REGEX, "a+"),
+        Guide(GuideKind.LARK, 'start: "a"'),
+        Guide.choice(["yes", 'n"ö']),
+    ],
+)
+def test_guides_come_back_as_they_went(guide: Guide) -> None:
+    params = SamplingParams(guide=guide)
+    assert convert.sampling_from_pb(convert.sampling_to_pb(params)) == params
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        common_pb2.Guide(),
+        common_pb2.Guide(json_object=False),
+        common_pb2.Guide(json_schema="{"),
+        common_pb2.Guide(choice=common_pb2.Choices()),
+    ],
+)
+def test_guides_are_checked_on_arrival(guide: common_pb2.Guide) -> None:
+    with pytest.raises(InvalidRequest, match="guide"):
+        convert.sampling_from_pb(common_pb2.SamplingParams(guide=guide))
 
 
 def test_absent_sampling_fields_take_the_defaults_and_present_zeros_do_not() -> None:

@@ -52,6 +52,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         """Reserves room for a request."""
         loaded = self._service.admitting()
         spec = _spec_from_pb(loaded.engine, request)
+        await loaded.worker.prepare(spec.sampling.guide)
         session = loaded.sessions.reserve(spec, request.request_id, request.attempt)
         return decode_pb2.ReserveResponse(
             reservation_id=session.reservation.reservation_id,

@@ -43,6 +43,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         """Computes a prompt and pushes its KV."""
         loaded = self._service.admitting()
         job = _job_from_pb(loaded.engine, request)
+        await loaded.worker.prepare(job.spec.sampling.guide)
         recorder = self._service.recorder(job)
         async with aclosing(loaded.jobs.run(job)) as events:
             async for event in events:

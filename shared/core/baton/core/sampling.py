@@ -9,6 +9,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from baton.core.errors import InvalidRequest
+from baton.core.guide import Guide
 
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 20
@@ -53,6 +54,8 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     speculation: bool | None = None
+    guide: Guide | None = None
+    """What the whole output must match."""
 
     @property
     def is_greedy(self) -> bool:
@@ -86,6 +89,12 @@ class SamplingParams:
             raise InvalidRequest(f"logit_bias must have at most {MAX_LOGIT_BIAS} entries")
         for token_id, bias in self.logit_bias.items():
             _in_range(f"logit_bias[{token_id}]", bias, -1000.0, 1000.0)
+        if self.guide is not None:
+            self.guide.check()
+            if self.ignore_eos:
+                raise InvalidRequest(
+                    "ignore_eos cannot be set with a guide, whose output ends when it matches"
+                )
         return self
 
 

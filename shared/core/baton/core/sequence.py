@@ -5,10 +5,32 @@ A request is what a client sent; each of its attempts is one sequence on one eng
 
 from __future__ import annotations
 
+from collections import abc
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
+from baton.core.errors import BatonError
 from baton.core.sampling import SamplingParams
+
+
+class Constraint(Protocol):
+    """What an output must match. Its state follows from the tokens that it is shown."""
+
+    @property
+    def failure(self) -> BatonError | None:
+        """Why no more masks can be made, if so: the sequence ends with it."""
+
+    def mask(self, token_ids: abc.Sequence[int], drafts: abc.Sequence[int]) -> bytes | None:
+        """Tokens that may follow a sequence's known tokens and some drafts, one bit per token.
+
+        Bit `i % 8` of byte `i // 8` is token `i`. None once it has failed, and after drafts that
+        are not allowed or end the output: nothing follows those.
+
+        Args:
+            token_ids: all known tokens, prompt included; those shown before lead them.
+            drafts: tokens that are known only if accepted.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +112,7 @@ class Sequence:
     is_released: bool = False
     is_quarantined: bool = False
     """Once let go, the blocks are quarantined."""
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.spec.token_ids)

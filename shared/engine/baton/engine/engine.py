@@ -18,6 +18,7 @@ from baton.core.sequence import SequenceSpec, SequenceStatus
 from baton.engine.config import EngineConfig
 from baton.engine.events import EngineStats, Event, Failed, Grant, KvChange
 from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
+from baton.engine.grammar import Grammars
 from baton.engine.kv_cache import choose_num_blocks
 from baton.engine.model import LoadedModel, Progress, load_model
 from baton.engine.reservations import Reservations
@@ -75,11 +76,15 @@ class Engine:
             sampler=sampler,
             eos_token_ids=self.eos_token_ids,
         )
+        self.grammars = Grammars(
+            model.directory, vocab_size=self.vocab_size, eos_token_ids=self.eos_token_ids
+        )
         self._reservations = Reservations(
             self._state,
             vocab_size=self.vocab_size,
             max_model_len_tokens=self.max_model_len_tokens,
             eos_token_ids=self.eos_token_ids,
+            grammars=self.grammars,
         )
         self._transfer = Transfer(self._state, self._runner.kv)
         self._num_kv_changes = 0

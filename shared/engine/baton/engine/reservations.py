@@ -10,6 +10,7 @@ from baton.core.errors import InvalidRequest, KvCacheFull, PromptTooLong
 from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
 from baton.core.sequence import Sequence, SequenceSpec, SequenceStatus
 from baton.engine.events import Grant, Tokens
+from baton.engine.grammar import GrammarConstraint, Grammars
 from baton.engine.state import EngineState
 
 _RETRY_AFTER_S = 0.5
@@ -25,8 +26,10 @@ class Reservations:
         vocab_size: int,
         max_model_len_tokens: int,
         eos_token_ids: frozenset[int],
+        grammars: Grammars,
     ) -> None:
         self._state = state
+        self._grammars = grammars
         self._vocab_size = vocab_size
         self._max_len = max_model_len_tokens
         self._eos_token_ids = eos_token_ids
@@ -75,8 +78,10 @@ class Reservations:
             QueueFull: too many wait.
         """
         self._check(spec)
+        constraint = self._constraint(spec)
         with self._state.lock:
             sequence = self._state.add(spec, SequenceStatus.WAITING)
+            sequence.constraint = constraint
             self._state.waiting[spec.seq_id] = sequence
             self._state.touch()
 
@@ -90,6 +95,7 @@ class Reservations:
             KvCacheFull, QueueFull: no room now.
         """
         self._check(spec)
+        constraint = self._constraint(spec)
         state = self._state
         num_output = max(1, spec.max_tokens - spec.num_output_tokens)
         headroom = min(state.config.headroom_tokens, num_output)
@@ -97,6 +103,7 @@ class Reservations:
         num_blocks = -(-num_tokens // state.pool.block_size)
         with state.lock:
             sequence = state.add(spec, SequenceStatus.RESERVED)
+            sequence.constraint = constraint
             cached = state.match(sequence)
             state.pool.share(cached)
             try:
@@ -203,6 +210,12 @@ class Reservations:
         if sequence.status is not SequenceStatus.RESERVED:
             raise InvalidRequest(f"{seq_id} is {sequence.status.value}, not waiting for KV")
         return sequence
+
+    def _constraint(self, spec: SequenceSpec) -> GrammarConstraint | None:
+        guide = spec.sampling.guide
+        if guide is None:
+            return None
+        return self._grammars.constraint(guide, len(spec.token_ids) - spec.num_output_tokens)
 
     def _check_named_ids(self, field: str, token_ids: Collection[int]) -> None:
         for token_id in token_ids:

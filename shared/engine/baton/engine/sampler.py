@@ -35,18 +35,25 @@ class SampleRow:
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
     eos_token_ids: Collection[int]
+    mask: bytes | None = None
+    """Tokens allowed, one bit each, lowest first; None allows all."""
 
     @property
     def is_edited(self) -> bool:
         """True when the logits are changed before a token is chosen."""
         sampling = self.sampling
         return (
-            self.position < sampling.min_tokens
+            self.mask is not None
+            or self.position < sampling.min_tokens
             or sampling.repetition_penalty != 1.0
             or sampling.frequency_penalty != 0.0
             or sampling.presence_penalty != 0.0
             or bool(sampling.logit_bias)
         )
+
+
+_Indexed = Sequence[tuple[int, SampleRow]]
+"""Rows with their index in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,7 @@ class Sampler:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
         self._all_ids = torch.arange(vocab_size, dtype=torch.int32, device=self._device)
+        self._bits = (1 << torch.arange(8)).to(torch.uint8).to(self._device)
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
         """Samples every row.
@@ -196,46 +204,80 @@ class Sampler:
         return keys.topk(width, dim=-1).indices
 
     def _edited(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
-        """A copy of the logits after penalties, bias and minimum length."""
+        """A copy of the logits after penalties, bias, masks and minimum length."""
         edited = logits.clone()
-        for index, row in enumerate(rows):
-            if row.is_edited:
-                self._edit(edited[index], row)
+        indexed = [(index, row) for index, row in enumerate(rows) if row.is_edited]
+        self._penalize_repetition(edited, indexed)
+        self._add(edited, indexed)
+        self._apply_masks(edited, indexed)
+        self._hold_back_end(edited, indexed)
         return edited
 
-    def _ids(self, token_ids: Collection[int]) -> torch.Tensor:
-        """Ids of the vocabulary; others are dropped, because a request may name any in its bias."""
-        known = [token_id for token_id in token_ids if 0 <= token_id < self._vocab_size]
-        return torch.tensor(known, dtype=torch.int64, device=self._device)
+    def _penalize_repetition(self, logits: torch.Tensor, rows: _Indexed) -> None:
+        places: list[int] = []
+        penalties: list[float] = []
+        for index, row in rows:
+            penalty = row.sampling.repetition_penalty
+            if penalty != 1.0:
+                seen = {*row.prompt_token_ids, *row.output_token_ids}
+                own = self._places(index, seen)
+                places += own
+                penalties += [penalty] * len(own)
+        if places:
+            flat, at = logits.view(-1), torch.tensor(places, device=self._device)
+            factors = torch.tensor(penalties, dtype=torch.float32, device=self._device)
+            values = flat[at]
+            flat[at] = torch.where(values > 0, values / factors, values * factors)
 
-    def _edit(self, logits: torch.Tensor, row: SampleRow) -> None:
-        """Changes one row's logits, float32 [vocab_size], in place."""
-        sampling = row.sampling
-        if sampling.repetition_penalty != 1.0:
-            seen = self._ids({*row.prompt_token_ids, *row.output_token_ids})
-            values = logits[seen]
-            logits[seen] = torch.where(
-                values > 0,
-                values / sampling.repetition_penalty,
-                values * sampling.repetition_penalty,
-            )
-        if sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
-            self._add(
-                logits,
-                {
-                    token_id: -(sampling.presence_penalty + count * sampling.frequency_penalty)
-                    for token_id, count in Counter(row.output_token_ids).items()
-                },
-            )
-        if sampling.logit_bias:
-            self._add(logits, dict(sampling.logit_bias))
-        if row.position < sampling.min_tokens:
-            logits[self._ids({*row.eos_token_ids, *sampling.stop_token_ids})] = -math.inf
+    def _add(self, logits: torch.Tensor, rows: _Indexed) -> None:
+        """Frequency and presence penalties, and bias."""
+        places: list[int] = []
+        amounts: list[float] = []
+        for index, row in rows:
+            sampling = row.sampling
+            added = dict(sampling.logit_bias)
+            if sampling.frequency_penalty != 0.0 or sampling.presence_penalty != 0.0:
+                for token_id, count in Counter(row.output_token_ids).items():
+                    penalty = sampling.presence_penalty + count * sampling.frequency_penalty
+                    added[token_id] = added.get(token_id, 0.0) - penalty
+            # A request may name any token in its bias.
+            known = {key: value for key, value in added.items() if 0 <= key < self._vocab_size}
+            places += self._places(index, known)
+            amounts += known.values()
+        if places:
+            at = torch.tensor(places, device=self._device)
+            logits.view(-1)[at] += torch.tensor(amounts, dtype=torch.float32, device=self._device)
 
-    def _add(self, logits: torch.Tensor, amounts: dict[int, float]) -> None:
-        known = {key: value for key, value in amounts.items() if 0 <= key < self._vocab_size}
-        values = torch.tensor(list(known.values()), dtype=torch.float32, device=self._device)
-        logits[self._ids(known)] += values
+    def _apply_masks(self, logits: torch.Tensor, rows: _Indexed) -> None:
+        masked = [(index, row.mask) for index, row in rows if row.mask is not None]
+        if not masked:
+            return
+        packed = torch.frombuffer(
+            bytearray(b"".join(mask for _, mask in masked)), dtype=torch.uint8
+        )
+        packed = packed.to(self._device).view(len(masked), -1, 1)
+        is_forbidden = (packed & self._bits).eq_(0).view(torch.bool).flatten(1)
+        at = torch.tensor([index for index, _ in masked], device=self._device)
+        is_forbidden = is_forbidden[:, : self._vocab_size]
+        if len(masked) == len(logits):
+            logits.masked_fill_(is_forbidden, -math.inf)
+        else:
+            logits[at] = logits[at].masked_fill_(is_forbidden, -math.inf)
+
+    def _hold_back_end(self, logits: torch.Tensor, rows: _Indexed) -> None:
+        """Forbids to end before `min_tokens`, unless a mask allows nothing else."""
+        for index, row in rows:
+            if row.position < row.sampling.min_tokens:
+                ends = {*row.eos_token_ids, *row.sampling.stop_token_ids}
+                held = logits[index].clone()
+                held[[end for end in ends if 0 <= end < self._vocab_size]] = -math.inf
+                if row.mask is None or held.max() > -math.inf:
+                    logits[index] = held
+
+    def _places(self, index: int, token_ids: Collection[int]) -> list[int]:
+        """Indices of a row's tokens in the flattened logits."""
+        start = index * self._vocab_size
+        return [start + token_id for token_id in token_ids]
 
     def _logprobs(
         self, logits: torch.Tensor, chosen: torch.Tensor, rows: Sequence[SampleRow]

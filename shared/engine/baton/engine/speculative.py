@@ -37,6 +37,7 @@ def sample_row(
         or sampling.frequency_penalty != 0.0
         or sampling.presence_penalty != 0.0
     )
+    constraint = sequence.constraint
     # The lists are copied only for those who look at them.
     if has_penalty:
         prompt = sequence.token_ids[: sequence.num_prompt_tokens]
@@ -48,6 +49,7 @@ def sample_row(
         prompt_token_ids=prompt,
         output_token_ids=output,
         eos_token_ids=eos_token_ids,
+        mask=constraint.mask(sequence.token_ids, drafts) if constraint else None,
     )
 
 

@@ -11,7 +11,7 @@ from baton.core.blocks import BlockState
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
 from baton.engine.config import EngineConfig
-from baton.engine.events import BlocksReady, Started, Tokens
+from baton.engine.events import BlocksReady, Failed, Started, Tokens
 from baton.engine.inputs import Row
 from baton.engine.reservations import finish_reason
 from baton.engine.runner import ModelRunner
@@ -242,7 +242,13 @@ class StepLoop:
         state = self._state
         state.counters["steps"] += 1
         for entry in work:
-            if not entry.sequence.is_released:
+            constraint = entry.sequence.constraint
+            if entry.sequence.is_released:
+                pass
+            elif constraint is not None and constraint.failure is not None:
+                state.outbox.append(Failed(entry.sequence.seq_id, constraint.failure))
+                state.end(entry.sequence)
+            else:
                 self._advance(entry, now)
             state.unpin(entry.sequence)
 

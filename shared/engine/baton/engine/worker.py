@@ -13,8 +13,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from baton.core.errors import Internal
+from baton.core.errors import Internal, InvalidRequest, QueueFull
+from baton.core.guide import Guide
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
 from baton.engine.events import Event
@@ -22,6 +24,8 @@ from baton.engine.model import Progress
 
 _IDLE_WAIT_S = 0.5
 _JOIN_TIMEOUT_S = 10.0
+_COMPILE_TIMEOUT_S = 10.0
+_MAX_COMPILING = 64
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ class EngineWorker:
         self._loaded: asyncio.Future[Engine] = self._loop.create_future()
         self._on_progress = on_progress
         self._callbacks: dict[str, Callback] = {}
+        self._compiler = ThreadPoolExecutor(1, "baton-grammar")
+        self._num_compiling = 0
         self._is_stopping = False
         self._last_step_at_s = time.monotonic()
         self._thread = threading.Thread(
@@ -80,9 +86,36 @@ class EngineWorker:
         """Ends the delivery. Idempotent."""
         self._callbacks.pop(seq_id, None)
 
+    async def prepare(self, guide: Guide | None) -> None:
+        """Compiles a guide beside the engine; do it before the sequence comes in.
+
+        Raises:
+            InvalidRequest: it is refused, or takes too long.
+            Unsupported: the model has no tokenizer for guides.
+            QueueFull: too many are being compiled.
+        """
+        if guide is None or guide in self.engine.grammars:
+            return
+        if self._num_compiling >= _MAX_COMPILING:
+            raise QueueFull("too many guides are being compiled", retry_after_s=1.0)
+        self._num_compiling += 1
+        try:
+            async with asyncio.timeout(_COMPILE_TIMEOUT_S):
+                await self._loop.run_in_executor(
+                    self._compiler, self.engine.grammars.compile, guide
+                )
+        except TimeoutError:
+            raise InvalidRequest(
+                f"guide.{guide.kind.value} took longer than {_COMPILE_TIMEOUT_S:g} s to compile; "
+                "make it smaller"
+            ) from None
+        finally:
+            self._num_compiling -= 1
+
     async def stop(self) -> None:
         """Ends the thread after the step under way, and lets go of the KV. Idempotent."""
         self._is_stopping = True
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         if self._loaded.done() and not self._loaded.cancelled() and not self._loaded.exception():
             self.engine.notify()
         await asyncio.to_thread(self._thread.join, _JOIN_TIMEOUT_S)

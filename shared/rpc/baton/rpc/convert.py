@@ -19,6 +19,7 @@ from baton.core.cluster import Announcement, ServiceState, ServiceStatus, Worker
 from baton.core.errors import ErrorReason, InvalidRequest
 from baton.core.hashing import HASH_BYTES, Fingerprint, KvLayout
 from baton.core.sampling import MAX_LOGIT_BIAS, FinishReason, SamplingParams, TokenLogprob
+from baton.rpc.convert_guide import guide_from_pb, guide_to_pb
 from baton.v1 import common_pb2, control_pb2, inference_pb2
 
 MAX_STOP_TOKEN_IDS = 1024
@@ -112,6 +113,7 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         logprobs=params.logprobs,
         top_logprobs=params.top_logprobs,
         **({} if params.speculation is None else {"speculation": params.speculation}),
+        guide=guide_to_pb(params.guide) if params.guide else None,
     )
 
 
@@ -146,6 +148,7 @@ def sampling_from_pb(pb: common_pb2.SamplingParams) -> SamplingParams:
         logprobs=pb.logprobs,
         top_logprobs=pb.top_logprobs,
         speculation=pb.speculation if pb.HasField("speculation") else None,
+        guide=guide_from_pb(pb.guide) if pb.HasField("guide") else None,
     ).check()
 
 

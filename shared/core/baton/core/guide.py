@@ -1,0 +1,87 @@
+"""What an output must match: a schema, a pattern, a grammar or one of some texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from baton.core.errors import InvalidRequest
+
+MAX_GUIDE_BYTES = 128 * 1024
+"""Of a guide's text, in UTF-8."""
+MAX_CHOICES = 4096
+
+
+class GuideKind(Enum):
+    """How a guide's text is meant. The values are the names of the fields in baton.v1.Guide."""
+
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"
+    """Any JSON object; there is no text."""
+    REGEX = "regex"
+    """In the syntax of Rust's regex crate; matches the whole output."""
+    LARK = "lark"
+    """A context-free grammar in llguidance's variant of Lark's syntax."""
+    CHOICE = "choice"
+    """One of some texts; as text, a JSON array of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What the whole output must match. Its grammar is checked by the worker that compiles it."""
+
+    kind: GuideKind
+    text: str = ""
+
+    @classmethod
+    def choice(cls, options: Sequence[str]) -> Guide:
+        """Exactly one of the texts."""
+        return cls(GuideKind.CHOICE, json.dumps(list(options), ensure_ascii=False))
+
+    def choices(self) -> list[str]:
+        """The texts of a choice.
+
+        Raises:
+            InvalidRequest: it is not an array of texts, has none or too many, or one is empty.
+        """
+        try:
+            options = json.loads(self.text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest("guide.choice must be a JSON array of texts") from error
+        if not isinstance(options, list) or not all(isinstance(one, str) for one in options):
+            raise InvalidRequest("guide.choice must be a list of texts")
+        if not 1 <= len(options) <= MAX_CHOICES or not all(options):
+            raise InvalidRequest(f"guide.choice must have 1 to {MAX_CHOICES} texts, none empty")
+        return options
+
+    def check(self) -> Guide:
+        """Returns itself.
+
+        Raises:
+            InvalidRequest: the text is too long, missing, or no JSON where it must be.
+        """
+        num_bytes = len(self.text.encode("utf-8", "surrogatepass"))
+        if num_bytes > MAX_GUIDE_BYTES:
+            raise InvalidRequest(
+                f"guide.{self.kind.value} must have at most {MAX_GUIDE_BYTES} bytes, "
+                f"got {num_bytes}"
+            )
+        if self.kind is GuideKind.JSON_OBJECT:
+            return self
+        if not self.text.strip():
+            raise InvalidRequest(f"guide.{self.kind.value} must not be empty")
+        if self.kind is GuideKind.CHOICE:
+            self.choices()
+        if self.kind is GuideKind.JSON_SCHEMA:
+            self._check_schema()
+        return self
+
+    def _check_schema(self) -> None:
+        try:
+            schema = json.loads(self.text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"guide.json_schema is not JSON: {error}") from error
+        if not isinstance(schema, dict):
+            raise InvalidRequest("guide.json_schema must be a JSON object")

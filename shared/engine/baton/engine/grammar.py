@@ -1,0 +1,231 @@
+"""Grammars that outputs must match, compiled by llguidance, as masks over the vocabulary.
+
+A constraint's state is a function of the output tokens so far: it is made by replaying them, so
+that nothing of it is handed over, kept through a preemption or restored after a fail-over.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from baton.core.errors import InvalidRequest, Unsupported
+from baton.core.guide import Guide, GuideKind
+
+MAX_COMPILED = 64
+"""Grammars kept for the next request that names them."""
+_MAX_LEXER_STATES = 50_000
+"""About 100 MB in the worst case."""
+_MAX_MESSAGE_CHARS = 300
+_JSON_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
+"""Without a bound, a model that likes whitespace writes nothing else up to its last token."""
+
+
+class GrammarConstraint:
+    """The masks of one sequence. Only the engine thread calls it, once the sequence is computed.
+
+    Implements `baton.core.sequence.Constraint`.
+    """
+
+    def __init__(self, matcher: LLMatcher, num_prompt_tokens: int) -> None:
+        """Takes over `matcher`, which has seen no token."""
+        self._matcher = matcher
+        self._num_known = num_prompt_tokens
+        """Leading tokens of the sequence taken account of, prompt included."""
+        self._path: list[int] = []
+        """Drafts that the matcher has consumed besides; they may be rolled back."""
+        self._masks: dict[int, bytes] = {}
+        """By number of tokens of `_path` before: draft and target ask for the same ones."""
+        self.failure: InvalidRequest | None = None
+
+    def mask(self, token_ids: Sequence[int], drafts: Sequence[int]) -> bytes | None:
+        """See `baton.core.sequence.Constraint`."""
+        if self.failure is not None:
+            return None
+        if len(token_ids) > self._num_known:
+            self._learn(token_ids[self._num_known :])
+            self._num_known = len(token_ids)
+        if self.failure is not None or not self._follow(drafts):
+            return None
+        known = self._masks.get(len(drafts))
+        if known is not None:
+            return known
+        mask: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            self._fail("grew too complex", self._matcher.get_error())
+            return None
+        self._masks[len(drafts)] = mask
+        return mask
+
+    def _learn(self, token_ids: Sequence[int]) -> None:
+        """Moves on by tokens that stay."""
+        num_common = _num_common(self._path, token_ids)
+        self._roll_back(num_common)
+        rest = list(token_ids[num_common:])
+        if self._matcher.try_consume_tokens(rest) < len(rest):
+            self._fail("does not allow the output so far", self._matcher.get_error())
+        self._path.clear()
+        self._masks.clear()
+
+    def _follow(self, drafts: Sequence[int]) -> bool:
+        """Moves to the place after some drafts. False if they cannot come."""
+        num_common = _num_common(self._path, drafts)
+        if num_common == len(drafts) and num_common in self._masks:
+            return True
+        self._roll_back(num_common)
+        for token_id in drafts[num_common:]:
+            if not self._matcher.try_consume_tokens([token_id]):
+                return False
+            self._path.append(token_id)
+        return True
+
+    def _roll_back(self, num_kept: int) -> None:
+        num_dropped = len(self._path) - num_kept
+        if num_dropped > 0:
+            self._matcher.rollback(num_dropped)
+            del self._path[num_kept:]
+            self._masks = {at: mask for at, mask in self._masks.items() if at <= num_kept}
+
+    def _fail(self, what: str, why: str) -> None:
+        self.failure = InvalidRequest(f"the guide {what}: {_shortened(why) or 'no reason given'}")
+
+
+class Grammars:
+    """Compiles guides, and keeps what it compiled. Any thread; a large grammar takes a while."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        max_compiled: int = MAX_COMPILED,
+    ) -> None:
+        """Reads nothing yet: the tokenizer is read for the first guide."""
+        self._directory = directory
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._max_compiled = max_compiled
+        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer_lock = threading.Lock()
+        self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, guide: Guide) -> bool:
+        with self._lock:
+            return guide in self._compiled
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def compile(self, guide: Guide) -> None:
+        """Has a guide's grammar ready.
+
+        Raises:
+            InvalidRequest: it is not well-formed, too large, or nothing can match it.
+            Unsupported: the model has no tokenizer that grammars can be compiled for.
+        """
+        if guide not in self:
+            matcher = self._compile(guide.check())
+            with self._lock:
+                self._compiled[guide] = matcher
+                while len(self._compiled) > self._max_compiled:
+                    self._compiled.popitem(last=False)
+
+    def constraint(self, guide: Guide, num_prompt_tokens: int) -> GrammarConstraint:
+        """A constraint for one sequence; compiles the guide unless that was done.
+
+        Raises:
+            InvalidRequest, Unsupported: see `compile`.
+        """
+        while True:
+            with self._lock:
+                matcher = self._compiled.get(guide)
+                if matcher is not None:
+                    self._compiled.move_to_end(guide)
+                    return GrammarConstraint(matcher.deep_copy(), num_prompt_tokens)
+            self.compile(guide)
+
+    def _compile(self, guide: Guide) -> LLMatcher:
+        tokenizer = self._loaded_tokenizer()
+        try:
+            grammar = _grammar(guide)
+        except ValueError as error:
+            raise _refused(guide, str(error)) from error
+        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise _refused(guide, matcher.get_error())
+        # Finds what is refused only when used, and warms what all copies share.
+        mask = matcher.compute_bitmask()
+        if matcher.is_error():
+            raise _refused(guide, matcher.get_error())
+        if not any(mask):
+            raise _refused(guide, "no output can match it")
+        return matcher
+
+    def _loaded_tokenizer(self) -> LLTokenizer:
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._load_tokenizer()
+            return self._tokenizer
+
+    def _load_tokenizer(self) -> LLTokenizer:
+        path = self._directory / "tokenizer.json"
+        if not self._eos_token_ids:
+            raise Unsupported("guides need an end-of-sequence token, and the model has none")
+        try:
+            return LLTokenizer(
+                path.read_text(encoding="utf-8"),
+                n_vocab=self._vocab_size,
+                eos_token=sorted(self._eos_token_ids),
+            )
+        except (OSError, ValueError) as error:
+            raise Unsupported(
+                f"guides need a tokenizer.json that llguidance can read: {error}"
+            ) from error
+
+
+def _grammar(guide: Guide) -> str:
+    """The guide as llguidance wants it. ValueError if that is impossible."""
+    match guide.kind:
+        case GuideKind.JSON_SCHEMA:
+            return _json_grammar(guide.text)
+        case GuideKind.JSON_OBJECT:
+            return _json_grammar('{"type": "object"}')
+        case GuideKind.REGEX:
+            return LLMatcher.grammar_from_regex(guide.text)
+        case GuideKind.LARK:
+            return LLMatcher.grammar_from_lark(guide.text)
+        case GuideKind.CHOICE:
+            options = " | ".join(json.dumps(option) for option in guide.choices())
+            return LLMatcher.grammar_from_lark(f"start: {options}")
+
+
+def _json_grammar(schema: str) -> str:
+    return LLMatcher.grammar_from_json_schema(
+        schema, overrides={"whitespace_pattern": _JSON_WHITESPACE}
+    )
+
+
+def _refused(guide: Guide, why: str) -> InvalidRequest:
+    return InvalidRequest(f"guide.{guide.kind.value} is refused: {_shortened(why)}")
+
+
+def _shortened(text: str) -> str:
+    """What fits a message, in one line: llguidance draws the grammar below its errors."""
+    return " ".join(text.split())[:_MAX_MESSAGE_CHARS]
+
+
+def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
+    count = 0
+    for one, other in zip(left, right, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count

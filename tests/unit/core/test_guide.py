@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from baton.core.errors import InvalidRequest
+from baton.core.guide import MAX_CHOICES, MAX_GUIDE_BYTES, Guide, GuideKind
+from baton.core.sampling import SamplingParams
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        Guide(GuideKind.JSON_SCHEMA, '{"type": "object"}'),
+        Guide(GuideKind.JSON_OBJECT),
+        Guide(GuideKind.REGEX, "a+"),
+        Guide(GuideKind.REGEX, "ü" * (MAX_GUIDE_BYTES // 2)),
+        Guide(GuideKind.LARK, 'start: "a"'),
+        Guide.choice(["yes", "nö"]),
+    ],
+)
+def test_every_kind_passes_and_says_what_it_is(guide: Guide) -> None:
+    assert guide.check() is guide
+    assert SamplingParams(guide=guide).check().guide is guide
+
+
+@pytest.mark.parametrize(
+    ("guide", "says"),
+    [
+        (Guide(GuideKind.JSON_SCHEMA, "{"), "not JSON"),
+        (Guide(GuideKind.JSON_SCHEMA, "[" * 60_000), "not JSON"),
+        (Guide(GuideKind.JSON_SCHEMA, "true"), "JSON object"),
+        (Guide(GuideKind.JSON_SCHEMA, ""), "empty"),
+        (Guide(GuideKind.REGEX, " "), "empty"),
+        (Guide(GuideKind.LARK, ""), "empty"),
+        (Guide(GuideKind.REGEX, "ü" * MAX_GUIDE_BYTES), "bytes"),
+        (Guide(GuideKind.CHOICE, "yes"), "JSON array"),
+        (Guide(GuideKind.CHOICE, "[1]"), "list of texts"),
+        (Guide.choice([]), "1 to"),
+        (Guide.choice(["a", ""]), "none empty"),
+        (Guide.choice(["a"] * (MAX_CHOICES + 1)), "1 to"),
+    ],
+)
+def test_what_cannot_be_a_guide_is_refused(guide: Guide, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        SamplingParams(guide=guide).check()
+
+
+def test_choices_survive_as_text() -> None:
+    options = ['say "hi"', "back\\slash", "zwei\nZeilen", "😀"]
+    assert Guide.choice(options).choices() == options
+
+
+def test_a_guide_and_ignored_ends_contradict_each_other() -> None:
+    params = SamplingParams(guide=Guide(GuideKind.JSON_OBJECT), ignore_eos=True)
+    with pytest.raises(InvalidRequest, match="ignore_eos"):
+        params.check()
