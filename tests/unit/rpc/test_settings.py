@@ -124,6 +124,24 @@ def test_a_bad_variable_is_named(
     assert "port (env BATON_DEMO_PORT)" in capsys.readouterr().err
 
 
+class NeedySettings(ServiceSettings):
+    """A service with a setting that nobody can guess."""
+
+    role: ClassVar[str] = "needy"
+
+    model_path: Path
+    """Folder of the model."""
+
+
+def test_a_missing_value_says_how_to_give_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load_settings(NeedySettings, [])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert "--model-path" in told
+    assert "BATON_NEEDY_MODEL_PATH" in told
+
+
 def test_settings_are_frozen_and_closed() -> None:
     settings = DemoSettings()
     with pytest.raises(ValidationError):

@@ -226,6 +226,9 @@ def _explain(cls: type[ServiceSettings], flags: dict[str, Any], item: Any) -> st
     name = str(item["loc"][0]) if item["loc"] else ""
     if name not in cls.model_fields:
         return str(item["msg"])
+    if item["type"] == "missing":
+        flag, variable = name.replace("_", "-"), f"BATON_{cls.role}_{name}".upper()
+        return f"{name} is missing: give --{flag} or set {variable}"
     return f"{name} ({_origin(cls, flags, name)}): {item['msg']}, got {_shown(item['input'])!r}"
 
 
