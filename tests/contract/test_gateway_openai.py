@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 import pytest_asyncio
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -33,6 +35,7 @@ from baton.gateway.server import HttpServer
 from baton.gateway.settings import GatewaySettings
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
+from baton.v1 import common_pb2
 from tests.support.eventually import eventually
 from tests.support.fake_inference import FakeInference, serve
 
@@ -115,6 +118,70 @@ async def test_completion(edge):
     assert (request.sampling.top_k, request.sampling.min_tokens) == (5, 1)
     assert dict(request.sampling.logit_bias) == {5: -100.0}
     assert 0 < edge.fake.remaining_s[0] <= 20
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, common_pb2.Guide(json_object=True)),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "strict": True, "schema": SCHEMA},
+                }
+            },
+            common_pb2.Guide(json_schema=json.dumps(SCHEMA)),
+        ),
+        ({"guided_json": SCHEMA}, common_pb2.Guide(json_schema=json.dumps(SCHEMA))),
+        ({"guided_json": "{}"}, common_pb2.Guide(json_schema="{}")),
+        ({"guided_regex": "a+"}, common_pb2.Guide(regex="a+")),
+        (
+            {"guided_choice": ["ja", "nein"]},
+            common_pb2.Guide(choice=common_pb2.Choices(texts=["ja", "nein"])),
+        ),
+        ({"guided_grammar": 'start: "a"'}, common_pb2.Guide(lark='start: "a"')),
+        (
+            {"structured_outputs": {"json": SCHEMA}},
+            common_pb2.Guide(json_schema=json.dumps(SCHEMA)),
+        ),
+        ({"structured_outputs": {"json_object": True}}, common_pb2.Guide(json_object=True)),
+        ({"structured_outputs": {"regex": "b"}}, common_pb2.Guide(regex="b")),
+        (
+            {"structured_outputs": {"choice": ["x"]}},
+            common_pb2.Guide(choice=common_pb2.Choices(texts=["x"])),
+        ),
+        ({"structured_outputs": {"grammar": 'start: "b"'}}, common_pb2.Guide(lark='start: "b"')),
+    ],
+)
+async def test_guides_in_everybodys_words(edge, asked, expected):
+    await edge.client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "x"}], extra_body=asked
+    )
+    await edge.client.completions.create(model="demo", prompt="x", extra_body=asked)
+    assert len(edge.fake.requests) == 2
+    for request in edge.fake.requests:
+        assert request.sampling.HasField("guide") is (expected is not None)
+        assert expected is None or request.sampling.guide == expected
+
+
+async def test_openais_parse_gets_its_model(edge):
+    class Pet(pydantic.BaseModel):
+        name: str
+        age: int
+
+    edge.fake.words = ('{"name": ', '"Rex", ', '"age": 3}')
+    answer = await edge.client.chat.completions.parse(
+        model="demo", messages=[{"role": "user", "content": "x"}], response_format=Pet
+    )
+    assert answer.choices[0].message.parsed == Pet(name="Rex", age=3)
+    [request] = edge.fake.requests
+    schema = json.loads(request.sampling.guide.json_schema)
+    assert schema["required"] == ["name", "age"]
 
 
 async def test_completions_default_to_16_tokens_and_chats_to_the_whole_context(edge):
@@ -297,8 +364,19 @@ async def test_error_in_the_middle_of_a_stream_is_an_event(edge):
          "type 'text'"),
         ("chat/completions", {"messages": [{"role": "user"}], "tools": [{}]}, "tools"),
         ("chat/completions",
-         {"messages": [{"role": "user"}], "response_format": {"type": "json_object"}},
+         {"messages": [{"role": "user"}], "response_format": {"type": "yaml"}},
          "response_format"),
+        ("chat/completions",
+         {"messages": [{"role": "user"}], "response_format": {"type": "json_schema"}},
+         "json_schema.schema"),
+        ("completions", {"prompt": "x", "guided_regex": "a", "guided_choice": ["a"]}, "once"),
+        ("completions",
+         {"prompt": "x", "guided_regex": "a", "structured_outputs": {"regex": "a"}}, "once"),
+        ("completions", {"prompt": "x", "structured_outputs": {"structural_tag": {}}},
+         "structural_tag"),
+        ("completions", {"prompt": "x", "guided_json": "{"}, "guide.json_schema"),
+        ("completions", {"prompt": "x", "guided_choice": []}, "guide.choice"),
+        ("completions", {"prompt": "x", "guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
         ("chat/completions", {"messages": [{"role": "user"}], "top_logprobs": 3}, "logprobs"),
         ("completions", [1], "body"),
     ],

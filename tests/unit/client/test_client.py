@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import pytest_asyncio
 
-from baton.client import AsyncClient, Client, Completion, RetryPolicy, errors
+from baton.client import AsyncClient, Client, Completion, Guide, RetryPolicy, errors
 from baton.client.retry import Retrier
 from baton.core.cluster import ServiceState
 from baton.core.errors import (
@@ -24,6 +24,7 @@ from baton.core.errors import (
     WorkerDraining,
     error_for,
 )
+from baton.v1 import common_pb2
 from tests.support.eventually import eventually
 from tests.support.fake_inference import FakeInference, serve
 
@@ -42,6 +43,28 @@ async def fake() -> AsyncIterator[FakeInference]:
 async def client(fake) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(fake.address, timeout_s=10, retry=FAST) as client:
         yield client
+
+
+@pytest.mark.parametrize(
+    ("guide", "expected"),
+    [
+        (Guide.json_schema({"type": "object"}), common_pb2.Guide(json_schema='{"type": "object"}')),
+        (Guide.json_object(), common_pb2.Guide(json_object=True)),
+        (Guide.regex("a+"), common_pb2.Guide(regex="a+")),
+        (Guide.lark('start: "a"'), common_pb2.Guide(lark='start: "a"')),
+        (Guide.choice(["a", "b"]), common_pb2.Guide(choice=common_pb2.Choices(texts=["a", "b"]))),
+    ],
+)
+async def test_guides_reach_the_server(fake, client, guide, expected):
+    await client.generate("say", guide=guide)
+    [request] = fake.requests
+    assert request.sampling.guide == expected
+
+
+async def test_a_guide_that_cannot_be_one_is_refused_here(fake, client):
+    with pytest.raises(InvalidRequest, match="guide"):
+        await client.generate("say", guide=Guide.choice([]))
+    assert not fake.requests
 
 
 async def test_completion_carries_everything_the_server_said(fake, client):

@@ -108,9 +108,10 @@ def test_a_schema_allows_what_fulfils_it_and_nothing_else(
     [
         (Guide(GuideKind.REGEX, r"[a-c]{2,5}-[0-9]{3}"), r"[a-c]{2,5}-[0-9]{3}"),
         (Guide(GuideKind.LARK, 'start: "(" (start | /x{1,3}/) ")"'), r"\(+x{1,3}\)+"),
+        (Guide(GuideKind.LARK, 'root ::= "(" (root | [x]+) ")"'), r"\(+x+\)+"),
         (Guide.choice(["yes", 'n"o\\', "jä\n"]), r'yes|n"o\\|jä\n'),
     ],
-    ids=["regex", "lark", "choice"],
+    ids=["regex", "lark", "gbnf", "choice"],
 )
 def test_regex_lark_and_choice(
     directory: Path, texts: dict[int, bytes], guide: Guide, pattern: str
@@ -214,6 +215,7 @@ def test_an_output_that_cannot_have_come_fails_the_sequence(directory: Path) -> 
         Guide(GuideKind.REGEX, "[^\\x00-\\U0010FFFF]"),
         Guide(GuideKind.LARK, "start: missing"),
         Guide(GuideKind.LARK, "this is no grammar"),
+        Guide(GuideKind.LARK, "root ::= ("),
         Guide(GuideKind.JSON_SCHEMA, '{"type": "objekt"}'),
         Guide(GuideKind.JSON_SCHEMA, '{"type": "string", "pattern": "(("}'),
         Guide(GuideKind.JSON_SCHEMA, '{"$ref": "https://example.com/x"}'),

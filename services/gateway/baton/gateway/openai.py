@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from baton.client import GenerateOptions, InvalidRequest
+from baton.gateway.guides import GuideBody
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
@@ -33,7 +34,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class SamplingBody(BaseModel):
+class SamplingBody(GuideBody):
     """What both endpoints take."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
@@ -73,7 +74,11 @@ class SamplingBody(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def shared_options(self) -> GenerateOptions:
-        """Options of every output."""
+        """Options of every output.
+
+        Raises:
+            InvalidRequest: it asks for a guide that is not supported.
+        """
         return GenerateOptions(
             model=self.model,
             temperature=self.temperature,
@@ -90,6 +95,7 @@ class SamplingBody(BaseModel):
             ignore_eos=self.ignore_eos,
             keep_special_tokens=not self.skip_special_tokens,
             speculation=self.speculation,
+            guide=self.guide(),
             priority=self.priority,
             cache_salt=self.cache_salt or "",
             explain=self.explain,
@@ -178,12 +184,6 @@ class Message(BaseModel):
         return "".join(part.text or "" for part in self.content)
 
 
-class ResponseFormat(BaseModel):
-    """`response_format`."""
-
-    type: str = "text"
-
-
 class ChatBody(SamplingBody):
     """Body of POST /v1/chat/completions."""
 
@@ -193,7 +193,6 @@ class ChatBody(SamplingBody):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Any] | None = None
     tool_choice: Any = None
-    response_format: ResponseFormat | None = None
 
     def jobs(self) -> list[Job]:
         """One job per choice.
@@ -203,8 +202,6 @@ class ChatBody(SamplingBody):
         """
         if self.tools and self.tool_choice != "none":
             raise InvalidRequest("tools are not supported; leave them out")
-        if self.response_format is not None and self.response_format.type != "text":
-            raise InvalidRequest("response_format is not supported, except of type 'text'")
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs to be true")
         options = self.shared_options()

@@ -39,6 +39,7 @@ from baton.core.errors import (
     Unsupported,
     WorkerDraining,
 )
+from baton.core.guide import Guide, GuideKind
 
 __all__ = [
     "AsyncClient",
@@ -53,6 +54,8 @@ __all__ = [
     "ErrorReason",
     "Forbidden",
     "GenerateOptions",
+    "Guide",
+    "GuideKind",
     "Internal",
     "InvalidRequest",
     "KvCacheFull",

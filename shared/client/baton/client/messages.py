@@ -20,6 +20,7 @@ from baton.client.types import (
 )
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.errors import InvalidRequest
+from baton.core.guide import Guide, GuideKind
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.v1 import common_pb2, inference_pb2
@@ -116,6 +117,7 @@ def _sampling(options: GenerateOptions) -> common_pb2.SamplingParams:
         ignore_eos=options.get("ignore_eos", False),
         logprobs=options.get("logprobs", False) or top_logprobs > 0,
         top_logprobs=top_logprobs,
+        guide=options.get("guide"),
     ).check()
     if params.seed is not None and not 0 <= params.seed <= _MAX_UINT64:
         raise InvalidRequest(f"seed must be in [0, 2**64 - 1], got {params.seed}")
@@ -131,7 +133,23 @@ def _sampling(options: GenerateOptions) -> common_pb2.SamplingParams:
     speculation = options.get("speculation")
     if speculation is not None:
         sampling.speculation = speculation
+    if params.guide is not None:
+        sampling.guide.CopyFrom(_guide(params.guide))
     return sampling
+
+
+def _guide(guide: Guide) -> common_pb2.Guide:
+    match guide.kind:
+        case GuideKind.JSON_SCHEMA:
+            return common_pb2.Guide(json_schema=guide.text)
+        case GuideKind.JSON_OBJECT:
+            return common_pb2.Guide(json_object=True)
+        case GuideKind.REGEX:
+            return common_pb2.Guide(regex=guide.text)
+        case GuideKind.LARK:
+            return common_pb2.Guide(lark=guide.text)
+        case GuideKind.CHOICE:
+            return common_pb2.Guide(choice=common_pb2.Choices(texts=guide.choices()))
 
 
 def chunk_from(message: inference_pb2.GenerateResponse) -> Chunk:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypedDict
 
 from baton.core.cluster import ServiceStatus
+from baton.core.guide import Guide
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -37,6 +38,8 @@ class GenerateOptions(TypedDict, total=False):
     top_logprobs: int | None
     """Implies `logprobs`."""
     speculation: bool | None
+    guide: Guide | None
+    """What the whole output must match."""
     explain: bool
     """Ask for the stage breakdown and the placement."""
     return_token_ids: bool

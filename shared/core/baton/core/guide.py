@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from baton.core.errors import InvalidRequest
 
@@ -23,7 +24,7 @@ class GuideKind(Enum):
     REGEX = "regex"
     """In the syntax of Rust's regex crate; matches the whole output."""
     LARK = "lark"
-    """A context-free grammar in llguidance's variant of Lark's syntax."""
+    """A context-free grammar in llguidance's variant of Lark's syntax, or in GBNF."""
     CHOICE = "choice"
     """One of some texts; as text, a JSON array of them."""
 
@@ -34,6 +35,26 @@ class Guide:
 
     kind: GuideKind
     text: str = ""
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> Guide:
+        """JSON that fulfils a schema."""
+        return cls(GuideKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False))
+
+    @classmethod
+    def json_object(cls) -> Guide:
+        """Any JSON object."""
+        return cls(GuideKind.JSON_OBJECT)
+
+    @classmethod
+    def regex(cls, pattern: str) -> Guide:
+        """What a regular expression matches as a whole."""
+        return cls(GuideKind.REGEX, pattern)
+
+    @classmethod
+    def lark(cls, grammar: str) -> Guide:
+        """What a context-free grammar makes."""
+        return cls(GuideKind.LARK, grammar)
 
     @classmethod
     def choice(cls, options: Sequence[str]) -> Guide:

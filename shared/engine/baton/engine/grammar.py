@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from baton.core.errors import InvalidRequest, Unsupported
 from baton.core.guide import Guide, GuideKind
@@ -201,7 +201,7 @@ def _grammar(guide: Guide) -> str:
         case GuideKind.REGEX:
             return LLMatcher.grammar_from_regex(guide.text)
         case GuideKind.LARK:
-            return LLMatcher.grammar_from_lark(guide.text)
+            return grammar_from("grammar" if "::=" in guide.text else "lark", guide.text)
         case GuideKind.CHOICE:
             options = " | ".join(json.dumps(option) for option in guide.choices())
             return LLMatcher.grammar_from_lark(f"start: {options}")
