@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import InvalidRequest, Unsupported
-from baton.core.guide import Guide, GuideKind
+from baton.core.guide import MAX_CHOICES, Guide, GuideKind
 from baton.engine.grammar import GrammarConstraint, Grammars
 from tests.support.tiny_models import EOS_TOKEN_ID, save_byte_tokenizer
 
@@ -123,6 +123,13 @@ def test_regex_lark_and_choice(
         assert re.fullmatch(pattern, output)
         if guide.kind is GuideKind.LARK:
             assert output.count("(") == output.count(")")
+
+
+def test_thousands_of_choices_are_no_problem(directory: Path, texts: dict[int, bytes]) -> None:
+    rng = random.Random(5)
+    options = ["".join(rng.choices("abcdefgh", k=20)) for _ in range(MAX_CHOICES)]
+    constraint = _grammars(directory).constraint(Guide.choice(options), len(PROMPT))
+    assert _text(_walk(constraint, rng), texts) in options
 
 
 def test_any_json_object_begins_and_ends_as_one(directory: Path, texts: dict[int, bytes]) -> None:

@@ -57,7 +57,7 @@ class GrammarConstraint:
             return known
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            self._fail("grew too complex", self._matcher.get_error())
+            self._fail()
             return None
         self._masks[len(drafts)] = mask
         return mask
@@ -68,7 +68,7 @@ class GrammarConstraint:
         self._roll_back(num_common)
         rest = list(token_ids[num_common:])
         if self._matcher.try_consume_tokens(rest) < len(rest):
-            self._fail("does not allow the output so far", self._matcher.get_error())
+            self._fail()
         self._path.clear()
         self._masks.clear()
 
@@ -91,8 +91,9 @@ class GrammarConstraint:
             del self._path[num_kept:]
             self._masks = {at: mask for at, mask in self._masks.items() if at <= num_kept}
 
-    def _fail(self, what: str, why: str) -> None:
-        self.failure = InvalidRequest(f"the guide {what}: {_shortened(why) or 'no reason given'}")
+    def _fail(self) -> None:
+        why = _shortened(self._matcher.get_error()) or "it does not allow the output so far"
+        self.failure = InvalidRequest(f"the guide cannot be followed any further: {why}")
 
 
 class Grammars:
@@ -204,7 +205,8 @@ def _grammar(guide: Guide) -> str:
             return grammar_from("grammar" if "::=" in guide.text else "lark", guide.text)
         case GuideKind.CHOICE:
             options = " | ".join(json.dumps(option) for option in guide.choices())
-            return LLMatcher.grammar_from_lark(f"start: {options}")
+            # One terminal: as rules, thousands of texts would exceed the parser's limits.
+            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {options}")
 
 
 def _json_grammar(schema: str) -> str:
