@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from baton.core.errors import KvLayoutMismatch
+from baton.core.errors import InvalidRequest, KvLayoutMismatch
 from baton.core.hashing import KvLayout
 from baton.engine.kv_cache import KvCache, choose_num_blocks
 
@@ -44,6 +46,31 @@ def test_a_payload_of_the_wrong_size_writes_nothing() -> None:
 def test_the_number_of_blocks() -> None:
     assert choose_num_blocks(100, 7, None, CPU) == 7
     assert choose_num_blocks(100, None, 1050, CPU) == 10
-    assert choose_num_blocks(100, None, 1, CPU) == 1
     block_bytes = 1 << 20
     assert 1 <= choose_num_blocks(block_bytes, None, None, CPU) <= 2048
+
+
+def test_what_does_not_fit_is_refused_with_numbers() -> None:
+    with pytest.raises(InvalidRequest, match="takes 100 bytes, and 99 are set aside"):
+        choose_num_blocks(100, None, 99, CPU)
+    with pytest.raises(
+        InvalidRequest, match=r"1073741824 KV blocks take 1073741824 MiB and \d+ MiB"
+    ):
+        choose_num_blocks(1 << 20, 1 << 30, None, CPU)
+    with pytest.raises(InvalidRequest, match=r"at most \d+ blocks fit"):
+        choose_num_blocks(1 << 20, None, 1 << 50, CPU)
+
+
+def test_blocks_take_no_memory_before_they_are_written() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * 4096
+
+    if not Path("/proc/self/statm").is_file():
+        pytest.skip("no /proc")
+    before = resident_bytes()
+    cache = KvCache(KvLayout(16, "float32", (4,), (64,)), 16384, CPU)
+    assert cache.num_bytes == 512 << 20
+    assert resident_bytes() - before < 64 << 20
+    cache.keys[0][5] = 1.0
+    assert not cache.keys[0][4].any()
+    assert not cache.keys[0][6].any()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from baton.core.errors import KvLayoutMismatch
+from baton.core.errors import InvalidRequest, KvLayoutMismatch
 from baton.core.hashing import KvLayout
 
 _DEFAULT_SHARE = 0.25
@@ -44,9 +45,8 @@ class KvCache:
         dtype = torch_dtype(layout.dtype)
 
         def allocate() -> list[torch.Tensor]:
-            # Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN is NaN.
             return [
-                torch.zeros(num_blocks, layout.block_size, heads, dim, dtype=dtype, device=device)
+                _zeros((num_blocks, layout.block_size, heads, dim), dtype, device)
                 for heads, dim in zip(layout.num_kv_heads, layout.head_dim, strict=True)
             ]
 
@@ -101,18 +101,53 @@ class KvCache:
 def choose_num_blocks(
     block_bytes: int, num_blocks: int | None, kv_bytes: int | None, device: torch.device
 ) -> int:
-    """Blocks that the settings ask for, or that a share of the free memory holds; at least one."""
-    if num_blocks is not None:
-        return num_blocks
-    if kv_bytes is None:
-        kv_bytes = min(_DEFAULT_MAX_BYTES, int(_free_memory_bytes(device) * _DEFAULT_SHARE))
-    return max(1, kv_bytes // block_bytes)
+    """Blocks that the settings ask for, or that a share of the free memory holds.
+
+    Raises:
+        InvalidRequest: they do not fit into the free memory, or not even one does into `kv_bytes`.
+    """
+    free_bytes = _free_memory_bytes(device)
+    if num_blocks is None:
+        if kv_bytes is None:
+            kv_bytes = _DEFAULT_MAX_BYTES
+            if free_bytes is not None:
+                kv_bytes = min(kv_bytes, int(free_bytes * _DEFAULT_SHARE))
+        num_blocks = kv_bytes // block_bytes
+        if num_blocks < 1:
+            raise InvalidRequest(
+                f"one KV block of this model takes {block_bytes} bytes, and {kv_bytes} are set "
+                f"aside for KV; set kv_bytes to {block_bytes} or more"
+            )
+    if free_bytes is not None and num_blocks * block_bytes > free_bytes:
+        raise InvalidRequest(
+            f"{num_blocks} KV blocks take {_mib(num_blocks * block_bytes)} MiB and "
+            f"{_mib(free_bytes)} MiB are free; at most {free_bytes // block_bytes} blocks fit: "
+            f"lower num_blocks or kv_bytes"
+        )
+    return num_blocks
 
 
-def _free_memory_bytes(device: torch.device) -> int:
+def _mib(num_bytes: int) -> int:
+    return num_bytes >> 20
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, not empty: masked positions are multiplied by 0, and 0 * NaN is NaN.
+
+    On CPU the memory is the kernel's own zero pages, which take no time until they are written:
+    torch.zeros writes them all, seconds per gigabyte on a busy machine.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def _free_memory_bytes(device: torch.device) -> int | None:
+    """None where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [_DEFAULT_MAX_BYTES * 4]
+    limits = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         fields = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
@@ -122,5 +157,9 @@ def _free_memory_bytes(device: torch.device) -> int:
         limit = (cgroup / "memory.max").read_text("ascii").strip()
         if limit.isdigit():
             used = int((cgroup / "memory.current").read_text("ascii"))
-            limits.append(max(0, int(limit) - used))
-    return min(limits)
+            # The kernel gives cached file pages back, among them those of the weights' files.
+            stat = dict(
+                line.split() for line in (cgroup / "memory.stat").read_text("ascii").splitlines()
+            )
+            limits.append(max(0, int(limit) - used + int(stat.get("inactive_file", 0))))
+    return min(limits, default=None)
