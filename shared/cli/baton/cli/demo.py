@@ -24,8 +24,8 @@ from baton.cli.up import interruptible, local_system, new_run_id, stop_on_signal
 from baton.client import BatonError, Client, Completion
 
 MAX_GAP_PCT = 5.0
-_PROMPT_CHARS = 1000
-"""About 300 tokens of Python, so that the prefill can be seen."""
+_PROMPT_CHARS = 2500
+"""About 850 tokens of Python, so that the prefill can be seen."""
 _MAX_TOKENS = 96
 _TIMEOUT_S = 60.0
 _NEEDED_STAGES = ("tokenize", "admit", "queue", "prefill", "handoff", "first_decode", "decode")
