@@ -340,3 +340,15 @@ def test_rows_edited_together_are_edited_as_if_alone() -> None:
     third[4] -= -0.5 + 2 * 1.5
     third[9] -= -0.5 + 1.5
     torch.testing.assert_close(together[2], third)
+
+
+@pytest.mark.parametrize("vocab_size", [100, 4096, 4100, 6400])
+def test_the_largest_logit_wins_and_the_lowest_id_among_equals(vocab_size: int) -> None:
+    sampler = Sampler(vocab_size, "cpu")
+    logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(4)).round()
+    logits[3] = 0.0
+    logits[4, :-1] = -torch.inf
+    rows = [SampleRow(SamplingParams(temperature=0.0), 0, 0, (), (), ())] * 5
+    chosen = [sampled.token_id for sampled in sampler.sample(logits, rows)]
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert chosen == expected

@@ -27,6 +27,7 @@ from baton.engine.attention import AttentionBackend, LayerShape, PagedAttention
 from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kv_cache import dtype_name, torch_dtype
 from baton.engine.linears import LinearFactory, packer, replace_linears
+from baton.engine.norms import speed_up_norms
 from baton.engine.sdpa import SdpaBackend
 
 logger = logging.getLogger(__name__)
@@ -122,11 +123,13 @@ def _speed_up(module: PreTrainedModel, factory: LinearFactory) -> None:
     num_merged = merge_siblings(module)
     num_replaced = replace_linears(module, factory)
     num_fused = fuse_gated(module, module.dtype)
+    num_norms = speed_up_norms(module, module.dtype)
     logger.info(
-        "%d linear layers packed; %d groups of siblings merged; %d gated MLPs fused",
+        "%d linear layers packed; %d groups of siblings merged; %d gated MLPs fused; %d RMS norms",
         num_replaced,
         num_merged,
         num_fused,
+        num_norms,
     )
 
 
