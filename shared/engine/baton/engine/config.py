@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from baton.core.errors import InvalidRequest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8", "int8-dynamic", "int4", "fp8")
+INT4_GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,21 @@ class EngineConfig:
     """Output tokens that a reservation has room for."""
     prepack_linears: bool = True
     """Use pre-packed oneDNN linears where this CPU and dtype have them."""
+    quantization: str | None = None
+    """One of QUANTIZATIONS: round the target's linear layers on loading. A checkpoint of
+    `baton quantize` needs no setting."""
+    quantization_group_size: int = 64
+    """Inputs that share a scale; int4 only."""
+    quantize_lm_head: bool = False
+    """Round the output layer too."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.quantization not in {None, *QUANTIZATIONS}:
+            raise InvalidRequest(
+                f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization}"
+            )
         if self.num_blocks is not None and self.kv_bytes is not None:
             raise InvalidRequest("set num_blocks or kv_bytes, not both")
         if self.speculation and self.draft_model_path is None:

@@ -21,6 +21,7 @@ from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
 from baton.engine.grammar import Grammars
 from baton.engine.kv_cache import choose_num_blocks
 from baton.engine.model import LoadedModel, Progress, load_model
+from baton.engine.quantize import Quantization
 from baton.engine.reservations import Reservations
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampler
@@ -270,6 +271,7 @@ class Engine:
             block_size=config.block_size,
             on_progress=lambda fraction, text: report(start + share * fraction, text),
             num_packed_rows=_PACKED_ROWS if config.prepack_linears else None,
+            quantization=_quantization(config) if path == config.model_path else None,
         )
 
     def _make_drafter(self, sampler: Sampler) -> Drafter | None:
@@ -283,6 +285,16 @@ class Engine:
             num_draft_tokens=self.config.num_draft_tokens,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
         )
+
+
+def _quantization(config: EngineConfig) -> Quantization | None:
+    if config.quantization is None:
+        return None
+    return Quantization(
+        config.quantization,
+        group_size=config.quantization_group_size,
+        has_lm_head=config.quantize_lm_head,
+    )
 
 
 def _ignore(fraction: float, text: str) -> None:

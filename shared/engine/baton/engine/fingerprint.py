@@ -42,7 +42,7 @@ def make_fingerprint(
     return Fingerprint(
         model=name,
         config_hash=config_hash(config),
-        weights_hash=weights_hash(directory),
+        weights_hash=_quantized_hash(weights_hash(directory), config.get("quantization_config")),
         tokenizer_hash=tokenizer_hash(directory),
         layout=layout,
     )
@@ -71,6 +71,14 @@ def weights_hash(directory: Path) -> str:
                 file.seek(last_start * index // (_NUM_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:_HEX_DIGITS]
+
+
+def _quantized_hash(plain_hash: str, quantization: object) -> str:
+    """Hash of weights that may be rounded on loading."""
+    if quantization is None:
+        return plain_hash
+    text = plain_hash + json.dumps(quantization, sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:_HEX_DIGITS]
 
 
 def tokenizer_hash(directory: Path) -> str:

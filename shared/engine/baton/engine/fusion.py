@@ -7,6 +7,7 @@ or turns out to compute something else, stays as transformers wrote it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from baton.engine.linears import PackedLinear
 
 logger = logging.getLogger(__name__)
 
-_SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
+SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
 """Layers that read the same input."""
 _GATED = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
 _ACTIVATIONS = {
@@ -32,13 +33,13 @@ _MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 class MergedLinear(nn.Module):
     """The first of some sibling layers: computes all of them at once, and keeps the others' parts.
 
-    `merged` is a plain linear layer, open to be packed or quantized.
+    `merged` is a linear layer of `sizes` outputs one after the other, open to be packed.
     """
 
-    def __init__(self, siblings: list[nn.Linear]) -> None:
+    def __init__(self, merged: nn.Module, sizes: list[int]) -> None:
         super().__init__()
-        self.sizes = [sibling.out_features for sibling in siblings]
-        self.merged = _concatenated(siblings)
+        self.sizes = sizes
+        self.merged = merged
         self._inputs: torch.Tensor | None = None
         self._parts: list[torch.Tensor | None] = []
 
@@ -89,7 +90,7 @@ class GatedLinears(nn.Module):
         return self.down_proj(self.up_proj.multiplied(inputs, gate))  # type: ignore[no-any-return]
 
 
-def merge_siblings(module: nn.Module) -> int:
+def merge_siblings(module: nn.Module, siblings_names: Sequence[tuple[str, ...]] = SIBLINGS) -> int:
     """Merges query, key and value layers in place, before they are packed or quantized.
 
     Returns:
@@ -98,12 +99,13 @@ def merge_siblings(module: nn.Module) -> int:
     num_merged = 0
     with torch.no_grad():
         for parent in list(module.modules()):
-            for names in _SIBLINGS:
+            for names in siblings_names:
                 found = [getattr(parent, name, None) for name in names]
                 siblings = [part for part in found if type(part) is nn.Linear]
                 if len(siblings) < len(names) or not _are_alike(siblings):
                     continue
-                first = MergedLinear(siblings)
+                sizes = [sibling.out_features for sibling in siblings]
+                first = MergedLinear(_concatenated(siblings), sizes)
                 for index, name in enumerate(names):
                     setattr(parent, name, SiblingLinear(first, index) if index else first)
                 num_merged += 1

@@ -16,7 +16,6 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -28,6 +27,8 @@ from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kv_cache import dtype_name, torch_dtype
 from baton.engine.linears import LinearFactory, packer, replace_linears
 from baton.engine.norms import speed_up_norms
+from baton.engine.quantize import Quantization
+from baton.engine.quantize_model import WeightSource, load_weights
 from baton.engine.sdpa import SdpaBackend
 
 logger = logging.getLogger(__name__)
@@ -66,10 +67,12 @@ def load_model(
     block_size: int,
     on_progress: Progress,
     num_packed_rows: int | None = None,
+    quantization: Quantization | None = None,
 ) -> LoadedModel:
     """Loads weights from a local directory; nothing is downloaded and nothing unpickled.
 
-    With `num_packed_rows`, linear layers are packed for batches of that many rows.
+    With `num_packed_rows`, linear layers are packed for batches of that many rows. With
+    `quantization`, plain ones are quantized.
 
     Raises:
         ModelNotFound: the directory, its config or its weights are missing.
@@ -82,15 +85,10 @@ def load_model(
     _check_config(config)
     attention = PagedAttention(_backend(device))
     on_progress(0.05, "loading weights")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory,
-        config=config,
-        dtype="auto" if dtype == "auto" else torch_dtype(dtype),
-        attn_implementation=attention.name,
-        local_files_only=True,
-        use_safetensors=True,
+    weights = WeightSource(directory, config, attention.name, torch.device(device))
+    module = load_weights(
+        weights, None if dtype == "auto" else torch_dtype(dtype), quantization, on_progress
     )
-    module: PreTrainedModel = loaded.to(device).eval().requires_grad_(False)  # noqa: FBT003
     if num_packed_rows is not None:
         on_progress(0.8, "packing weights")
         _speed_up(module, packer(num_packed_rows))

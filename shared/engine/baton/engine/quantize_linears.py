@@ -1,0 +1,236 @@
+"""Linear layers over quantized weights. Each is made of the tensors that a checkpoint holds.
+
+The operators are torch's own, and some are private: nothing else knows of them. Which one computes
+how many rows was measured (2 cores with AVX-512 VNNI and AMX, torch 2.13, Nov 2026); see
+docs/quantization.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.linalg import vector_norm
+from torch.nn.functional import linear
+
+from baton.core.errors import Unsupported
+from baton.engine.quantize import FP8_MAX, INT8_MAX, dequantize_int4, int4_levels
+
+MAX_SPLIT_ROWS = 64
+"""More rows than these and int8 weights are better turned into floats for a plain product."""
+MAX_INT4_ROWS = 16
+"""Likewise for torch's int4 kernel, which multiplies row by row."""
+_SPLIT = 2 * INT8_MAX
+_MIN_FP8_CAPABILITY = (8, 9)
+_INT4_OUT_MULTIPLE = 16
+_DTYPES = frozenset({torch.float32, torch.bfloat16})
+
+
+class QuantizedLinear(nn.Module):
+    """Computes `inputs @ weight.T + bias` over some quantized weight."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.bias = bias
+        self.dtype = dtype
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features], both of `dtype`."""
+        rows = inputs.reshape(-1, self.in_features)
+        shape = (*inputs.shape[:-1], self.out_features)
+        if not len(rows):
+            return inputs.new_empty(shape)
+        output = self.multiply(rows)
+        if self.bias is not None:
+            output += self.bias
+        return output.view(shape)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """[num_rows, in_features] to [num_rows, out_features], without bias."""
+        raise NotImplementedError
+
+
+class Int8Linear(QuantizedLinear):
+    """int8 weights, activations as they are.
+
+    Few rows: oneDNN's int8 kernels read each weight once, as fast as memory gives it, where torch's
+    weight-only kernel is held up by conversions. They take int8 inputs, so each row is written as
+    254 * high + low with both in int8: 15 bits and a sign, more than bfloat16 has. The sums are
+    exact integers, and a row's result does not depend on the rows beside it.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> None:
+        weight = tensors["qweight"]
+        super().__init__(weight.shape[1], weight.shape[0], bias, dtype)
+        self._scale = tensors["scale"].to(dtype)
+        self._product: _Int8Product | None = None
+        self._weight: torch.Tensor | None = weight
+        if has_int8_kernels():
+            self._product, self._weight = _Int8Product(tensors), None
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """See QuantizedLinear."""
+        if self._product is not None and len(rows) <= MAX_SPLIT_ROWS:
+            return self._multiply_split(rows, self._product)
+        weight = self._weight if self._product is None else self._product.weight()
+        return linear(rows, weight.to(self.dtype)).mul_(self._scale)  # type: ignore[union-attr]
+
+    def _multiply_split(self, rows: torch.Tensor, product: _Int8Product) -> torch.Tensor:
+        largest = vector_norm(rows, torch.inf, dim=1, keepdim=True, dtype=torch.float32)
+        unit = largest.clamp_(min=_SMALLEST).div_(INT8_MAX * _SPLIT)
+        scaled = rows / unit
+        high = torch.mul(scaled, 1 / _SPLIT).round_()
+        low = scaled.sub_(high, alpha=_SPLIT)
+        sums = product(torch.cat([high, low]).round_().to(torch.int8), torch.float32)
+        total = torch.add(sums[len(rows) :], sums[: len(rows)], alpha=_SPLIT)
+        return total.mul_(unit).to(self.dtype)
+
+
+class Int8DynamicLinear(QuantizedLinear):
+    """int8 weights, and activations rounded to int8 with one scale per row."""
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> None:
+        weight = tensors["qweight"]
+        super().__init__(weight.shape[1], weight.shape[0], bias, dtype)
+        if not has_int8_kernels():
+            raise Unsupported("this torch has no oneDNN int8 kernels; int8-dynamic needs them")
+        self._product = _Int8Product(tensors)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """See QuantizedLinear."""
+        largest = vector_norm(rows, torch.inf, dim=1, keepdim=True)
+        # One short of the largest int8: the unit is rounded to the rows' dtype.
+        unit = largest.clamp_(min=_SMALLEST).div_(INT8_MAX - 1)
+        levels = (rows / unit.float()).round_().to(torch.int8)
+        return self._product(levels, self.dtype).mul_(unit)
+
+
+class Int4Linear(QuantizedLinear):
+    """int4 weights with a scale and a zero per group of inputs, activations as they are."""
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> None:
+        qweight, scale = tensors["qweight"], tensors["scale"]
+        super().__init__(2 * qweight.shape[1], qweight.shape[0], bias, dtype)
+        self._tensors = {part: tensors[part] for part in ("qweight", "scale", "zero")}
+        self._group_size = self.in_features // scale.shape[1]
+        self._packed: torch.Tensor | None = None
+        if self.out_features % _INT4_OUT_MULTIPLE == 0:
+            levels = int4_levels(qweight).to(torch.int32)
+            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+            pairs = torch.stack([scale.t(), tensors["zero"].t()], dim=2)
+            self._pairs = pairs.contiguous().to(dtype)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """See QuantizedLinear."""
+        if self._packed is None or len(rows) > MAX_INT4_ROWS:
+            return linear(rows, dequantize_int4(**self._tensors, dtype=self.dtype))
+        output: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows, self._packed, self._group_size, self._pairs
+        )
+        return output
+
+
+class Fp8Linear(QuantizedLinear):
+    """float8 weights, and activations rounded to float8 with one scale per row. CUDA only."""
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> None:
+        self._weight, self._scale = tensors["qweight"], tensors["scale"]
+        super().__init__(self._weight.shape[1], self._weight.shape[0], bias, dtype)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """See QuantizedLinear."""
+        largest = vector_norm(rows, torch.inf, dim=1, keepdim=True, dtype=torch.float32)
+        unit = largest.clamp_(min=_SMALLEST).div_(FP8_MAX)
+        levels = (rows / unit).to(torch.float8_e4m3fn)
+        return torch._scaled_mm(
+            levels, self._weight.t(), scale_a=unit, scale_b=self._scale[None], out_dtype=self.dtype
+        )
+
+
+_SMALLEST = 1e-30
+"""Stands in for the largest value of a row of zeros."""
+_Maker = Callable[[Mapping[str, torch.Tensor], torch.Tensor | None, torch.dtype], QuantizedLinear]
+_LINEARS: Mapping[str, _Maker] = {
+    "int8": Int8Linear,
+    "int8-dynamic": Int8DynamicLinear,
+    "int4": Int4Linear,
+    "fp8": Fp8Linear,
+}
+
+
+class _Int8Product:
+    """int8 rows times int8 weights by oneDNN (VNNI, AMX), the columns scaled."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._packed = torch.ops.onednn.qlinear_prepack(tensors["qweight"], None)
+        # Looking it up takes as long as a small layer.
+        self._linear = torch.ops.onednn.qlinear_pointwise.default
+        self._scale = tensors["scale"]
+        self._zeros = torch.zeros(len(self._scale), dtype=torch.int32)
+
+    def __call__(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """int8 [num_rows, in_features] to `dtype` [num_rows, out_features]."""
+        packed, scale = self._packed, self._scale
+        output: torch.Tensor = self._linear(
+            rows, 1.0, 0, packed, scale, self._zeros, None, 1.0, 0, dtype, "none", [], ""
+        )
+        return output
+
+    def weight(self) -> torch.Tensor:
+        """The int8 weight in plain layout, [out_features, in_features]; a copy."""
+        plain: torch.Tensor = self._packed.to_dense()
+        return plain.t()
+
+
+def has_int8_kernels() -> bool:
+    """Whether this torch has oneDNN's int8 products."""
+    is_there = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return is_there and hasattr(torch.ops.onednn, "qlinear_pointwise")
+
+
+def make_linear(
+    scheme: str, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
+) -> QuantizedLinear:
+    """The layer that computes over the tensors of `quantize_weight`."""
+    return _LINEARS[scheme](tensors, bias, dtype)
+
+
+def check_device(scheme: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Whether a scheme can run.
+
+    Raises:
+        Unsupported: it cannot; the message says what would.
+    """
+    if dtype not in _DTYPES:
+        raise Unsupported(
+            f"quantized layers compute in float32 or bfloat16, not in {str(dtype)[6:]}; set dtype"
+        )
+    if scheme != "fp8":
+        if device.type != "cpu":
+            raise Unsupported(f"{scheme} runs on CPU only; on {device.type} use fp8 or none")
+        return
+    if device.type != "cuda":
+        raise Unsupported(
+            f"fp8 needs a CUDA device; on {device.type} use int8, int8-dynamic or int4"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _MIN_FP8_CAPABILITY:
+        raise Unsupported(
+            f"fp8 needs compute capability 8.9 or more; this device has "
+            f"{capability[0]}.{capability[1]}"
+        )
+    if dtype is not torch.bfloat16:
+        raise Unsupported("fp8 layers compute in bfloat16; set dtype")
