@@ -375,6 +375,8 @@ async def test_error_in_the_middle_of_a_stream_is_an_event(edge):
         ("completions", {"prompt": "x", "structured_outputs": {"structural_tag": {}}},
          "structural_tag"),
         ("completions", {"prompt": "x", "guided_json": "{"}, "guide.json_schema"),
+        ("completions", {"prompt": "x", "prompt_logprobs": 21}, "prompt_logprobs"),
+        ("completions", {"prompt": "x", "prompt_logprobs": 1, "stream": True}, "streamed"),
         ("completions", {"prompt": "x", "guided_choice": []}, "guide.choice"),
         ("completions", {"prompt": "x", "guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
         ("chat/completions", {"messages": [{"role": "user"}], "top_logprobs": 3}, "logprobs"),

@@ -185,6 +185,24 @@ async def test_stop_string_ends_the_output_everywhere(rig: Rig) -> None:
     await eventually(rig.nothing_held, LOST_WITHIN_S)
 
 
+@pytest.mark.parametrize("is_local", [True, False])
+async def test_prompt_logprobs_come_once_with_token_texts(is_local: bool) -> None:
+    async with Rig(num_prefill=0 if is_local else 1) as rig:
+        answer = await rig.ask(
+            "hello there",
+            sampling={"prompt_logprobs": 2, "logprobs": True, "max_tokens": 3, "stop": ["never"]},
+        )
+        [told] = [message for message in answer.messages if message.prompt_logprobs]
+        assert told.num_tokens == 1
+        assert told.logprobs
+        entries = told.prompt_logprobs
+        assert "".join(entry.token for entry in entries) == "ello there"
+        assert [entry.logprob for entry in entries] == [-place for place in range(1, 11)]
+        assert {tuple(top.token for top in entry.top) for entry in entries} == {("A", "B")}
+        plain = await rig.ask("hello there", sampling={"logprobs": True})
+        assert not any(message.prompt_logprobs for message in plain.messages)
+
+
 async def test_logprobs_carry_token_texts(rig: Rig) -> None:
     answer = await rig.ask(sampling={"logprobs": True, "top_logprobs": 2, "max_tokens": 3})
     entries = [entry for message in answer.messages for entry in message.logprobs]

@@ -99,6 +99,37 @@ async def test_speculation_after_a_handoff_changes_no_token(
         assert accepted > 0.8 if draft_seed == 0 else accepted < 0.5
 
 
+async def test_prompt_logprobs_come_with_the_first_token_wherever_it_is_made(pair: Pair) -> None:
+    prompt = _prompt(70)
+    await pair.generate(prompt, "warm")
+    asked = {"prompt_logprobs": 2}
+    grant = await pair.reserve(prompt, "a", **asked)
+    request = pair.prefill_request(prompt, grant, "a", **asked)
+    out = await pair.run_prefill(request)
+    told = list(out.first.prompt_logprobs)
+    assert len(told) == 69
+    assert {len(entry.top_token_ids) for entry in told} == {2}
+    assert len({entry.logprob for entry in told}) > 60
+    await pair.run_decode(grant, out)
+    grant = await pair.reserve(prompt, "b", **asked)
+    call = pair.to_decode.Decode(
+        decode_pb2.DecodeRequest(
+            reservation_id=grant.reservation_id, epoch=grant.epoch, local_prefill=True
+        ),
+        timeout=30,
+    )
+    messages = [message async for message in call]
+    local = list(messages[0].prompt_logprobs)
+    assert [entry.logprob for entry in local] == pytest.approx(
+        [entry.logprob for entry in told], abs=1e-4
+    )
+    assert not any(message.prompt_logprobs for message in messages[1:])
+    for name in ("a", "warm"):
+        await pair.to_prefill.ReleasePrefill(
+            prefill_pb2.ReleasePrefillRequest(request_id=name), timeout=5
+        )
+
+
 async def test_a_dead_cache_service_costs_nothing_but_a_moment(model_path: Path) -> None:
     async with worker_pair(
         model_path, prefill={"cache_timeout_s": 0.3}, cache_address="127.0.0.1:1"

@@ -89,6 +89,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, index: int, word: str
     ) -> inference_pb2.GenerateResponse:
         message = inference_pb2.GenerateResponse(text=word, token_index=index, num_tokens=1)
+        if index == 0 and request.sampling.HasField("prompt_logprobs"):
+            message.prompt_logprobs.add(token_id=9, token="p", token_bytes=b"p", logprob=-0.75)
         if request.return_token_ids:
             message.token_ids.append(100 + index)
         if request.sampling.logprobs:

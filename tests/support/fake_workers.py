@@ -118,6 +118,19 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return response
 
 
+def prompt_logprobs(sampling: Any, prompt_ids: tuple[int, ...]) -> list[common_pb2.TokenLogprob]:
+    """Minus its own place for each token, and the tokens "A", "B", ... as alternatives."""
+    num_top = sampling.prompt_logprobs
+    return [
+        common_pb2.TokenLogprob(
+            logprob=-place,
+            top_token_ids=range(65, 65 + num_top),
+            top_logprobs=[-0.5] * num_top,
+        )
+        for place in range(1, len(prompt_ids))
+    ]
+
+
 @dataclass
 class Held:
     """A reservation at the fake decode worker."""
@@ -127,6 +140,7 @@ class Held:
     num_output_tokens: int
     max_tokens: int
     logprobs: bool
+    sampling: Any
     committed: asyncio.Event = field(default_factory=asyncio.Event)
     lost: bool = False
 
@@ -163,6 +177,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             request.num_output_tokens,
             request.sampling.max_tokens,
             request.sampling.logprobs,
+            request.sampling,
         )
         return decode_pb2.ReserveResponse(
             reservation_id=reservation_id,
@@ -203,6 +218,8 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
                     )
                     for _ in response.token_ids
                 )
+            if index == 0 and held.sampling.HasField("prompt_logprobs"):
+                response.prompt_logprobs.extend(prompt_logprobs(held.sampling, held.prompt_ids))
             if index == first:
                 response.timings.queue.CopyFrom(duration_to_pb(0.001))
                 response.timings.first_step.CopyFrom(duration_to_pb(0.002))
@@ -258,6 +275,8 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
             )
             if request.sampling.logprobs:
                 first.logprob.logprob = -0.25
+            if request.sampling.HasField("prompt_logprobs") and not held.num_output_tokens:
+                first.prompt_logprobs.extend(prompt_logprobs(request.sampling, held.prompt_ids))
             yield prefill_pb2.PrefillResponse(first_token=first)
             await self._stage("transfer", held)
             held.committed.set()

@@ -26,7 +26,7 @@ from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/inference.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"5\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.baton.v1.ChatMessage\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xb7\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x12\'\n\x06tokens\x18\x04 \x01(\x0b\x32\x15.baton.v1.TokenPromptH\x00\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12\x0f\n\x07\x65xplain\x18\t \x01(\x08\x12\x18\n\x10return_token_ids\x18\n \x01(\x08\x12\x1b\n\x13keep_special_tokens\x18\x0b \x01(\x08\x42\x08\n\x06prompt\"\x85\x03\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0btoken_index\x18\x03 \x01(\r\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.baton.v1.OutputLogprob\x12-\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x13\n\x0bstop_reason\x18\x08 \x01(\t\x12\x1e\n\x05usage\x18\t \x01(\x0b\x32\x0f.baton.v1.Usage\x12%\n\x06stages\x18\n \x03(\x0b\x32\x15.baton.v1.StageTiming\x12\x10\n\x08trace_id\x18\x0b \x01(\t\x12\r\n\x05model\x18\x0c \x01(\t\x12&\n\tplacement\x18\r \x01(\x0b\x32\x13.baton.v1.Placement\x12\x14\n\x0coutput_index\x18\x0e \x01(\r\"y\n\rOutputLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12!\n\x03top\x18\x05 \x03(\x0b\x32\x14.baton.v1.TopLogprob\"S\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\"\xb6\x01\n\tPlacement\x12\x19\n\x11prefill_worker_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x02 \x01(\t\x12\x15\n\rlocal_prefill\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12\x1c\n\x14\x64\x65\x63ode_cached_tokens\x18\x06 \x01(\r\x12\x1d\n\x15prefill_cached_tokens\x18\x07 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.baton.v1.ModelInfo\"q\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x14max_model_len_tokens\x18\x02 \x01(\r\x12\x1b\n\x13num_prefill_workers\x18\x03 \x01(\r\x12\x1a\n\x12num_decode_workers\x18\x04 \x01(\r\"_\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x42\x07\n\x05input\"C\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1c\n\x14max_model_len_tokens\x18\x02 \x01(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x19\n\x17GetClusterStatusRequest\"\xe8\x01\n\x18GetClusterStatusResponse\x12)\n\x08services\x18\x01 \x03(\x0b\x32\x17.baton.v1.ServiceStatus\x12\x15\n\rbus_connected\x18\x02 \x01(\x08\x12R\n\x11requests_by_state\x18\x03 \x03(\x0b\x32\x37.baton.v1.GetClusterStatusResponse.RequestsByStateEntry\x1a\x36\n\x14RequestsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x89\x04\n\rServiceStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x38\n\tkv_blocks\x18\x06 \x03(\x0b\x32%.baton.v1.ServiceStatus.KvBlocksEntry\x12\x1c\n\x14num_requests_running\x18\x07 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x08 \x01(\r\x12)\n\x06uptime\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03pid\x18\n \x01(\r\x12\x17\n\x0fmetrics_address\x18\x0b \x01(\t\x12\x31\n\x05stats\x18\x0c \x03(\x0b\x32\".baton.v1.ServiceStatus.StatsEntry\x12\x0f\n\x07version\x18\r \x01(\t\x12/\n\x0b\x66ingerprint\x18\x0e \x01(\x0b\x32\x1a.baton.v1.ModelFingerprint\x12\r\n\x05\x63ores\x18\x0f \x03(\r\x1a/\n\rKvBlocksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\x87\x03\n\x10InferenceService\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponse\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.baton.v1.DetokenizeRequest\x1a\x1c.baton.v1.DetokenizeResponse\x12Y\n\x10GetClusterStatus\x12!.baton.v1.GetClusterStatusRequest\x1a\".baton.v1.GetClusterStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/inference.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"5\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.baton.v1.ChatMessage\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xb7\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x12\'\n\x06tokens\x18\x04 \x01(\x0b\x32\x15.baton.v1.TokenPromptH\x00\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12\x0f\n\x07\x65xplain\x18\t \x01(\x08\x12\x18\n\x10return_token_ids\x18\n \x01(\x08\x12\x1b\n\x13keep_special_tokens\x18\x0b \x01(\x08\x42\x08\n\x06prompt\"\xb7\x03\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0btoken_index\x18\x03 \x01(\r\x12\x12\n\nnum_tokens\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12)\n\x08logprobs\x18\x06 \x03(\x0b\x32\x17.baton.v1.OutputLogprob\x12-\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x13\n\x0bstop_reason\x18\x08 \x01(\t\x12\x1e\n\x05usage\x18\t \x01(\x0b\x32\x0f.baton.v1.Usage\x12%\n\x06stages\x18\n \x03(\x0b\x32\x15.baton.v1.StageTiming\x12\x10\n\x08trace_id\x18\x0b \x01(\t\x12\r\n\x05model\x18\x0c \x01(\t\x12&\n\tplacement\x18\r \x01(\x0b\x32\x13.baton.v1.Placement\x12\x14\n\x0coutput_index\x18\x0e \x01(\r\x12\x30\n\x0fprompt_logprobs\x18\x0f \x03(\x0b\x32\x17.baton.v1.OutputLogprob\"y\n\rOutputLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\x12!\n\x03top\x18\x05 \x03(\x0b\x32\x14.baton.v1.TopLogprob\"S\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\x12\x0f\n\x07logprob\x18\x04 \x01(\x02\"\xb6\x01\n\tPlacement\x12\x19\n\x11prefill_worker_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x02 \x01(\t\x12\x15\n\rlocal_prefill\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\r\x12\x1c\n\x14\x64\x65\x63ode_cached_tokens\x18\x06 \x01(\r\x12\x1d\n\x15prefill_cached_tokens\x18\x07 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.baton.v1.ModelInfo\"q\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1c\n\x14max_model_len_tokens\x18\x02 \x01(\r\x12\x1b\n\x13num_prefill_workers\x18\x03 \x01(\r\x12\x1a\n\x12num_decode_workers\x18\x04 \x01(\r\"_\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x42\x07\n\x05input\"C\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1c\n\x14max_model_len_tokens\x18\x02 \x01(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x19\n\x17GetClusterStatusRequest\"\xe8\x01\n\x18GetClusterStatusResponse\x12)\n\x08services\x18\x01 \x03(\x0b\x32\x17.baton.v1.ServiceStatus\x12\x15\n\rbus_connected\x18\x02 \x01(\x08\x12R\n\x11requests_by_state\x18\x03 \x03(\x0b\x32\x37.baton.v1.GetClusterStatusResponse.RequestsByStateEntry\x1a\x36\n\x14RequestsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x89\x04\n\rServiceStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x38\n\tkv_blocks\x18\x06 \x03(\x0b\x32%.baton.v1.ServiceStatus.KvBlocksEntry\x12\x1c\n\x14num_requests_running\x18\x07 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x08 \x01(\r\x12)\n\x06uptime\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0b\n\x03pid\x18\n \x01(\r\x12\x17\n\x0fmetrics_address\x18\x0b \x01(\t\x12\x31\n\x05stats\x18\x0c \x03(\x0b\x32\".baton.v1.ServiceStatus.StatsEntry\x12\x0f\n\x07version\x18\r \x01(\t\x12/\n\x0b\x66ingerprint\x18\x0e \x01(\x0b\x32\x1a.baton.v1.ModelFingerprint\x12\r\n\x05\x63ores\x18\x0f \x03(\r\x1a/\n\rKvBlocksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x1a,\n\nStatsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\x87\x03\n\x10InferenceService\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponse\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.baton.v1.DetokenizeRequest\x1a\x1c.baton.v1.DetokenizeResponse\x12Y\n\x10GetClusterStatus\x12!.baton.v1.GetClusterStatusRequest\x1a\".baton.v1.GetClusterStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,39 +48,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=229
   _globals['_GENERATEREQUEST']._serialized_end=540
   _globals['_GENERATERESPONSE']._serialized_start=543
-  _globals['_GENERATERESPONSE']._serialized_end=932
-  _globals['_OUTPUTLOGPROB']._serialized_start=934
-  _globals['_OUTPUTLOGPROB']._serialized_end=1055
-  _globals['_TOPLOGPROB']._serialized_start=1057
-  _globals['_TOPLOGPROB']._serialized_end=1140
-  _globals['_PLACEMENT']._serialized_start=1143
-  _globals['_PLACEMENT']._serialized_end=1325
-  _globals['_LISTMODELSREQUEST']._serialized_start=1327
-  _globals['_LISTMODELSREQUEST']._serialized_end=1346
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1348
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1405
-  _globals['_MODELINFO']._serialized_start=1407
-  _globals['_MODELINFO']._serialized_end=1520
-  _globals['_TOKENIZEREQUEST']._serialized_start=1522
-  _globals['_TOKENIZEREQUEST']._serialized_end=1617
-  _globals['_TOKENIZERESPONSE']._serialized_start=1619
-  _globals['_TOKENIZERESPONSE']._serialized_end=1686
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1688
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1741
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1743
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1777
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=1779
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=1804
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=1807
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=2039
-  _globals['_GETCLUSTERSTATUSRESPONSE_REQUESTSBYSTATEENTRY']._serialized_start=1985
-  _globals['_GETCLUSTERSTATUSRESPONSE_REQUESTSBYSTATEENTRY']._serialized_end=2039
-  _globals['_SERVICESTATUS']._serialized_start=2042
-  _globals['_SERVICESTATUS']._serialized_end=2563
-  _globals['_SERVICESTATUS_KVBLOCKSENTRY']._serialized_start=2470
-  _globals['_SERVICESTATUS_KVBLOCKSENTRY']._serialized_end=2517
-  _globals['_SERVICESTATUS_STATSENTRY']._serialized_start=2519
-  _globals['_SERVICESTATUS_STATSENTRY']._serialized_end=2563
-  _globals['_INFERENCESERVICE']._serialized_start=2566
-  _globals['_INFERENCESERVICE']._serialized_end=2957
+  _globals['_GENERATERESPONSE']._serialized_end=982
+  _globals['_OUTPUTLOGPROB']._serialized_start=984
+  _globals['_OUTPUTLOGPROB']._serialized_end=1105
+  _globals['_TOPLOGPROB']._serialized_start=1107
+  _globals['_TOPLOGPROB']._serialized_end=1190
+  _globals['_PLACEMENT']._serialized_start=1193
+  _globals['_PLACEMENT']._serialized_end=1375
+  _globals['_LISTMODELSREQUEST']._serialized_start=1377
+  _globals['_LISTMODELSREQUEST']._serialized_end=1396
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1398
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1455
+  _globals['_MODELINFO']._serialized_start=1457
+  _globals['_MODELINFO']._serialized_end=1570
+  _globals['_TOKENIZEREQUEST']._serialized_start=1572
+  _globals['_TOKENIZEREQUEST']._serialized_end=1667
+  _globals['_TOKENIZERESPONSE']._serialized_start=1669
+  _globals['_TOKENIZERESPONSE']._serialized_end=1736
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1738
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1791
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1793
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1827
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=1829
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=1854
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=1857
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=2089
+  _globals['_GETCLUSTERSTATUSRESPONSE_REQUESTSBYSTATEENTRY']._serialized_start=2035
+  _globals['_GETCLUSTERSTATUSRESPONSE_REQUESTSBYSTATEENTRY']._serialized_end=2089
+  _globals['_SERVICESTATUS']._serialized_start=2092
+  _globals['_SERVICESTATUS']._serialized_end=2613
+  _globals['_SERVICESTATUS_KVBLOCKSENTRY']._serialized_start=2520
+  _globals['_SERVICESTATUS_KVBLOCKSENTRY']._serialized_end=2567
+  _globals['_SERVICESTATUS_STATSENTRY']._serialized_start=2569
+  _globals['_SERVICESTATUS_STATSENTRY']._serialized_end=2613
+  _globals['_INFERENCESERVICE']._serialized_start=2616
+  _globals['_INFERENCESERVICE']._serialized_end=3007
 # @@protoc_insertion_point(module_scope)

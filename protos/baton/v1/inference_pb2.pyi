@@ -57,7 +57,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., explain: bool = ..., return_token_ids: bool = ..., keep_special_tokens: bool = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "text", "token_index", "num_tokens", "token_ids", "logprobs", "finish_reason", "stop_reason", "usage", "stages", "trace_id", "model", "placement", "output_index")
+    __slots__ = ("request_id", "text", "token_index", "num_tokens", "token_ids", "logprobs", "finish_reason", "stop_reason", "usage", "stages", "trace_id", "model", "placement", "output_index", "prompt_logprobs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class GenerateResponse(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     token_index: int
@@ -86,7 +87,8 @@ class GenerateResponse(_message.Message):
     model: str
     placement: Placement
     output_index: int
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_index: _Optional[int] = ..., num_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[OutputLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., stop_reason: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.StageTiming, _Mapping]]] = ..., trace_id: _Optional[str] = ..., model: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., output_index: _Optional[int] = ...) -> None: ...
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[OutputLogprob]
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_index: _Optional[int] = ..., num_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[OutputLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., stop_reason: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.StageTiming, _Mapping]]] = ..., trace_id: _Optional[str] = ..., model: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., output_index: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[OutputLogprob, _Mapping]]] = ...) -> None: ...
 
 class OutputLogprob(_message.Message):
     __slots__ = ("token_id", "token", "token_bytes", "logprob", "top")

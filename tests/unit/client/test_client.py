@@ -61,6 +61,14 @@ async def test_guides_reach_the_server(fake, client, guide, expected):
     assert request.sampling.guide == expected
 
 
+async def test_prompt_logprobs_come_when_asked_for(fake, client):
+    answer = await client.generate("say", prompt_logprobs=0)
+    assert fake.requests[0].sampling.prompt_logprobs == 0
+    assert [(entry.token, entry.logprob) for entry in answer.prompt_logprobs] == [("p", -0.75)]
+    assert (await client.generate("say")).prompt_logprobs == ()
+    assert not fake.requests[1].sampling.HasField("prompt_logprobs")
+
+
 async def test_a_guide_that_cannot_be_one_is_refused_here(fake, client):
     with pytest.raises(InvalidRequest, match="guide"):
         await client.generate("say", guide=Guide.choice([]))

@@ -26,6 +26,27 @@ def test_logprobs_are_valid_json_whatever_the_model_said():
     assert (chat["bytes"], chat["logprob"]) == ([0xE2, 0x82], -9999.0)
 
 
+def test_prompt_logprobs_have_the_shape_of_vllm():
+    top = (TopLogprob(5, "b", b"b", -0.5), TopLogprob(7, "a", b"a", -1.5))
+    entries = (Logprob(7, "a", b"a", -1.5, top), Logprob(9, "c", b"c", float("-inf"), top))
+    answer = Completion(text="", finish_reason="stop", usage=Usage(), prompt_logprobs=entries)
+    expected = [
+        None,
+        {
+            "7": {"logprob": -1.5, "rank": 2, "decoded_token": "a"},
+            "5": {"logprob": -0.5, "rank": 1, "decoded_token": "b"},
+        },
+        {
+            "9": {"logprob": -9999.0, "rank": None, "decoded_token": "c"},
+            "5": {"logprob": -0.5, "rank": 1, "decoded_token": "b"},
+            "7": {"logprob": -1.5, "rank": 2, "decoded_token": "a"},
+        },
+    ]
+    body = CompletionRenderer().whole(HEAD, [answer], {})
+    assert body["choices"][0]["prompt_logprobs"] == expected
+    assert ChatRenderer().whole(HEAD, [answer], {})["prompt_logprobs"] == expected
+
+
 def test_message_without_text_makes_no_chunk():
     assert CompletionRenderer().pieces(HEAD, 0, Chunk(request_id="r")) == []
     assert ChatRenderer().pieces(HEAD, 0, Chunk(num_tokens=1)) == []

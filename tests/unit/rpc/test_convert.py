@@ -56,6 +56,7 @@ def test_sampling_keeps_every_field() -> None:
         seed=2**64 - 1,
         logprobs=True,
         top_logprobs=3,
+        prompt_logprobs=2,
         speculation=False,
     )
     assert all(

@@ -36,6 +36,8 @@ class TokenBatch:
     draft_tokens: int
     accepted_tokens: int
     timings: Timings | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """With the first token where asked for."""
 
 
 def merge(events: Sequence[Tokens], timings: Timings | None) -> TokenBatch:
@@ -50,6 +52,7 @@ def merge(events: Sequence[Tokens], timings: Timings | None) -> TokenBatch:
         draft_tokens=sum(event.draft_tokens for event in events),
         accepted_tokens=sum(event.accepted_tokens for event in events),
         timings=timings,
+        prompt_logprobs=events[0].prompt_logprobs,
     )
 
 

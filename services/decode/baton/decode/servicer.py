@@ -282,6 +282,7 @@ def _batch_to_pb(batch: TokenBatch) -> decode_pb2.DecodeResponse:
         draft_tokens=batch.draft_tokens,
         accepted_tokens=batch.accepted_tokens,
         timings=_timings_to_pb(batch.timings) if batch.timings else None,
+        prompt_logprobs=[logprob_to_pb(logprob) for logprob in batch.prompt_logprobs],
     )
     if batch.stop_token_id is not None:
         response.stop_token_id = batch.stop_token_id

@@ -59,6 +59,7 @@ class SamplingBody(GuideBody):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     speculation: bool | None = None
+    prompt_logprobs: int | None = None
     priority: int = 0
     cache_salt: str | None = None
     explain: bool = False
@@ -77,8 +78,10 @@ class SamplingBody(GuideBody):
         """Options of every output.
 
         Raises:
-            InvalidRequest: it asks for a guide that is not supported.
+            InvalidRequest: it asks for what is not supported.
         """
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest("prompt_logprobs cannot be streamed; leave out one of the two")
         return GenerateOptions(
             model=self.model,
             temperature=self.temperature,
@@ -96,6 +99,7 @@ class SamplingBody(GuideBody):
             keep_special_tokens=not self.skip_special_tokens,
             speculation=self.speculation,
             guide=self.guide(),
+            prompt_logprobs=self.prompt_logprobs,
             priority=self.priority,
             cache_salt=self.cache_salt or "",
             explain=self.explain,

@@ -85,7 +85,7 @@ class CompletionRenderer:
     def whole(self, head: Head, answers: Sequence[Completion], usage: Json) -> Json:
         """See Renderer."""
         choices = [
-            {**self._choice(index, answer), "text": answer.text}
+            {**self._choice(index, answer), "text": answer.text, **_prompt_logprobs(answer)}
             for index, answer in enumerate(answers)
         ]
         body = {**head.object("text_completion", choices), "usage": usage}
@@ -156,6 +156,7 @@ class ChatRenderer:
             for index, answer in enumerate(answers)
         ]
         body = {**head.object("chat.completion", choices), "usage": usage}
+        body.update(_prompt_logprobs(answers[0]))
         return _with_explanation(body, answers)
 
     def _chunk(self, head: Head, index: int, delta: Json, logprobs: Sequence[Logprob] = ()) -> Json:
@@ -218,6 +219,23 @@ def _chat_token(entry: Logprob | TopLogprob) -> Json:
         "logprob": _finite(entry.logprob),
         "bytes": list(entry.token_bytes),
     }
+
+
+def _prompt_logprobs(answer: Completion) -> Json:
+    """The field of vLLM, where asked for: per prompt token, null first, candidates by id."""
+    if not answer.prompt_logprobs:
+        return {}
+    positions: list[Json | None] = [None]
+    for entry in answer.prompt_logprobs:
+        found = {str(entry.token_id): _candidate(entry, None)}
+        for rank, top in enumerate(entry.top, start=1):
+            found[str(top.token_id)] = _candidate(top, rank)
+        positions.append(found)
+    return {"prompt_logprobs": positions}
+
+
+def _candidate(entry: Logprob | TopLogprob, rank: int | None) -> Json:
+    return {"logprob": _finite(entry.logprob), "rank": rank, "decoded_token": entry.token}
 
 
 def _token_name(entry: Logprob | TopLogprob) -> str:

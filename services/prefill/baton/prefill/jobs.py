@@ -59,6 +59,8 @@ class JobFirstToken:
     stop_token_id: int | None
     started_at_s: float
     at_s: float
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the prompt's tokens from the second on, where asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +272,7 @@ class Jobs:
                 stop_token_id=event.stop_token_id,
                 started_at_s=started_at_s,
                 at_s=event.at_s,
+                prompt_logprobs=event.prompt_logprobs,
             )
             if token.finish_reason is None:
                 pushing.finish(token)

@@ -141,6 +141,7 @@ def _first_token_to_pb(event: JobFirstToken) -> prefill_pb2.FirstToken:
         logprob=logprob_to_pb(event.logprob) if event.logprob else None,
         finish_reason=finish_to_pb(event.finish_reason),
         compute=duration_to_pb(event.at_s - event.started_at_s),
+        prompt_logprobs=[logprob_to_pb(logprob) for logprob in event.prompt_logprobs],
     )
     if event.stop_token_id is not None:
         token.stop_token_id = event.stop_token_id

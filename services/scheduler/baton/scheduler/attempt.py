@@ -161,6 +161,7 @@ class Attempt:
                 logprobs=(first.logprob,) if first.logprob else (),
                 finish_reason=first.finish_reason,
                 stop_token_id=first.stop_token_id,
+                prompt_logprobs=first.prompt_logprobs,
             )
             if first.finish_reason is not None:
                 await self._relay.feed(batch)

@@ -142,6 +142,8 @@ class FirstToken:
     finish_reason: FinishReason | None
     stop_token_id: int | None
     compute_s: float
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the prompt's tokens from the second on, where asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,8 @@ class TokenBatch:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     timings: DecodeTimings | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """With the request's first token, where asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +213,7 @@ class PlacementTaken:
 
 @dataclass(frozen=True, slots=True)
 class OutputToken:
-    """One output token with its log-probabilities and texts."""
+    """One token, of the output or the prompt, with its log-probabilities and texts."""
 
     token_id: int
     text: TokenText
@@ -236,4 +240,5 @@ class Output:
     token_index: int
     token_ids: tuple[int, ...]
     logprobs: tuple[OutputToken, ...] = field(default=())
+    prompt_logprobs: tuple[OutputToken, ...] = ()
     ending: Ending | None = None

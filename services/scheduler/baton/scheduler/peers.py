@@ -278,6 +278,7 @@ def _prefill_event(message: object) -> PrefillEvent:
             finish_reason=finish_from_pb(first.finish_reason),
             stop_token_id=_stop_token_id(first),
             compute_s=duration_from_pb(first.compute),
+            prompt_logprobs=tuple(logprob_from_pb(entry) for entry in first.prompt_logprobs),
         )
     done = response.done
     return PrefillDone(
@@ -299,6 +300,7 @@ def _token_batch(message: object) -> TokenBatch:
         draft_tokens=response.draft_tokens,
         accepted_tokens=response.accepted_tokens,
         timings=_timings(response.timings) if response.HasField("timings") else None,
+        prompt_logprobs=tuple(logprob_from_pb(entry) for entry in response.prompt_logprobs),
     )
 
 

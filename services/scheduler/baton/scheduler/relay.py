@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from baton.core.request import RequestStatus, Stage
 from baton.core.sampling import FinishReason, TokenLogprob
@@ -75,14 +75,18 @@ class OutputRelay:
     async def _to_text(
         self, batch: TokenBatch, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]
     ) -> TextReply:
-        describe: list[int] = []
-        for token_id, logprob in zip(token_ids, logprobs, strict=False):
-            describe += [token_id, *logprob.top_token_ids]
+        describe = _described(*self._of_prompt(batch)) + _described(token_ids, logprobs)
         return await self._text.add(
             self._visible(batch, token_ids),
             describe=describe,
             is_last=batch.finish_reason is not None,
         )
+
+    def _of_prompt(self, batch: TokenBatch) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
+        """Prompt tokens with log-probabilities: they go out with the first output token."""
+        if self._live.output_ids or not batch.prompt_logprobs:
+            return (), ()
+        return self._live.prompt_ids[1:], batch.prompt_logprobs
 
     def _visible(self, batch: TokenBatch, token_ids: Sequence[int]) -> Sequence[int]:
         """Without the stop token that ended the output: like a stop string, it is not shown."""
@@ -103,6 +107,8 @@ class OutputRelay:
         live.stages.first_token("detokenize", now)
         self._observe(now, len(token_ids))
         index = len(live.output_ids)
+        texts = iter(reply.token_texts)
+        prompt_logprobs = _with_texts(*self._of_prompt(batch), texts)
         live.output_ids.extend(token_ids)
         finish_reason = FinishReason.STOP if reply.stop else batch.finish_reason
         await self._emit(
@@ -110,7 +116,8 @@ class OutputRelay:
                 text=reply.text,
                 token_index=index,
                 token_ids=tuple(token_ids),
-                logprobs=_with_texts(token_ids, logprobs, reply.token_texts),
+                logprobs=_with_texts(token_ids, logprobs, texts),
+                prompt_logprobs=prompt_logprobs,
                 ending=self._ending(finish_reason, batch, reply) if finish_reason else None,
             )
         )
@@ -168,11 +175,18 @@ class OutputRelay:
         return str(batch.stop_token_id) if is_asked_for else ""
 
 
+def _described(token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[int]:
+    """Tokens whose texts go with log-probabilities."""
+    ids: list[int] = []
+    for token_id, logprob in zip(token_ids, logprobs, strict=False):
+        ids += [token_id, *logprob.top_token_ids]
+    return ids
+
+
 def _with_texts(
-    token_ids: Sequence[int], logprobs: Sequence[TokenLogprob], texts: Sequence[TokenText]
+    token_ids: Sequence[int], logprobs: Sequence[TokenLogprob], remaining: Iterator[TokenText]
 ) -> tuple[OutputToken, ...]:
     """Joins log-probabilities with the texts that were asked for in the same order."""
-    remaining = iter(texts)
     nothing = TokenText(b"", "")
     joined = []
     for token_id, logprob in zip(token_ids, logprobs, strict=False):

@@ -163,6 +163,7 @@ class _Sender:
             num_tokens=len(output.token_ids),
             token_ids=output.token_ids if self._request.return_token_ids else (),
             logprobs=[_logprob(token) for token in output.logprobs],
+            prompt_logprobs=[_logprob(token) for token in output.prompt_logprobs],
         )
         if self._is_first or output.ending is not None:
             message.trace_id = live.trace_id

@@ -20,6 +20,7 @@ class Collector:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[Logprob] = []
+        self._prompt_logprobs: tuple[Logprob, ...] = ()
         self._last = Chunk()
         self._usage = Usage()
         self._stages: tuple[Stage, ...] = ()
@@ -35,6 +36,7 @@ class Collector:
         self._texts.append(chunk.text)
         self._token_ids.extend(chunk.token_ids)
         self._logprobs.extend(chunk.logprobs)
+        self._prompt_logprobs += chunk.prompt_logprobs
         for name in self._names:
             self._names[name] = getattr(chunk, name) or self._names[name]
         self._usage = chunk.usage or self._usage
@@ -63,6 +65,7 @@ class Collector:
             token_ids=tuple(self._token_ids),
             stop_reason=self._last.stop_reason,
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
             stages=self._stages,
             placement=self._placement,
             **self._names,

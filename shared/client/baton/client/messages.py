@@ -117,6 +117,7 @@ def _sampling(options: GenerateOptions) -> common_pb2.SamplingParams:
         ignore_eos=options.get("ignore_eos", False),
         logprobs=options.get("logprobs", False) or top_logprobs > 0,
         top_logprobs=top_logprobs,
+        prompt_logprobs=options.get("prompt_logprobs"),
         guide=options.get("guide"),
     ).check()
     if params.seed is not None and not 0 <= params.seed <= _MAX_UINT64:
@@ -129,6 +130,7 @@ def _sampling(options: GenerateOptions) -> common_pb2.SamplingParams:
         ignore_eos=params.ignore_eos,
         logprobs=params.logprobs,
         top_logprobs=params.top_logprobs,
+        prompt_logprobs=params.prompt_logprobs,
     )
     speculation = options.get("speculation")
     if speculation is not None:
@@ -161,6 +163,7 @@ def chunk_from(message: inference_pb2.GenerateResponse) -> Chunk:
         num_tokens=message.num_tokens,
         token_ids=tuple(message.token_ids),
         logprobs=tuple(_logprob(entry) for entry in message.logprobs),
+        prompt_logprobs=tuple(_logprob(entry) for entry in message.prompt_logprobs),
         request_id=message.request_id,
         model=message.model,
         trace_id=message.trace_id,

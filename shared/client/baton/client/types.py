@@ -37,6 +37,8 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: bool
     top_logprobs: int | None
     """Implies `logprobs`."""
+    prompt_logprobs: int | None
+    """Ask for log-probabilities of the prompt too, with this many most likely tokens each."""
     speculation: bool | None
     guide: Guide | None
     """What the whole output must match."""
@@ -86,7 +88,7 @@ class TopLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """Log-probability (natural) of one output token."""
+    """Log-probability (natural) of one token, of the output or the prompt."""
 
     token_id: int
     token: str
@@ -135,6 +137,8 @@ class Chunk:
     num_tokens: int = 0
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    """Of the prompt's tokens from the second on, where asked for; once."""
     request_id: str = ""
     model: str = ""
     trace_id: str = ""
@@ -157,6 +161,8 @@ class Completion:
     token_ids: tuple[int, ...] = ()
     stop_reason: str = ""
     logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    """Of the prompt's tokens from the second on, where asked for."""
     stages: tuple[Stage, ...] = ()
     """Empty unless asked for with `explain`."""
     placement: Placement | None = None

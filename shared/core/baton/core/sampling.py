@@ -53,6 +53,8 @@ class SamplingParams:
     """None only until the scheduler has chosen one."""
     logprobs: bool = False
     top_logprobs: int = 0
+    prompt_logprobs: int | None = None
+    """How many most likely tokens to tell per prompt token, besides it; None tells nothing."""
     speculation: bool | None = None
     guide: Guide | None = None
     """What the whole output must match."""
@@ -76,6 +78,8 @@ class SamplingParams:
         _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _in_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS)
         if self.max_tokens is not None:
             _in_range("max_tokens", self.max_tokens, 1, 1 << 31)
         _in_range("min_tokens", self.min_tokens, 0, 1 << 31)

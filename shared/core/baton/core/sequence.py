@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from baton.core.errors import BatonError
-from baton.core.sampling import SamplingParams
+from baton.core.sampling import SamplingParams, TokenLogprob
 
 
 class Constraint(Protocol):
@@ -113,6 +113,8 @@ class Sequence:
     is_quarantined: bool = False
     """Once let go, the blocks are quarantined."""
     constraint: Constraint | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as computed, where asked for."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.spec.token_ids)
@@ -133,6 +135,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True until the first output token, where they are asked for."""
+        return self.spec.sampling.prompt_logprobs is not None and not self.num_output_tokens
+
+    @property
     def num_tokens(self) -> int:
         """Known tokens."""
         return len(self.token_ids)
@@ -150,6 +157,7 @@ class Sequence:
     def forget_kv(self) -> list[int]:
         """Drops the block table and all progress; returns the blocks, which the caller frees."""
         blocks, self.block_table = self.block_table, []
+        self.prompt_logprobs.clear()
         self.num_computed_tokens = 0
         self.num_draft_computed_tokens = 0
         self.num_published_blocks = 0

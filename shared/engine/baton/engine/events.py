@@ -48,6 +48,8 @@ class Tokens:
     accepted_tokens: int
     """Draft tokens among `token_ids`."""
     at_s: float
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """With the first token where asked for: of the prompt's tokens from the second on."""
 
 
 @dataclass(frozen=True, slots=True)

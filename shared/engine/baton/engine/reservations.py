@@ -14,6 +14,8 @@ from baton.engine.grammar import GrammarConstraint, Grammars
 from baton.engine.state import EngineState
 
 _RETRY_AFTER_S = 0.5
+MAX_PROMPT_LOGPROBS = 1 << 16
+"""Of one prompt, alternatives included: they travel in one message."""
 
 
 class Reservations:
@@ -241,11 +243,23 @@ class Reservations:
                 f"tokens given"
             )
         num_prompt_tokens = len(spec.token_ids) - spec.num_output_tokens
+        _check_prompt_logprobs(num_prompt_tokens, spec.sampling)
         if num_prompt_tokens + spec.max_tokens > self._max_len:
             raise PromptTooLong(
                 f"{num_prompt_tokens} prompt tokens and {spec.max_tokens} output tokens exceed "
                 f"the context of {self._max_len}"
             )
+
+
+def _check_prompt_logprobs(num_prompt_tokens: int, sampling: SamplingParams) -> None:
+    if sampling.prompt_logprobs is None:
+        return
+    num_values = num_prompt_tokens * (1 + sampling.prompt_logprobs)
+    if num_values > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"prompt_logprobs of {num_prompt_tokens} tokens with {sampling.prompt_logprobs} "
+            f"alternatives each are {num_values} values; at most {MAX_PROMPT_LOGPROBS} are told"
+        )
 
 
 def finish_reason(

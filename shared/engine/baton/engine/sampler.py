@@ -23,6 +23,8 @@ from baton.engine.noise import gumbel
 _ARGMAX_CHUNK = 64
 _MAX_CANDIDATES = 1024
 """Top-k and top-p look at this many tokens first; a row that needs more is sorted whole."""
+_LOGPROB_ROWS = 32
+"""Rows whose log-probabilities are computed at once: it takes some copies of their logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,29 @@ class Sampler:
         token_ids: list[int] = chosen.tolist()
         if not any(row.sampling.logprobs for row in rows):
             return [Sampled(token_id) for token_id in token_ids]
-        logprobs = self._logprobs(logits, chosen, rows)
+        wanted = [index for index, row in enumerate(rows) if row.sampling.logprobs]
+        num_top = [rows[index].sampling.top_logprobs for index in wanted]
+        found = self._logprobs(logits[wanted], chosen[wanted], num_top)
+        logprobs = dict(zip(wanted, found, strict=True))
         return [Sampled(token_id, logprobs.get(index)) for index, token_id in enumerate(token_ids)]
+
+    def logprobs_of(
+        self, logits: torch.Tensor, token_ids: Sequence[int], num_top: int
+    ) -> list[TokenLogprob]:
+        """Log-probabilities of given tokens.
+
+        Args:
+            logits: float32 [N, vocab_size]; not changed.
+            token_ids: N ids.
+            num_top: how many most likely tokens to tell besides.
+        """
+        found: list[TokenLogprob] = []
+        for start in range(0, len(token_ids), _LOGPROB_ROWS):
+            given = token_ids[start : start + _LOGPROB_ROWS]
+            chosen = torch.tensor(given, device=self._device)
+            part = logits[start : start + len(given)]
+            found += self._logprobs(part, chosen, [num_top] * len(given))
+        return found
 
     def _chosen(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
         """Token ids, int64 [N], of a batch that is not greedy as a whole."""
@@ -281,28 +304,21 @@ class Sampler:
         return [start + token_id for token_id in token_ids]
 
     def _logprobs(
-        self, logits: torch.Tensor, chosen: torch.Tensor, rows: Sequence[SampleRow]
-    ) -> dict[int, TokenLogprob]:
-        """Log-probabilities of the raw logits, by row index, for the rows that want them."""
-        wanted = [index for index, row in enumerate(rows) if row.sampling.logprobs]
-        raw = logits[wanted]
+        self, raw: torch.Tensor, chosen: torch.Tensor, num_top: Sequence[int]
+    ) -> list[TokenLogprob]:
+        """Log-probabilities of raw logits [N, vocab_size] at `chosen` [N], `num_top` by row."""
         logprobs = raw - raw.double().logsumexp(dim=-1, keepdim=True).float()
-        of_chosen: list[float] = logprobs.gather(1, chosen[wanted].unsqueeze(1)).squeeze(1).tolist()
-        num_top = min(max(rows[index].sampling.top_logprobs for index in wanted), self._vocab_size)
-        if not num_top:
-            return {
-                index: TokenLogprob(value) for index, value in zip(wanted, of_chosen, strict=True)
-            }
-        top = self._most_likely(raw, num_top)
+        of_chosen: list[float] = logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
+        most = min(max(num_top), self._vocab_size)
+        if not most:
+            return [TokenLogprob(value) for value in of_chosen]
+        top = self._most_likely(raw, most)
         top_ids: list[list[int]] = top.tolist()
         top_values: list[list[float]] = logprobs.gather(1, top).tolist()
-        found = {}
-        for place, index in enumerate(wanted):
-            num = rows[index].sampling.top_logprobs
-            found[index] = TokenLogprob(
-                of_chosen[place], tuple(top_ids[place][:num]), tuple(top_values[place][:num])
-            )
-        return found
+        return [
+            TokenLogprob(value, tuple(ids[:num]), tuple(values[:num]))
+            for value, ids, values, num in zip(of_chosen, top_ids, top_values, num_top, strict=True)
+        ]
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,12 @@ class EngineState:
         return known[:num_blocks]
 
     def match(self, sequence: Sequence) -> list[int]:
-        """Cached blocks of the longest prefix, which leaves at least one token to compute."""
+        """Cached blocks of the longest prefix, which leaves at least one token to compute.
+
+        None if the prompt's log-probabilities are asked for: cached KV does not tell them.
+        """
+        if sequence.wants_prompt_logprobs:
+            return []
         num_blocks = (sequence.num_tokens - 1) // self.pool.block_size
         return self.pool.match(self.hashes(sequence, num_blocks))
 

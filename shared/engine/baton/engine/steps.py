@@ -6,8 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from baton.core.batching import Candidate, StepItem, StepLimits, plan_step
 from baton.core.blocks import BlockState
+from baton.core.sampling import TokenLogprob
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
 from baton.engine.config import EngineConfig
@@ -49,6 +52,19 @@ class _Work:
     item: StepItem
     drafts: list[int] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def num_prompt_logits(self) -> int:
+        """Known tokens whose successors' log-probabilities are asked for."""
+        if not self.sequence.wants_prompt_logprobs:
+            return 0
+        return self.num_known - self.item.is_sampled
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits to sample from."""
+        return 1 + len(self.drafts) if self.item.is_sampled else 0
 
     @property
     def num_known(self) -> int:
@@ -59,7 +75,7 @@ class _Work:
     def row(self) -> Row:
         start = self.item.start
         known = self.sequence.token_ids[start : start + self.num_known]
-        num_logits = 1 + len(self.drafts) if self.item.is_sampled else 0
+        num_logits = self.num_prompt_logits + self.num_logits
         return Row([*known, *self.drafts], start, self.sequence.block_table, num_logits)
 
 
@@ -223,6 +239,8 @@ class StepLoop:
             for entry in work:
                 entry.drafts = drafts.get(entry.sequence.seq_id, [])
         logits = self._runner.forward([entry.row for entry in work])
+        if any(entry.num_prompt_logits for entry in work):
+            logits = self._read_prompts(logits, work)
         sampling = [entry for entry in work if entry.item.is_sampled]
         sampled = self._sampler.sample(
             logits,
@@ -237,6 +255,23 @@ class StepLoop:
             end = offset + len(entry.drafts) + 1
             entry.sampled = sampled[offset:end]
             offset = end
+
+    def _read_prompts(self, logits: torch.Tensor, work: Sequence[_Work]) -> torch.Tensor:
+        """Takes log-probabilities of prompts; returns the logits left to sample from."""
+        sampled, offset = [], 0
+        for entry in work:
+            num_prompt = entry.num_prompt_logits
+            if num_prompt:
+                after = entry.item.start + 1
+                entry.prompt_logprobs = self._sampler.logprobs_of(
+                    logits[offset : offset + num_prompt],
+                    entry.sequence.token_ids[after : after + num_prompt],
+                    entry.sequence.spec.sampling.prompt_logprobs or 0,
+                )
+            offset += num_prompt
+            sampled.append(logits[offset : offset + entry.num_logits])
+            offset += entry.num_logits
+        return torch.cat(sampled)
 
     def _update(self, work: Sequence[_Work], now: float) -> None:
         state = self._state
@@ -257,6 +292,7 @@ class StepLoop:
         sequence.num_computed_tokens = entry.item.start + entry.num_known
         if entry.num_known > 1:
             state.counters["prefill_tokens"] += entry.num_known
+        sequence.prompt_logprobs += entry.prompt_logprobs
         tokens = self._take(entry, now) if entry.item.is_sampled else None
         # A draft's KV is right as far as the target agrees.
         sequence.num_draft_computed_tokens = min(
@@ -309,6 +345,7 @@ class StepLoop:
             draft_tokens=len(entry.drafts),
             accepted_tokens=num_accepted,
             at_s=now,
+            prompt_logprobs=() if token_index else tuple(sequence.prompt_logprobs),
         )
 
 

@@ -112,6 +112,7 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         seed=params.seed,
         logprobs=params.logprobs,
         top_logprobs=params.top_logprobs,
+        prompt_logprobs=params.prompt_logprobs,
         **({} if params.speculation is None else {"speculation": params.speculation}),
         guide=guide_to_pb(params.guide) if params.guide else None,
     )
@@ -147,6 +148,7 @@ def sampling_from_pb(pb: common_pb2.SamplingParams) -> SamplingParams:
         seed=pb.seed if pb.HasField("seed") else None,
         logprobs=pb.logprobs,
         top_logprobs=pb.top_logprobs,
+        prompt_logprobs=pb.prompt_logprobs if pb.HasField("prompt_logprobs") else None,
         speculation=pb.speculation if pb.HasField("speculation") else None,
         guide=guide_from_pb(pb.guide) if pb.HasField("guide") else None,
     ).check()
