@@ -39,6 +39,12 @@ class DecodeSettings(ServiceSettings):
     """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
     prepack_linears: bool = True
     """Pack weights for this CPU on loading, where it and the dtype allow: faster."""
+    quantization: Literal["int8", "int8-dynamic", "int4", "fp8"] | None = None
+    """Round linear layers on loading, on all workers of a model alike; empty for not."""
+    quantization_group_size: Literal[32, 64, 128] = 64
+    """Inputs that share a scale; for int4."""
+    quantize_lm_head: bool = False
+    """Round the output layer too."""
     draft_model_path: Path | None = None
     """Folder of the draft model for speculation; empty for none."""
     speculation: bool = False
@@ -66,6 +72,9 @@ class DecodeSettings(ServiceSettings):
             max_num_seqs=self.max_num_seqs,
             num_threads=self.num_threads or len(parse_cores(self.cores)) or None,
             prepack_linears=self.prepack_linears,
+            quantization=self.quantization,
+            quantization_group_size=self.quantization_group_size,
+            quantize_lm_head=self.quantize_lm_head,
             draft_model_path=str(self.draft_model_path) if self.draft_model_path else None,
             speculation=self.speculation,
             num_draft_tokens=self.num_draft_tokens,

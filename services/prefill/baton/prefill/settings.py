@@ -40,6 +40,12 @@ class PrefillSettings(ServiceSettings):
     """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
     prepack_linears: bool = True
     """Pack weights for this CPU on loading, where it and the dtype allow: faster."""
+    quantization: Literal["int8", "int8-dynamic", "int4", "fp8"] | None = None
+    """Round linear layers on loading, on all workers of a model alike; empty for not."""
+    quantization_group_size: Literal[32, 64, 128] = 64
+    """Inputs that share a scale; for int4."""
+    quantize_lm_head: bool = False
+    """Round the output layer too."""
     hold_lease_s: float = Field(default=30.0, gt=0.0, le=3600.0)
     """A prompt's KV is kept for a fail-over for at most this long after its hand-off."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
@@ -71,4 +77,7 @@ class PrefillSettings(ServiceSettings):
             max_num_seqs=self.max_num_seqs,
             num_threads=self.num_threads or len(parse_cores(self.cores)) or None,
             prepack_linears=self.prepack_linears,
+            quantization=self.quantization,
+            quantization_group_size=self.quantization_group_size,
+            quantize_lm_head=self.quantize_lm_head,
         )

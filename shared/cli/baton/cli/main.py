@@ -20,6 +20,7 @@ from baton.cli.generate import Interrupted, chat, generate
 from baton.cli.models import DEMO_KV_BYTES, NoModel, choose_models
 from baton.cli.plan import PlanError, UpOptions
 from baton.cli.progress import print_next_steps
+from baton.cli.quantize import quantize
 from baton.cli.rundir import AlreadyRunning, SystemState, run_directory
 from baton.cli.spans import find_trace, read_spans
 from baton.cli.status import cluster_status, print_status, to_document
@@ -193,6 +194,22 @@ def trace(
         console.print_json(json.dumps(trace_document(spans), default=str))
     else:
         print_waterfall(console, spans)
+
+
+@app.command(name="quantize")
+def quantize_command(
+    model: Annotated[Path, typer.Argument(help="Directory of a Hugging Face model.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write; empty or new.")],
+    scheme: Annotated[str, typer.Option(help="int8, int8-dynamic, int4 or fp8.")] = "int8",
+    group_size: Annotated[
+        int, typer.Option(help="Inputs that share a scale, for int4: 32, 64 or 128.")
+    ] = 64,
+    lm_head: Annotated[bool, typer.Option(help="Quantize the output layer too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a smaller checkpoint of a model, which workers load like any other."""
+    with _explained(Console(stderr=True)):
+        quantize(model, out, scheme, group_size=group_size, lm_head=lm_head, as_json=as_json)
 
 
 @app.command()
