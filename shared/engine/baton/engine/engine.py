@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
-
 from baton.core.blocks import BlockPool
 from baton.core.errors import BatonError, InvalidRequest, Unsupported
 from baton.core.hashing import Fingerprint, block_hashes
@@ -28,6 +26,7 @@ from baton.engine.sampler import Sampler
 from baton.engine.speculative import Drafter
 from baton.engine.state import EngineState
 from baton.engine.steps import StepLoop
+from baton.engine.threads import use_threads
 from baton.engine.transfer import Transfer
 
 _PACKED_ROWS = 64
@@ -43,8 +42,7 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, on_progress: Progress | None = None) -> None:
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        use_threads(config.num_threads)
         report = on_progress or _ignore
         model = self._load(config.model_path, config, report, 0.0, 0.8)
         draft = None
