@@ -214,6 +214,39 @@ def test_an_output_that_cannot_have_come_fails_the_sequence(directory: Path) -> 
     assert constraint.mask([1, 2, 3], ()) is None
 
 
+def test_a_grammar_in_long_use_never_wears_out(directory: Path, texts: dict[int, bytes]) -> None:
+    """Its copies share a lexer, whose states are limited: together these need more."""
+    grammars, rng = _grammars(directory, max_lexer_states=500), random.Random(6)
+    guide = Guide(GuideKind.REGEX, "(a|b)*a(a|b){14}c")
+    by_text = {text: token_id for token_id, text in texts.items()}
+    letters = [by_text[b"a"], by_text[b"b"]]
+    constraints = [grammars.constraint(guide, 0) for _ in range(20)]
+    outputs: list[list[int]] = [[] for _ in constraints]
+    first = grammars._template(guide)
+    for _ in range(20):
+        for constraint, output in zip(constraints, outputs, strict=True):
+            drafts = rng.choices(letters, k=2)
+            assert set(letters) <= set(_allowed(constraint.mask(output, ())))
+            assert set(letters) <= set(_allowed(constraint.mask(output, drafts[:1])))
+            output += drafts[: rng.randrange(1, 3)]
+    assert all(constraint.failure is None for constraint in constraints)
+    assert grammars._template(guide) is not first, "the limit was not reached"
+
+
+def test_an_output_that_outgrows_the_limits_alone_fails(
+    directory: Path, texts: dict[int, bytes]
+) -> None:
+    grammars, rng = _grammars(directory, max_lexer_states=100), random.Random(6)
+    by_text = {text: token_id for token_id, text in texts.items()}
+    constraint = grammars.constraint(Guide(GuideKind.REGEX, "(a|b)*a(a|b){14}c"), 0)
+    output: list[int] = []
+    while constraint.mask(output, ()) is not None:
+        output.append(by_text[rng.choice([b"a", b"b"])])
+        assert len(output) < 500
+    assert isinstance(constraint.failure, InvalidRequest)
+    assert "too many states" in constraint.failure.message
+
+
 @pytest.mark.parametrize(
     "guide",
     [

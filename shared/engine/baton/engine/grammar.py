@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
-from baton.core.errors import InvalidRequest, Unsupported
+from baton.core.errors import BatonError, InvalidRequest, Unsupported
 from baton.core.guide import Guide, GuideKind
 
 MAX_COMPILED = 64
 """Grammars kept for the next request that names them."""
-_MAX_LEXER_STATES = 50_000
-"""About 100 MB in the worst case."""
+_MAX_LEXER_STATES = 32_768
+"""Of one grammar; about 1 KB each."""
+_MAX_RENEWALS = 2
+"""In a row: the first may lead to a template that others have filled, the second one is new."""
 _MAX_MESSAGE_CHARS = 300
 _JSON_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """Without a bound, a model that likes whitespace writes nothing else up to its last token."""
@@ -32,34 +34,72 @@ class GrammarConstraint:
     Implements `baton.core.sequence.Constraint`.
     """
 
-    def __init__(self, matcher: LLMatcher, num_prompt_tokens: int) -> None:
-        """Takes over `matcher`, which has seen no token."""
-        self._matcher = matcher
-        self._num_known = num_prompt_tokens
-        """Leading tokens of the sequence taken account of, prompt included."""
-        self._path: list[int] = []
-        """Drafts that the matcher has consumed besides; they may be rolled back."""
-        self._masks: dict[int, bytes] = {}
-        """By number of tokens of `_path` before: draft and target ask for the same ones."""
-        self.failure: InvalidRequest | None = None
+    def __init__(
+        self,
+        template: LLMatcher,
+        num_prompt_tokens: int,
+        *,
+        eos_token_ids: Collection[int],
+        renew: Callable[[LLMatcher], LLMatcher],
+    ) -> None:
+        """Works on a copy of `template`, which has seen no token.
+
+        `renew` gives another template for one whose lexer is full.
+        """
+        self._template = template
+        self._renew = renew
+        self._eos_token_ids = eos_token_ids
+        self._num_prompt_tokens = num_prompt_tokens
+        self.failure: BatonError | None = None
+        self._restart()
 
     def mask(self, token_ids: Sequence[int], drafts: Sequence[int]) -> bytes | None:
         """See `baton.core.sequence.Constraint`."""
         if self.failure is not None:
             return None
+        mask = self._mask(token_ids, drafts)
+        for _ in range(_MAX_RENEWALS):
+            if mask is not None or not self._matcher.is_error():
+                return mask
+            try:
+                self._template = self._renew(self._template)
+            except BatonError as error:
+                self.failure = error
+                return None
+            self._restart()
+            mask = self._mask(token_ids, drafts)
+        if mask is None and self._matcher.is_error():
+            why = _shortened(self._matcher.get_error())
+            self.failure = InvalidRequest(f"the guide cannot be followed any further: {why}")
+        return mask
+
+    def _restart(self) -> None:
+        self._matcher: LLMatcher = self._template.deep_copy()
+        self._num_known = self._num_prompt_tokens
+        """Leading tokens of the sequence taken account of, prompt included."""
+        self._path: list[int] = []
+        """Drafts that the matcher has consumed besides; they may be rolled back."""
+        self._masks: dict[int, bytes] = {}
+        """By number of tokens of `_path` before: draft and target ask for the same ones."""
+
+    def _mask(self, token_ids: Sequence[int], drafts: Sequence[int]) -> bytes | None:
+        """The mask; None when the matcher is in an error, or nothing can follow."""
         if len(token_ids) > self._num_known:
             self._learn(token_ids[self._num_known :])
             self._num_known = len(token_ids)
-        if self.failure is not None or not self._follow(drafts):
+        if self._matcher.is_error() or not self._follow(drafts):
             return None
-        known = self._masks.get(len(drafts))
+        return self._mask_after_path(len(drafts))
+
+    def _mask_after_path(self, length: int) -> bytes | None:
+        """After the first drafts of the path, all of it if that mask is not known yet."""
+        known = self._masks.get(length)
         if known is not None:
             return known
         mask: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            self._fail()
             return None
-        self._masks[len(drafts)] = mask
+        self._masks[length] = mask
         return mask
 
     def _learn(self, token_ids: Sequence[int]) -> None:
@@ -67,8 +107,8 @@ class GrammarConstraint:
         num_common = _num_common(self._path, token_ids)
         self._roll_back(num_common)
         rest = list(token_ids[num_common:])
-        if self._matcher.try_consume_tokens(rest) < len(rest):
-            self._fail()
+        # Fails also when the lexer is full: `mask` finds the matcher in an error then.
+        self._matcher.consume_tokens(rest)
         self._path.clear()
         self._masks.clear()
 
@@ -79,7 +119,12 @@ class GrammarConstraint:
             return True
         self._roll_back(num_common)
         for token_id in drafts[num_common:]:
-            if not self._matcher.try_consume_tokens([token_id]):
+            mask = self._mask_after_path(len(self._path))
+            is_allowed = mask is not None and mask[token_id // 8] >> token_id % 8 & 1
+            if token_id in self._eos_token_ids or not is_allowed:
+                return False
+            # What the mask allows can fail all the same: when the lexer is full.
+            if not self._matcher.consume_token(token_id):
                 return False
             self._path.append(token_id)
         return True
@@ -90,10 +135,6 @@ class GrammarConstraint:
             self._matcher.rollback(num_dropped)
             del self._path[num_kept:]
             self._masks = {at: mask for at, mask in self._masks.items() if at <= num_kept}
-
-    def _fail(self) -> None:
-        why = _shortened(self._matcher.get_error()) or "it does not allow the output so far"
-        self.failure = InvalidRequest(f"the guide cannot be followed any further: {why}")
 
 
 class Grammars:
@@ -106,12 +147,14 @@ class Grammars:
         vocab_size: int,
         eos_token_ids: frozenset[int],
         max_compiled: int = MAX_COMPILED,
+        max_lexer_states: int = _MAX_LEXER_STATES,
     ) -> None:
         """Reads nothing yet: the tokenizer is read for the first guide."""
         self._directory = directory
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._max_compiled = max_compiled
+        self._limits = LLParserLimits(max_lexer_states=max_lexer_states, verbose_errors=False)
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_lock = threading.Lock()
         self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
@@ -131,12 +174,7 @@ class Grammars:
             InvalidRequest: it is not well-formed, too large, or nothing can match it.
             Unsupported: the model has no tokenizer that grammars can be compiled for.
         """
-        if guide not in self:
-            matcher = self._compile(guide.check())
-            with self._lock:
-                self._compiled[guide] = matcher
-                while len(self._compiled) > self._max_compiled:
-                    self._compiled.popitem(last=False)
+        self._template(guide)
 
     def constraint(self, guide: Guide, num_prompt_tokens: int) -> GrammarConstraint:
         """A constraint for one sequence; compiles the guide unless that was done.
@@ -144,13 +182,31 @@ class Grammars:
         Raises:
             InvalidRequest, Unsupported: see `compile`.
         """
-        while True:
-            with self._lock:
-                matcher = self._compiled.get(guide)
-                if matcher is not None:
-                    self._compiled.move_to_end(guide)
-                    return GrammarConstraint(matcher.deep_copy(), num_prompt_tokens)
-            self.compile(guide)
+        return GrammarConstraint(
+            self._template(guide),
+            num_prompt_tokens,
+            eos_token_ids=self._eos_token_ids,
+            renew=lambda stale: self._template(guide, stale),
+        )
+
+    def _template(self, guide: Guide, stale: LLMatcher | None = None) -> LLMatcher:
+        """A guide's matcher, another one than `stale`.
+
+        Copies share the states that their lexer has found so far, up to a limit: a grammar that is
+        used for long may come to it, and then has to be compiled anew.
+        """
+        with self._lock:
+            known = self._compiled.get(guide)
+            if known is not None and known is not stale:
+                self._compiled.move_to_end(guide)
+                return known
+        template = self._compile(guide.check())
+        with self._lock:
+            self._compiled[guide] = template
+            self._compiled.move_to_end(guide)
+            while len(self._compiled) > self._max_compiled:
+                self._compiled.popitem(last=False)
+        return template
 
     def _compile(self, guide: Guide) -> LLMatcher:
         tokenizer = self._loaded_tokenizer()
@@ -158,8 +214,7 @@ class Grammars:
             grammar = _grammar(guide)
         except ValueError as error:
             raise _refused(guide, str(error)) from error
-        limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise _refused(guide, matcher.get_error())
         # Finds what is refused only when used, and warms what all copies share.
