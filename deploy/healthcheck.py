@@ -10,8 +10,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 def main() -> int:
-    """Asks the service on this host's `BATON_PORT`."""
-    address = f"127.0.0.1:{os.environ.get('BATON_PORT', '7000')}"
+    """Asks the service on this host at the port that its own settings name."""
+    own = f"BATON_{os.environ.get('SERVICE', '').upper()}_PORT"
+    port = os.environ.get(own) or os.environ.get("BATON_PORT", "7000")
+    address = f"127.0.0.1:{port}"
     with grpc.insecure_channel(address) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(

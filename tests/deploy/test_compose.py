@@ -16,7 +16,10 @@ from tests.support.service_settings import settings_class, variables
 
 SCRIPTS = Path(sys.executable).parent
 FILE = ROOT / "docker-compose.yml"
-SHARED_BY_ALL = {"SERVICE"}
+# Not settings of Baton: which service to run, and how to keep libraries silent.
+OTHERS = {"SERVICE", "GRPC_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"}
+# After its drain a process stops its server (10 s at most) and leaves (5 s at most).
+AFTER_DRAIN_S = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +102,16 @@ def test_every_variable_is_a_setting_with_a_good_value(
     compose: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment = _environment(compose["services"][name])
-    given = {key: value for key, value in environment.items() if key not in SHARED_BY_ALL}
+    given = {key: value for key, value in environment.items() if key not in OTHERS}
     assert set(given) - variables(name) == set()
     for key, value in given.items():
         monkeypatch.setenv(key, value)
     settings = settings_class(name)()
+    assert environment["GRPC_VERBOSITY"] == "NONE"
+    grace = re.fullmatch(r"(\d+)s", compose["services"][name]["stop_grace_period"])
+    assert grace is not None
+    assert settings.drain_grace_s + AFTER_DRAIN_S <= int(grace[1]), "SIGKILL would cut off a drain"
+    assert name not in TORCH_SERVICES or given["BATON_NUM_THREADS"] == "1"
     assert settings.host == "0.0.0.0"
     assert settings.nats_url == "nats://nats:4222"
     ports = [str(port).rpartition(":")[2] for port in compose["services"][name].get("ports", [])]

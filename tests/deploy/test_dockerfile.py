@@ -39,6 +39,13 @@ def test_runs_unprivileged_with_a_health_check_and_gets_signals() -> None:
     assert re.search(r'^ENTRYPOINT \["sh", "-c", "exec ', final, flags=re.MULTILINE)
 
 
+def test_only_json_is_logged_and_no_installer_is_left_in_the_image() -> None:
+    final = _text().rpartition("\nFROM ")[2]
+    assert re.search(r"\bGRPC_VERBOSITY=NONE\b", final)
+    assert re.search(r"\bHF_HUB_DISABLE_PROGRESS_BARS=1\b", final)
+    assert "venv --without-pip" in _text()
+
+
 def test_every_service_can_be_built_in() -> None:
     default = re.search(r'^ARG SERVICES="([^"]*)"', _text(), flags=re.MULTILINE)
     assert default is not None

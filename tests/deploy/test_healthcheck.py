@@ -38,10 +38,10 @@ def served() -> Iterator[Served]:
         server.stop(0).wait()
 
 
-def _check(port: int) -> int:
+def _check(port: int, **variables: str) -> int:
     result = subprocess.run(
         [sys.executable, ROOT / "deploy" / "healthcheck.py"],
-        env={**os.environ, "BATON_PORT": str(port)},
+        env={**os.environ, "BATON_PORT": str(port), **variables},
         capture_output=True,
         timeout=30,
         check=False,
@@ -54,6 +54,11 @@ def test_healthy_while_serving_and_not_while_draining(served: Served) -> None:
     assert _check(served.port) == 0
     served.servicer.set("", Status.NOT_SERVING)
     assert _check(served.port) == 1
+
+
+def test_asks_at_the_port_that_only_this_service_was_given(served: Served) -> None:
+    served.servicer.set("", Status.SERVING)
+    assert _check(1, SERVICE="decode", BATON_DECODE_PORT=str(served.port)) == 0
 
 
 def test_unhealthy_when_nobody_answers(served: Served) -> None:

@@ -9,12 +9,16 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.support.repository import ROOT, SERVICES
+from tests.support.repository import ROOT, SERVICES, TORCH_SERVICES
 from tests.support.service_settings import settings_class, variables
 
 BASE = ROOT / "deploy" / "k8s" / "base"
 VERSION = "1.32"
 WORKLOADS = {"Deployment", "StatefulSet"}
+# After its drain a process stops its server (10 s at most) and leaves (5 s at most).
+AFTER_DRAIN_S = 15.0
+# A worker with the demo model, without its KV cache, takes 470 MB.
+WORKER_BYTES = 768 << 20
 Resource = dict[str, Any]
 
 
@@ -159,6 +163,8 @@ def test_pods_run_unprivileged() -> None:
         assert pod["securityContext"]["runAsNonRoot"] is True, name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert pod["automountServiceAccountToken"] is False, name
+        # A Service named baton-http would set the gateway's BATON_HTTP_PORT to "tcp://...".
+        assert pod["enableServiceLinks"] is False, name
         for container in pod["containers"]:
             context = container["securityContext"]
             assert context["readOnlyRootFilesystem"] is True, name
@@ -211,6 +217,8 @@ def test_every_variable_is_a_setting_with_a_good_value(
 ) -> None:
     environment = _environment(service)
     assert environment.pop("SERVICE") == service
+    assert environment.pop("GRPC_VERBOSITY") == "NONE"
+    assert environment.pop("HF_HUB_DISABLE_PROGRESS_BARS") == "1"
     assert set(environment) - variables(service) == set()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -226,7 +234,27 @@ def test_every_variable_is_a_setting_with_a_good_value(
     assert container["readinessProbe"]["grpc"]["port"] == settings.port
     assert container["startupProbe"]["grpc"]["port"] == settings.port
     grace_s = template["spec"]["terminationGracePeriodSeconds"]
-    assert settings.drain_grace_s < grace_s, "the drain would be cut off by SIGKILL"
+    pre_stop_s = (
+        container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+    )
+    end_s = pre_stop_s + settings.drain_grace_s + AFTER_DRAIN_S
+    assert end_s <= grace_s, "the drain would be cut off by SIGKILL"
+    assert service != "gateway" or pre_stop_s > 0, "its Service learns late that a pod ends"
+
+
+@pytest.mark.parametrize("service", TORCH_SERVICES)
+def test_workers_take_what_their_pod_is_given(service: str) -> None:
+    """A pod sees all cores of its node; and a KV cache that fills must not meet the limit."""
+    environment = _environment(service)
+    resources = next(
+        template["spec"]["containers"][0]["resources"]
+        for _, template in _pods()
+        if template["metadata"]["labels"]["app.kubernetes.io/component"] == service
+    )
+    assert environment["BATON_NUM_THREADS"] == resources["requests"]["cpu"]
+    limit = re.fullmatch(r"(\d+)Gi", resources["limits"]["memory"])
+    assert limit is not None
+    assert int(environment["BATON_KV_BYTES"]) + WORKER_BYTES <= int(limit[1]) << 30
 
 
 def test_model_paths_of_the_manifests_are_in_the_image() -> None:
