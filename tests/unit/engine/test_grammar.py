@@ -143,6 +143,27 @@ def test_any_json_object_begins_and_ends_as_one(directory: Path, texts: dict[int
     assert _allowed(constraint.mask(closed, ())) == [EOS_TOKEN_ID]
 
 
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ('{"a":[1,{}]}', True),
+        ('{"a": [1, {}]}', True),
+        ('{\n  "a": [\n    1,\n    {}\n  ]\n}', True),
+        ('{\n\t"a": 1\n}', True),
+        ('{  "a": 1}', False),
+        ('{\n\n"a": 1}', False),
+    ],
+)
+def test_json_is_indented_as_people_do(
+    directory: Path, texts: dict[int, bytes], text: str, is_allowed: bool
+) -> None:
+    by_text = {text: token_id for token_id, text in texts.items()}
+    tokens = [by_text[bytes([byte])] for byte in text.encode()]
+    constraint = _grammars(directory).constraint(Guide.json_object(), 0)
+    mask = constraint.mask(tokens, ())
+    assert (mask is not None and EOS_TOKEN_ID in _allowed(mask)) is is_allowed
+
+
 def test_the_end_comes_only_where_the_guide_is_fulfilled(
     directory: Path, texts: dict[int, bytes]
 ) -> None:

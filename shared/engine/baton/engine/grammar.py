@@ -24,8 +24,9 @@ _MAX_LEXER_STATES = 32_768
 _MAX_RENEWALS = 2
 """In a row: the first may lead to a template that others have filled, the second one is new."""
 _MAX_MESSAGE_CHARS = 300
-_JSON_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
-"""Without a bound, a model that likes whitespace writes nothing else up to its last token."""
+_JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,24}"
+"""What people indent with. Without a bound, a model that likes whitespace writes nothing else up to
+its last token; small ones do, with blank lines where there are no spaces."""
 
 
 class GrammarConstraint:
