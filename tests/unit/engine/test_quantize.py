@@ -137,6 +137,19 @@ def test_a_rows_result_does_not_depend_on_the_rows_beside_it(scheme: str) -> Non
     assert torch.equal(layer(rows), alone)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3])
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+def test_small_and_large_weights_agree(scheme: str, num_rows: int) -> None:
+    small = quantize_weight(_weight(48, 128), Quantization(scheme))
+    copies = 500_000 // small["qweight"].numel() + 1
+    large = {part: torch.cat([tensor] * copies) for part, tensor in small.items()}
+    rows = _rows(num_rows, 128, torch.bfloat16)
+    expected = make_linear(scheme, small, None, torch.bfloat16)(rows).float()
+    got = make_linear(scheme, large, None, torch.bfloat16)(rows).float()[:, :48]
+    error = (got - expected).abs().amax(1) / expected.abs().amax(1)
+    assert float(error.max()) < (0.01 if scheme == "int8" else 0.03)
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int4"])
 def test_rows_of_zeros_and_no_rows(scheme: str) -> None:
     tensors = quantize_weight(_weight(), Quantization(scheme, group_size=32))

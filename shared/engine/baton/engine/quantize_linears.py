@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
-from torch.linalg import vector_norm
 from torch.nn.functional import linear
 
 from baton.core.errors import Unsupported
@@ -19,9 +18,11 @@ from baton.engine.quantize import FP8_MAX, INT8_MAX, dequantize_int4, int4_level
 
 MAX_SPLIT_ROWS = 64
 """More rows than these and int8 weights are better turned into floats for a plain product."""
+MAX_SMALL_ROWS = 2
 MAX_INT4_ROWS = 16
 """Likewise for torch's int4 kernel, which multiplies row by row."""
 _SPLIT = 2 * INT8_MAX
+_MAX_SMALL_WEIGHTS = 500_000
 _MIN_FP8_CAPABILITY = (8, 9)
 _INT4_OUT_MULTIPLE = 16
 _DTYPES = frozenset({torch.float32, torch.bfloat16})
@@ -55,13 +56,10 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
 
-class Int8Linear(QuantizedLinear):
-    """int8 weights, activations as they are.
+class _Int8Layer(QuantizedLinear):
+    """What both int8 layers share: torch's weight-only kernel for a row or two and small weights.
 
-    Few rows: oneDNN's int8 kernels read each weight once, as fast as memory gives it, where torch's
-    weight-only kernel is held up by conversions. They take int8 inputs, so each row is written as
-    254 * high + low with both in int8: 15 bits and a sign, more than bfloat16 has. The sums are
-    exact integers, and a row's result does not depend on the rows beside it.
+    Those stay in a cache, where oneDNN's kernel takes longer to call than to compute.
     """
 
     def __init__(
@@ -70,46 +68,70 @@ class Int8Linear(QuantizedLinear):
         weight = tensors["qweight"]
         super().__init__(weight.shape[1], weight.shape[0], bias, dtype)
         self._scale = tensors["scale"].to(dtype)
-        self._product: _Int8Product | None = None
-        self._weight: torch.Tensor | None = weight
-        if has_int8_kernels():
-            self._product, self._weight = _Int8Product(tensors), None
+        is_small = dtype is torch.bfloat16 and weight.numel() <= _MAX_SMALL_WEIGHTS
+        self._small = weight if is_small else None
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """See QuantizedLinear."""
+        if self._small is not None and len(rows) <= MAX_SMALL_ROWS:
+            return torch.ops.aten._weight_int8pack_mm(rows, self._small, self._scale)  # type: ignore[no-any-return]
+        return self.multiply_many(rows)
+
+    def multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
+        """`multiply`, for what is left."""
+        raise NotImplementedError
+
+
+class Int8Linear(_Int8Layer):
+    """int8 weights, activations as they are.
+
+    oneDNN's int8 kernels read each weight once, as fast as memory gives it, where torch's
+    weight-only kernel is held up by conversions. They take int8 inputs, so each row is written as
+    254 * high + low with both in int8: 15 bits and a sign, more than bfloat16 has. The sums are
+    exact integers, and a row's result does not depend on the rows beside it.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__(tensors, bias, dtype)
+        self._product: _Int8Product | None = None
+        self._weight: torch.Tensor | None = tensors["qweight"]
+        if has_int8_kernels():
+            self._product, self._weight = _Int8Product(tensors), None
+
+    def multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
+        """See _Int8Layer."""
         if self._product is not None and len(rows) <= MAX_SPLIT_ROWS:
             return self._multiply_split(rows, self._product)
         weight = self._weight if self._product is None else self._product.weight()
         return linear(rows, weight.to(self.dtype)).mul_(self._scale)  # type: ignore[union-attr]
 
     def _multiply_split(self, rows: torch.Tensor, product: _Int8Product) -> torch.Tensor:
-        largest = vector_norm(rows, torch.inf, dim=1, keepdim=True, dtype=torch.float32)
-        unit = largest.clamp_(min=_SMALLEST).div_(INT8_MAX * _SPLIT)
+        unit = _largest(rows).div_(INT8_MAX * _SPLIT)
         scaled = rows / unit
         high = torch.mul(scaled, 1 / _SPLIT).round_()
-        low = scaled.sub_(high, alpha=_SPLIT)
-        sums = product(torch.cat([high, low]).round_().to(torch.int8), torch.float32)
+        low = scaled.sub_(high, alpha=_SPLIT).round_()
+        sums = product(torch.cat([high, low]).to(torch.int8), torch.float32)
         total = torch.add(sums[len(rows) :], sums[: len(rows)], alpha=_SPLIT)
         return total.mul_(unit).to(self.dtype)
 
 
-class Int8DynamicLinear(QuantizedLinear):
+class Int8DynamicLinear(_Int8Layer):
     """int8 weights, and activations rounded to int8 with one scale per row."""
 
     def __init__(
         self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
     ) -> None:
-        weight = tensors["qweight"]
-        super().__init__(weight.shape[1], weight.shape[0], bias, dtype)
+        super().__init__(tensors, bias, dtype)
         if not has_int8_kernels():
             raise Unsupported("this torch has no oneDNN int8 kernels; int8-dynamic needs them")
         self._product = _Int8Product(tensors)
 
-    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """See QuantizedLinear."""
-        largest = vector_norm(rows, torch.inf, dim=1, keepdim=True)
-        # One short of the largest int8: the unit is rounded to the rows' dtype.
-        unit = largest.clamp_(min=_SMALLEST).div_(INT8_MAX - 1)
+    def multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
+        """See _Int8Layer."""
+        # One short of the largest int8, because the unit is rounded to the rows' dtype.
+        unit = _largest(rows).div_(INT8_MAX - 1).to(self.dtype)
         levels = (rows / unit.float()).round_().to(torch.int8)
         return self._product(levels, self.dtype).mul_(unit)
 
@@ -152,8 +174,7 @@ class Fp8Linear(QuantizedLinear):
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """See QuantizedLinear."""
-        largest = vector_norm(rows, torch.inf, dim=1, keepdim=True, dtype=torch.float32)
-        unit = largest.clamp_(min=_SMALLEST).div_(FP8_MAX)
+        unit = _largest(rows).div_(FP8_MAX)
         levels = (rows / unit).to(torch.float8_e4m3fn)
         return torch._scaled_mm(
             levels, self._weight.t(), scale_a=unit, scale_b=self._scale[None], out_dtype=self.dtype
@@ -169,6 +190,12 @@ _LINEARS: Mapping[str, _Maker] = {
     "int4": Int4Linear,
     "fp8": Fp8Linear,
 }
+
+
+def _largest(rows: torch.Tensor) -> torch.Tensor:
+    """Largest absolute value of each row, float32 [num_rows, 1]; not 0."""
+    # A norm of infinite order is the same and takes five times as long.
+    return rows.abs().amax(1, keepdim=True).float().clamp_(min=_SMALLEST)
 
 
 class _Int8Product:
