@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import random
 import threading
 
@@ -101,11 +103,12 @@ def test_nothing_is_lost_or_held(tiny_model: TinyModel, speculation: bool) -> No
     ) as engine:
         clients = [_Client(engine, seed) for seed in (1, 2)]
         # Commands come while a step computes, and all over the run.
-        permits = threading.Semaphore(0)
+        # Few may wait, or all of them would come before the first step when threads switch late.
+        permits: queue.Queue[None] = queue.Queue(maxsize=2)
 
         def send(client: _Client) -> None:
             for _ in range(120):
-                permits.acquire(timeout=10)
+                permits.get(timeout=10)
                 client.act()
                 engine.check()
 
@@ -113,7 +116,8 @@ def test_nothing_is_lost_or_held(tiny_model: TinyModel, speculation: bool) -> No
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            permits.release()
+            with contextlib.suppress(queue.Full):
+                permits.put_nowait(None)
             engine.step()
             engine.check()
         for thread in threads:
