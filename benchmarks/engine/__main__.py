@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from benchmarks.engine.floors import Floors
 from benchmarks.engine.measure import Bench, DecodeTimes, PrefillTimes
-from benchmarks.engine.quantized import measure_quantized
+from benchmarks.engine.quantized import QuantizedFigures, measure_quantized
 from benchmarks.engine.shapes import NAMES, model_directory
 
 _KV_MARGIN_TOKENS = 128
@@ -126,7 +126,10 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             figures[f"vs_transformers_b{batch}"] = round(ratio, 3)
             say(f"batch {batch}: {ratio:.2f} times the tokens per second of transformers.generate")
     bench.close()
-    quantized = measure_quantized(options.model, options.context[0], options.steps)
+    quantized = QuantizedFigures()
+    if options.device == "cpu":
+        note("int8 against bfloat16")
+        quantized = measure_quantized(directory, options.context[0], options.steps)
     figures["int8_decode_speedup"] = quantized.int8_decode_speedup
     figures["int8_perplexity_change"] = quantized.int8_perplexity_change
     return {"model": options.model, "threads": torch.get_num_threads(), **figures}

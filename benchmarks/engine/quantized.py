@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from baton.engine.quantize import Quantization
+from benchmarks.quantization.perplexity import perplexity_change
+from benchmarks.quantization.speed import Workload, decode_speedup
+
+_NUM_ROUNDS = 3
+_SETTINGS = {"quantization": "int8", "quantize_lm_head": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +23,11 @@ class QuantizedFigures:
     """Relative: 0.01 is one per cent worse."""
 
 
-def measure_quantized(model: str, context: int, num_steps: int) -> QuantizedFigures:
-    """Measures int8 against the model's own dtype; nothing yet, the engine has no int8."""
-    del model, context, num_steps
-    return QuantizedFigures()
+def measure_quantized(directory: Path, context: int, num_steps: int) -> QuantizedFigures:
+    """Measures weight-only int8, output layer included, against bfloat16 on CPU."""
+    workload = Workload((1,), context, context, num_steps, _NUM_ROUNDS)
+    quantization = Quantization("int8", has_lm_head=True)
+    return QuantizedFigures(
+        int8_decode_speedup=round(decode_speedup(directory, _SETTINGS, workload), 3),
+        int8_perplexity_change=round(perplexity_change(quantization), 5),
+    )

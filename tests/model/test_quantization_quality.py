@@ -1,0 +1,31 @@
+"""What int8 does to the demo model, on text that it was not trained on."""
+
+from __future__ import annotations
+
+import pytest
+
+from baton.engine.quantize import Quantization
+from benchmarks.quantization.perplexity import (
+    DEMO,
+    heldout_texts,
+    load,
+    make_windows,
+    perplexity,
+)
+
+MAX_CHANGES = {"int8": 0.01, "int8-dynamic": 0.01, "int4": 0.05}
+
+
+@pytest.fixture(scope="module")
+def plain() -> float:
+    return perplexity(load(DEMO), make_windows(DEMO, heldout_texts(2)))
+
+
+@pytest.mark.skipif(not heldout_texts(2), reason="this Python has none of the held-out files")
+@pytest.mark.parametrize("scheme", sorted(MAX_CHANGES))
+def test_perplexity_stays_close(scheme: str, plain: float) -> None:
+    windows = make_windows(DEMO, heldout_texts(2))
+    changed = perplexity(load(DEMO, Quantization(scheme, has_lm_head=True)), windows)
+    assert 1 < plain < 100, "a model that predicts something"
+    assert abs(changed / plain - 1) < MAX_CHANGES[scheme]
+    assert changed != plain
