@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from baton.core.errors import InvalidRequest, Unsupported
 from baton.core.guide import MAX_CHOICES, Guide, GuideKind
 from baton.engine.grammar import GrammarConstraint, Grammars
 from tests.support.tiny_models import EOS_TOKEN_ID, save_byte_tokenizer
+from tests.support.tiny_tokenizer import sentencepiece_like
 
 VOCAB_SIZE = 320
 PROMPT = [5, 6, 7]
@@ -172,6 +174,21 @@ def test_the_end_comes_only_where_the_guide_is_fulfilled(
     for length in range(1, 8):
         allowed = _allowed(constraint.mask([z] * length, ()))
         assert (EOS_TOKEN_ID in allowed) is (length % 2 == 1)
+
+
+def test_vocabularies_with_byte_fallback_can_be_guided(tmp_path: Path) -> None:
+    """As Llama 2 has one: a mark for spaces, single bytes for what has no token."""
+    tokenizer = Tokenizer.from_file(str(sentencepiece_like(tmp_path) / "tokenizer.json"))
+    options = ["hello world", "wörld hello"]
+    grammars = Grammars(tmp_path, vocab_size=VOCAB_SIZE, eos_token_ids=frozenset({2}))
+    seen, rng = set(), random.Random(7)
+    for _ in range(20):
+        constraint = grammars.constraint(Guide.choice(options), 0)
+        output: list[int] = []
+        while 2 not in output:
+            output.append(rng.choice(_allowed(constraint.mask(output, ()))))
+        seen.add(tokenizer.decode(output))
+    assert seen == set(options)
 
 
 def test_special_tokens_are_no_text(directory: Path) -> None:
