@@ -172,7 +172,7 @@ class KvLayout(_message.Message):
     def __init__(self, block_size: _Optional[int] = ..., dtype: _Optional[str] = ..., num_kv_heads: _Optional[_Iterable[int]] = ..., head_dim: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StageTiming(_message.Message):
-    __slots__ = ("stage", "start", "duration", "before_first_token", "worker_id", "bytes", "tokens")
+    __slots__ = ("stage", "start", "duration", "before_first_token", "worker_id", "bytes", "tokens", "idle")
     STAGE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     DURATION_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +180,7 @@ class StageTiming(_message.Message):
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
     stage: str
     start: _duration_pb2.Duration
     duration: _duration_pb2.Duration
@@ -187,7 +188,8 @@ class StageTiming(_message.Message):
     worker_id: str
     bytes: int
     tokens: int
-    def __init__(self, stage: _Optional[str] = ..., start: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., before_first_token: bool = ..., worker_id: _Optional[str] = ..., bytes: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+    idle: _duration_pb2.Duration
+    def __init__(self, stage: _Optional[str] = ..., start: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., before_first_token: bool = ..., worker_id: _Optional[str] = ..., bytes: _Optional[int] = ..., tokens: _Optional[int] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "draft_tokens", "accepted_tokens")

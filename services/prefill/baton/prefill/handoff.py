@@ -57,6 +57,13 @@ class PushReport:
     """Part of the time that was after the first token was chosen."""
     starved_s: float
     """Part of the time spent waiting for credit."""
+    idle_s: float
+    """Part of the time spent waiting for the computation."""
+
+    @property
+    def active_s(self) -> float:
+        """Time in which KV was on its way: what a transfer rate divides by."""
+        return self.ended_at_s - self.began_at_s - self.idle_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,7 @@ class Push:
         self._sent = Ledger(xxhash.xxh3_64_intdigest)
         self._began_at_s = 0.0
         self._starved_s = 0.0
+        self._idle_s = 0.0
 
     def ready(self, num_blocks: int) -> None:
         """The first `num_blocks` blocks can be read."""
@@ -182,6 +190,7 @@ class Push:
             ended_at_s=ended_at_s,
             exposed_s=max(0.0, ended_at_s - max(self._began_at_s, self._first.at_s)),
             starved_s=self._starved_s,
+            idle_s=self._idle_s,
         )
 
     async def _send_chunk(self, call: PushCall, span: Span) -> None:
@@ -234,10 +243,13 @@ class Push:
     async def _wait_for_blocks(self, call: PushCall, num_sent: int) -> None:
         """Waits for the computation, however long, and tells the receiver so meanwhile."""
         interval_s = min(_MAX_SIGN_OF_LIFE_INTERVAL_S, self._progress_timeout_s / 3)
+        waits_since_s = time.monotonic()
         while self._first is None and self._num_ready <= num_sent:
             if not await self._has_news(interval_s):
                 async with asyncio.timeout(self._progress_timeout_s):
                     await call.sign_of_life(self._target.epoch)
+        if self._began_at_s:
+            self._idle_s += time.monotonic() - waits_since_s
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
         """Waits for the receiver.

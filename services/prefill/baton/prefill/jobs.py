@@ -303,9 +303,8 @@ class Jobs:
 
     def pushed(self, report: PushReport) -> None:
         """Learns from a finished push how fast they are."""
-        duration_s = report.ended_at_s - report.began_at_s
-        if duration_s > 0.0:
-            measured = report.num_bytes / duration_s
+        if report.active_s > 0.0:
+            measured = report.num_bytes / report.active_s
             known = self.push_bytes_per_s
             self.push_bytes_per_s = measured if not known else 0.8 * known + 0.2 * measured
 

@@ -158,4 +158,5 @@ def _done_to_pb(event: JobDone) -> prefill_pb2.PrefillDone:
         chunks=report.num_chunks,
         transfer=duration_to_pb(report.ended_at_s - report.began_at_s),
         exposed=duration_to_pb(report.exposed_s),
+        idle=duration_to_pb(report.idle_s),
     )

@@ -35,7 +35,6 @@ class Recorder:
                 tokens = {"baton.prompt_tokens": len(self._job.spec.token_ids)}
                 self._record("prefill.compute", event.started_at_s, event.at_s, tokens)
             case JobDone(report) if report is not None:
-                duration_s = report.ended_at_s - report.began_at_s
                 self._record(
                     "kv.transfer",
                     report.began_at_s,
@@ -44,8 +43,9 @@ class Recorder:
                         "baton.kv.bytes": report.num_bytes,
                         "baton.kv.blocks": report.num_blocks,
                         "baton.kv.chunks": report.num_chunks,
-                        "baton.kv.bytes_per_s": report.num_bytes / max(duration_s, 1e-9),
+                        "baton.kv.bytes_per_s": report.num_bytes / max(report.active_s, 1e-9),
                         "baton.kv.exposed_s": report.exposed_s,
+                        "baton.kv.idle_s": report.idle_s,
                         "baton.kv.starved_s": report.starved_s,
                         "baton.target.worker_id": self._target_id(),
                     },

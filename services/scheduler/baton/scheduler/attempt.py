@@ -232,6 +232,7 @@ class Attempt:
                 before_first_token=False,
                 worker_id=self._placement.decode.worker_id,
                 num_bytes=event.num_bytes,
+                idle_s=event.idle_s,
             )
         )
         await prefill.drain(_LAST_WORD_S)

@@ -155,6 +155,8 @@ class PrefillDone:
     transfer_s: float
     exposed_s: float
     """Part of `transfer_s` after the first token."""
+    idle_s: float
+    """Part of `transfer_s` spent waiting for the computation."""
 
 
 PrefillEvent = PrefillStarted | FirstToken | PrefillDone

@@ -286,6 +286,7 @@ def _prefill_event(message: object) -> PrefillEvent:
         num_blocks=done.blocks,
         transfer_s=duration_from_pb(done.transfer),
         exposed_s=duration_from_pb(done.exposed),
+        idle_s=duration_from_pb(done.idle),
     )
 
 

@@ -233,6 +233,7 @@ def _stage(stage: Stage) -> common_pb2.StageTiming:
         before_first_token=stage.before_first_token,
         worker_id=stage.worker_id,
         bytes=stage.num_bytes,
+        idle=duration_to_pb(stage.idle_s),
         tokens=stage.num_tokens,
     )
 

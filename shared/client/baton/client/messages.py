@@ -210,6 +210,7 @@ def _stage(stage: common_pb2.StageTiming) -> Stage:
         worker_id=stage.worker_id,
         num_bytes=stage.bytes,
         num_tokens=stage.tokens,
+        idle_s=_seconds(stage.idle),
     )
 
 

@@ -112,6 +112,8 @@ class Stage:
     num_bytes: int = 0
     """Bytes moved (hand-off only)."""
     num_tokens: int = 0
+    idle_s: float = 0.0
+    """Part of the duration spent waiting for another stage (a hand-off waits for the prefill)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,8 @@ class Stage:
     worker_id: str = ""
     num_bytes: int = 0
     num_tokens: int = 0
+    idle_s: float = 0.0
+    """Part of the duration spent waiting for another stage."""
 
 
 @dataclass(frozen=True, slots=True)
