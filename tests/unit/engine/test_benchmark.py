@@ -1,0 +1,55 @@
+"""The engine benchmark's command line, and that it measures; nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.engine.__main__ import main, parse
+from benchmarks.engine.quantized import QuantizedFigures
+from benchmarks.engine.shapes import model_directory
+
+KEYS = {
+    "decode_b1_floor_fraction",
+    "decode_b16_over_b1",
+    "vs_transformers_b1",
+    "vs_transformers_b16",
+    "prefill_floor_fraction",
+    "int8_decode_speedup",
+    "int8_perplexity_change",
+    "overhead_fraction",
+}
+
+
+def test_a_missing_device_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(SystemExit):
+        parse(["--device", "cuda"])
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--batch", "--context"])
+def test_sizes_of_nothing_are_refused(option: str) -> None:
+    with pytest.raises(SystemExit):
+        parse([option, "0"])
+
+
+def test_it_ends_with_one_line_of_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (model_directory("demo", torch.bfloat16, None) / "config.json").is_file():  # type: ignore[arg-type]
+        pytest.skip("the demo model is not here")
+    monkeypatch.setattr("benchmarks.engine.floors._READ_BYTES", 1 << 20)
+    monkeypatch.setattr("benchmarks.engine.floors._GEMM_SIZE", 64)
+    monkeypatch.setattr(
+        "benchmarks.engine.__main__.measure_quantized", lambda *_: QuantizedFigures()
+    )
+    sizes = ["--batch", "1", "16", "--context", "32", "--prompt", "32", "--steps", "1"]
+    assert main([*sizes, "--passes", "1", "--no-transformers", "--threads", "1", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures.keys() >= KEYS
+    assert figures["decode_b1_floor_fraction"] > 0
+    assert figures["vs_transformers_b1"] is None
