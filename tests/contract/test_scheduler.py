@@ -146,6 +146,14 @@ async def test_chat_and_token_prompts(rig: Rig) -> None:
     assert answer.text == expected_text("hello", 8)
 
 
+async def test_tools_reach_the_tokenizer(rig: Rig) -> None:
+    chat = inference_pb2.ChatPrompt(tools_json="[1]")
+    chat.messages.add(role="assistant", content="c", tool_calls_json="[2]", name="n")
+    chat.messages.add(role="tool", content="t", tool_call_id="i")
+    await rig.ask("", chat=chat)
+    assert rig.tokenizers[0].encoded[-1].chat == chat
+
+
 async def test_a_seed_is_chosen_when_none_is_given(rig: Rig) -> None:
     request = rig.request()
     request.sampling.ClearField("seed")

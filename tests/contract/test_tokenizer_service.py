@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -34,6 +36,12 @@ def vocabulary(tmp_path_factory) -> Vocabulary:
 
 @pytest_asyncio.fixture
 async def service(vocabulary) -> AsyncIterator[Any]:
+    async with serving(vocabulary) as stub:
+        yield stub
+
+
+@asynccontextmanager
+async def serving(vocabulary: Vocabulary) -> AsyncIterator[Any]:
     metrics = Metrics("tokenizer", "t1", "0")
     telemetry = Telemetry("tokenizer", "t1")
     executor = ThreadPoolExecutor(1)
@@ -69,6 +77,50 @@ async def test_encode_text_and_chat(service, vocabulary):
     request = tokenizer_pb2.EncodeRequest(model="tiny", chat=chat(("user", "hello")))
     answer = await service.Encode(request, timeout=5)
     assert list(answer.token_ids) == vocabulary.encode_chat([{"role": "user", "content": "hello"}])
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ tools[0]['function']['name'] }};{% endif %}"
+    "{% for message in messages %}{{ message.keys() | list | tojson }}"
+    "{% for call in message.tool_calls or [] %}"
+    "{{ call.function.name }}({{ call.function.arguments.a }}){% endfor %}"
+    "{{ message.tool_call_id }}{{ message.content }};{% endfor %}"
+)
+
+
+async def test_templates_see_tools_their_calls_and_their_answers(tmp_path):
+    directory = tiny_tokenizer.byte_level(tmp_path, chat_template=TOOL_TEMPLATE)
+    calls = [{"id": "1", "function": {"name": "f", "arguments": '{"a": "x"}'}}]
+    prompt = chat(("assistant", ""), ("tool", "42"))
+    prompt.tools_json = json.dumps([{"type": "function", "function": {"name": "f"}}])
+    prompt.messages[0].tool_calls_json = json.dumps(calls)
+    prompt.messages[1].tool_call_id = "1"
+    async with serving(Vocabulary("tiny", directory)) as service:
+        answer = await service.Encode(tokenizer_pb2.EncodeRequest(chat=prompt), timeout=5)
+        decode = tokenizer_pb2.DecodeTextRequest(token_ids=answer.token_ids)
+        text = (await service.DecodeText(decode, timeout=5)).text
+    assert text == (
+        'f;["role", "content", "tool_calls"]f(x);["role", "content", "tool_call_id"]142;'
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("tools_json", "{", "tools is not JSON"),
+        ("tools_json", "[" * 20_000, "tools is not JSON"),
+        ("tools_json", "{}", "array"),
+        ("tool_calls_json", "[1]", "function with a name"),
+        ("tool_calls_json", '[{"function": {"name": "f", "arguments": "{"}}]', "not JSON"),
+        ("tools_json", "[" + "1," * 25_000 + "1]", "at most 50000"),
+    ],
+)
+async def test_bad_tools_are_refused(service, field, text, message):
+    prompt = chat(("assistant", ""))
+    setattr(prompt if field == "tools_json" else prompt.messages[0], field, text)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.Encode(tokenizer_pb2.EncodeRequest(chat=prompt), timeout=5)
+    assert message in error_from_rpc(caught.value).message
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,12 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     def __init__(self) -> None:
         self.pauses = Pauses()
         self.num_calls = 0
+        self.encoded: list[Any] = []
         self.open_outputs: dict[int, list[str]] = {}
         self.break_after_messages = -1
 
     async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
+        self.encoded.append(request)
         await self.pauses.at("encode")
         text = request.text or "".join(m.content for m in request.chat.messages)
         return tokenizer_pb2.EncodeResponse(model=MODEL, token_ids=map(ord, text))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from random import Random
 
@@ -116,11 +117,27 @@ async def test_messages_and_token_ids_are_prompts_too(fake, client):
     assert list(fake.requests[1].tokens.token_ids) == [1, 2]
 
 
+async def test_tools_and_their_calls_go_along(fake, client):
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "1", "name": "f"},
+    ]
+    tool = {"type": "function", "function": {"name": "f"}}
+    await client.generate(messages=messages, tools=[tool])
+    chat = fake.requests[0].chat
+    assert json.loads(chat.tools_json) == [tool]
+    assert json.loads(chat.messages[0].tool_calls_json) == [call]
+    assert (chat.messages[1].tool_call_id, chat.messages[1].name) == ("1", "f")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "exactly one"),
         ({"prompt": "a", "token_ids": [1]}, "exactly one"),
+        ({"prompt": "a", "tools": [{}]}, "tools need messages"),
+        ({"messages": [{"role": "user", "content": ""}], "tools": [{1}]}, "plain JSON"),
         ({"prompt": "a", "temperature": -1.0}, "temperature"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "seed": -1}, "seed"),

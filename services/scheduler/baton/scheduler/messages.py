@@ -16,9 +16,20 @@ class ChatTurn:
 
     role: str
     content: str
+    tool_calls_json: str = ""
+    tool_call_id: str = ""
+    name: str = ""
 
 
-Prompt = str | tuple[ChatTurn, ...] | tuple[int, ...]
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation, and the tools that the model may call in it."""
+
+    turns: tuple[ChatTurn, ...]
+    tools_json: str = ""
+
+
+Prompt = str | Chat | tuple[int, ...]
 """Text, a conversation, or token ids. An empty one never gets past the servicer."""
 
 

@@ -187,8 +187,8 @@ class Orchestrator:
         job, model = live.job, live.model
         with self._around.tools.spans.stage("tokenize", {"baton.model": model}) as span:
             live.trace_id = trace_id_hex(span)
-            if isinstance(job.prompt, tuple) and all(isinstance(item, int) for item in job.prompt):
-                live.prompt_ids = tuple(item for item in job.prompt if isinstance(item, int))
+            if isinstance(job.prompt, tuple):
+                live.prompt_ids = job.prompt
             else:
                 live.prompt_ids = await self._around.encoder.encode(
                     model, job.prompt, live.remaining_s()

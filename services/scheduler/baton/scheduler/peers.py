@@ -21,6 +21,7 @@ from baton.rpc.convert import (
 )
 from baton.rpc.errors import error_from_rpc
 from baton.scheduler.messages import (
+    Chat,
     DecodeTimings,
     Encoded,
     FirstToken,
@@ -41,7 +42,6 @@ from baton.v1 import (
     common_pb2,
     decode_pb2,
     decode_pb2_grpc,
-    inference_pb2,
     prefill_pb2,
     prefill_pb2_grpc,
     tokenizer_pb2,
@@ -69,12 +69,16 @@ class TokenizerPeer:
         request = tokenizer_pb2.EncodeRequest(model=model)
         if isinstance(prompt, str):
             request.text = prompt
-        else:
-            request.chat.messages.extend(
-                inference_pb2.ChatMessage(role=turn.role, content=turn.content)
-                for turn in prompt
-                if not isinstance(turn, int)
-            )
+        elif isinstance(prompt, Chat):
+            request.chat.tools_json = prompt.tools_json
+            for turn in prompt.turns:
+                request.chat.messages.add(
+                    role=turn.role,
+                    content=turn.content,
+                    tool_calls_json=turn.tool_calls_json,
+                    tool_call_id=turn.tool_call_id,
+                    name=turn.name,
+                )
         response = await _answer(self._stub.Encode(request, timeout=timeout_s))
         return Encoded(response.model, tuple(response.token_ids))
 

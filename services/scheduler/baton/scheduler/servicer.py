@@ -21,6 +21,7 @@ from baton.rpc.logs import bind_request_id
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.live import LiveRequest
 from baton.scheduler.messages import (
+    Chat,
     ChatTurn,
     Ending,
     GenerateJob,
@@ -90,7 +91,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         kind = request.WhichOneof("input")
         if kind is None:
             raise InvalidRequest("set text or chat")
-        prompt = request.text if kind == "text" else _turns(request.chat)
+        prompt = request.text if kind == "text" else _chat(request.chat)
         token_ids = await self._edge.encoder.encode(model, prompt, self._timeout_s(context))
         return inference_pb2.TokenizeResponse(
             token_ids=token_ids, max_model_len_tokens=cluster.max_model_len_tokens(model)
@@ -178,7 +179,7 @@ def _prompt(request: inference_pb2.GenerateRequest) -> Prompt:
     if kind == "text" and request.text:
         return str(request.text)
     if kind == "chat":
-        return _turns(request.chat)
+        return _chat(request.chat)
     if kind == "tokens" and request.tokens.token_ids:
         return tuple(request.tokens.token_ids)
     raise InvalidRequest(
@@ -186,12 +187,22 @@ def _prompt(request: inference_pb2.GenerateRequest) -> Prompt:
     )
 
 
-def _turns(chat: inference_pb2.ChatPrompt) -> tuple[ChatTurn, ...]:
+def _chat(chat: inference_pb2.ChatPrompt) -> Chat:
     if not 0 < len(chat.messages) <= MAX_CHAT_MESSAGES:
         raise InvalidRequest(
             f"chat must have 1 to {MAX_CHAT_MESSAGES} messages, got {len(chat.messages)}"
         )
-    return tuple(ChatTurn(message.role, message.content) for message in chat.messages)
+    turns = (
+        ChatTurn(
+            role=message.role,
+            content=message.content,
+            tool_calls_json=message.tool_calls_json,
+            tool_call_id=message.tool_call_id,
+            name=message.name,
+        )
+        for message in chat.messages
+    )
+    return Chat(tuple(turns), chat.tools_json)
 
 
 def _add_ending(

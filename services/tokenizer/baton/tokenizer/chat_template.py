@@ -17,6 +17,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from baton.core.errors import InvalidRequest
 
+_REFUSALS = (
+    TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError,
+)  # fmt: skip
+"""What a template that dislikes its input may raise."""
+
 
 class _Generation(Extension):
     """`{% generation %}` marks answers for training; here it only passes its content on."""
@@ -52,8 +57,12 @@ class ChatTemplate:
         except TemplateError as error:
             raise InvalidRequest(f"the chat template does not compile: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+    ) -> str:
         """The prompt of a conversation, with the generation prompt added.
+
+        `tools` are those that the model may call, as in OpenAI's API.
 
         Raises:
             InvalidRequest: the template refuses the conversation.
@@ -61,12 +70,12 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
-                tools=None,
+                tools=tools or None,
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except _REFUSALS as error:
             # The text of a TypeError or LookupError may quote the prompt; a template's own may not.
             told = str(error) if isinstance(error, TemplateError) else type(error).__name__
             raise InvalidRequest(

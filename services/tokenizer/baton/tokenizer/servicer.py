@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from baton.core.errors import BatonError, InvalidRequest
+from baton.tokenizer.conversation import read_array, read_message
 from baton.tokenizer.streams import OpenOutputs
 from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
 from baton.v1 import common_pb2, tokenizer_pb2, tokenizer_pb2_grpc
@@ -164,17 +166,29 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     async def _encode_chat(
         self, vocabulary: Vocabulary, request: tokenizer_pb2.EncodeRequest
     ) -> list[int]:
-        messages = [
-            {"role": message.role, "content": message.content} for message in request.chat.messages
-        ]
-        if not 0 < len(messages) <= self._limits.max_chat_messages:
+        chat = request.chat
+        if not 0 < len(chat.messages) <= self._limits.max_chat_messages:
             raise InvalidRequest(
                 f"chat must have 1 to {self._limits.max_chat_messages} messages, "
-                f"got {len(messages)}"
+                f"got {len(chat.messages)}"
             )
-        num_chars = sum(len(message["role"]) + len(message["content"]) for message in messages)
+        num_chars = len(chat.tools_json) + sum(
+            len(message.role) + len(message.content) + len(message.tool_calls_json)
+            for message in chat.messages
+        )
         self._check_chars(num_chars)
-        return await self._run(num_chars, vocabulary.encode_chat, messages)
+        messages = [
+            read_message(
+                message.role,
+                message.content,
+                message.tool_calls_json,
+                message.tool_call_id,
+                message.name,
+            )
+            for message in chat.messages
+        ]
+        tools = read_array(chat.tools_json, "tools")
+        return await self._run(num_chars, partial(vocabulary.encode_chat, tools=tools), messages)
 
     async def _run(
         self, size: int, function: Callable[[_Argument], _Result], argument: _Argument

@@ -80,8 +80,12 @@ class Vocabulary:
         """Token ids with the model's own leading special tokens. Releases the GIL."""
         return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+    ) -> list[int]:
         """Token ids of a conversation with its generation prompt.
+
+        `tools` are those that the model may call; a template may not know them.
 
         Raises:
             InvalidRequest: the model has no chat template, or the template refuses.
@@ -90,7 +94,7 @@ class Vocabulary:
             raise InvalidRequest(
                 f"the model {self.name} has no chat template; send a text prompt instead"
             )
-        return self._encode(self.chat_template.render(messages), add_special_tokens=False)
+        return self._encode(self.chat_template.render(messages, tools), add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int], *, keep_special_tokens: bool) -> str:
         """Text of token ids; incomplete UTF-8 is replaced.

@@ -217,7 +217,7 @@ class AsyncClient:
         self,
         text: str | None = None,
         *,
-        messages: Sequence[Mapping[str, str]] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         model: str = "",
         timeout_s: float | None = None,
     ) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -40,6 +42,8 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> inference_
     messages, token_ids = options.get("messages"), options.get("token_ids")
     if sum(form is not None for form in (prompt, messages, token_ids)) != 1:
         raise InvalidRequest("give exactly one of prompt, messages and token_ids")
+    if options.get("tools") and messages is None:
+        raise InvalidRequest("tools need messages")
     try:
         request = inference_pb2.GenerateRequest(
             model=options.get("model", ""),
@@ -54,7 +58,7 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> inference_
         if prompt is not None:
             request.text = prompt
         elif messages is not None:
-            request.chat.CopyFrom(_chat(messages))
+            request.chat.CopyFrom(_chat(messages, options.get("tools")))
         else:
             request.tokens.CopyFrom(inference_pb2.TokenPrompt(token_ids=token_ids))
     except (TypeError, ValueError) as error:
@@ -63,7 +67,7 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> inference_
 
 
 def tokenize_request(
-    text: str | None, messages: Sequence[Mapping[str, str]] | None, model: str
+    text: str | None, messages: Sequence[Mapping[str, Any]] | None, model: str
 ) -> inference_pb2.TokenizeRequest:
     """The request for token ids.
 
@@ -89,16 +93,31 @@ def detokenize_request(token_ids: Sequence[int], model: str) -> inference_pb2.De
         raise InvalidRequest(f"token_ids must be non-negative integers: {error}") from error
 
 
-def _chat(messages: Sequence[Mapping[str, str]]) -> inference_pb2.ChatPrompt:
-    chat = inference_pb2.ChatPrompt()
+def _chat(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+) -> inference_pb2.ChatPrompt:
+    chat = inference_pb2.ChatPrompt(tools_json=_json(tools))
     for index, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not isinstance(content, str):
             raise InvalidRequest(f"messages[{index}] must have a role and a content, both texts")
-        chat.messages.add(role=role, content=content)
+        chat.messages.add(
+            role=role,
+            content=content,
+            tool_calls_json=_json(message.get("tool_calls")),
+            tool_call_id=message.get("tool_call_id"),
+            name=message.get("name"),
+        )
     if not chat.messages:
         raise InvalidRequest("messages must not be empty")
     return chat
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False) if value else ""
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest("tools and tool_calls must be plain JSON values") from error
 
 
 def _sampling(options: GenerateOptions) -> common_pb2.SamplingParams:

@@ -192,7 +192,7 @@ class Client:
         self,
         text: str | None = None,
         *,
-        messages: Sequence[Mapping[str, str]] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         model: str = "",
         timeout_s: float | None = None,
     ) -> list[int]:

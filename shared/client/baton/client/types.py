@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from baton.core.cluster import ServiceStatus
 from baton.core.guide import Guide
@@ -13,8 +13,11 @@ from baton.core.guide import Guide
 class GenerateOptions(TypedDict, total=False):
     """Keyword options of `generate`; what is left out takes the server's default."""
 
-    messages: Sequence[Mapping[str, str]]
-    """A conversation instead of a prompt, as `{"role": ..., "content": ...}`, oldest first."""
+    messages: Sequence[Mapping[str, Any]]
+    """A conversation instead of a prompt, as `{"role": ..., "content": ...}`, oldest first.
+    OpenAI's `tool_calls`, `tool_call_id` and `name` may come along."""
+    tools: Sequence[Mapping[str, Any]] | None
+    """Tools for the chat template, as in OpenAI's API. The answer's calls stay in its text."""
     token_ids: Sequence[int]
     """A prompt as token ids instead of text."""
     model: str
