@@ -48,6 +48,9 @@ def generate(
     Raises:
         Interrupted, BatonError: see `stream_to`.
     """
+    if options.get("explain"):
+        # The breakdown is about the request: the connection's set-up would blur it.
+        client.models()
     if as_json:
         completion = client.generate(prompt, **options)
         console.print_json(json.dumps(to_document(completion)))
