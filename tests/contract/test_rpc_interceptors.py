@@ -106,9 +106,13 @@ class Rig:
         start = getattr(self.channel, kind)(f"/{SERVICE}/{kind}")
         argument = request if kind.startswith("unary") else iter([request])
         call = start(argument, timeout=timeout_s)
-        if kind.endswith("unary"):
-            return [await call]
-        return [answer async for answer in call]
+        try:
+            if kind.endswith("unary"):
+                return [await call]
+            return [answer async for answer in call]
+        finally:
+            # Leaving a stream's `async for` does not always cancel the call.
+            call.cancel()
 
     async def span(self) -> ReadableSpan:
         """The one server span."""
