@@ -6,8 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 import httpx
@@ -15,10 +13,7 @@ import openai
 import pydantic
 import pytest
 import pytest_asyncio
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from baton.core.cluster import ClusterView
 from baton.core.errors import (
     DeadlineExceeded,
     Internal,
@@ -29,67 +24,16 @@ from baton.core.errors import (
     QueueFull,
     Unauthenticated,
 )
-from baton.gateway.app import Gateway, make_app
 from baton.gateway.schedulers import Schedulers
-from baton.gateway.server import HttpServer
-from baton.gateway.settings import GatewaySettings
-from baton.rpc.metrics import Metrics
-from baton.rpc.telemetry import Telemetry
 from baton.v1 import common_pb2
 from tests.support.eventually import eventually
-from tests.support.fake_inference import FakeInference, serve
-
-
-class NoMembers:
-    def view(self) -> ClusterView:
-        return ClusterView()
-
-
-@dataclass
-class Edge:
-    fake: FakeInference
-    gateway: Gateway
-    http: HttpServer
-    url: str
-    client: openai.AsyncOpenAI
-    raw: httpx.AsyncClient
-    spans: InMemorySpanExporter
+from tests.support.gateway_rig import Edge, NoMembers, running_gateway
 
 
 @pytest_asyncio.fixture
 async def edge() -> AsyncIterator[Edge]:
-    fake = FakeInference()
-    server, address = await serve(fake)
-    settings = GatewaySettings(
-        scheduler=address,
-        http_port=0,
-        max_body_bytes=20_000,
-        max_choices=8,
-        ping_interval_s=0.05,
-        request_timeout_s=20,
-    )
-    spans = InMemorySpanExporter()
-    telemetry = Telemetry("gateway", "g1", processors=(SimpleSpanProcessor(spans),))
-    metrics = Metrics("gateway", "g1", "0")
-    schedulers = Schedulers(settings.scheduler, NoMembers(), 20.0)  # type: ignore[arg-type]
-    gateway = Gateway(settings, schedulers, metrics)
-    http = HttpServer(make_app(gateway, telemetry, metrics, Random(1)), "127.0.0.1", 0)
-    url = f"http://{await http.start()}"
-    client = openai.AsyncOpenAI(
-        base_url=f"{url}/v1",
-        api_key="none",
-        max_retries=0,
-        timeout=10,
-        http_client=openai.DefaultAsyncHttpxClient(verify=False),  # reading the roots takes 0.1 s
-    )
-    raw = httpx.AsyncClient(base_url=url, timeout=10, verify=False)
-    yield Edge(fake, gateway, http, url, client, raw, spans)
-    await raw.aclose()
-    await client.close()
-    await http.stop()
-    await schedulers.close()
-    await server.stop(0)
-    telemetry.shutdown()
+    async with running_gateway() as running:
+        yield running
 
 
 async def test_completion(edge):

@@ -84,8 +84,11 @@ def test_logprobs_of_zero_asks_for_the_chosen_tokens_only():
 
 
 def test_tools_may_be_listed_when_they_are_not_to_be_used():
-    body = {"messages": [{"role": "user", "content": "x"}], "tools": [{}], "tool_choice": "none"}
-    assert len(parse(ChatBody, body).jobs()) == 1
+    tool = {"type": "function", "function": {"name": "f"}}
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool], "tool_choice": "none"}
+    parsed = parse(ChatBody, body)
+    assert [job.options["tools"] for job in parsed.jobs()] == [[]]
+    assert parsed.tool_use().reader() is None
 
 
 @pytest.mark.parametrize("reason", list(ErrorReason))

@@ -27,6 +27,7 @@ from baton.gateway.failures import (
     json_response,
 )
 from baton.gateway.generation import Generation, Plan
+from baton.gateway.message import for_sdk
 from baton.gateway.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
 from baton.gateway.render import ChatRenderer, CompletionRenderer, Head, Renderer, model_json
 from baton.gateway.schedulers import Schedulers
@@ -77,7 +78,8 @@ class Gateway:
     async def chat_completions(self, request: Request) -> ASGIApp:
         """POST /v1/chat/completions."""
         body = parse(ChatBody, await self._read_json(request))
-        return await self._generation(request, body, ChatRenderer(), "chatcmpl")
+        renderer = ChatRenderer(body.tool_use().reader())
+        return await self._generation(request, body, renderer, "chatcmpl")
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -99,10 +101,7 @@ class Gateway:
         body = parse(TokenizeBody, await self._read_json(request))
         messages = None
         if body.messages is not None:
-            messages = [
-                {"role": message.role, "content": message.text(index)}
-                for index, message in enumerate(body.messages)
-            ]
+            messages = for_sdk(body.messages)
         client = await self._client()
         tokens = await client.tokenize(
             body.prompt, messages=messages, model=body.model, timeout_s=CALL_TIMEOUT_S
@@ -209,9 +208,13 @@ class Gateway:
         except TimeoutError as error:
             raise HttpError(408, "the body did not arrive in time", "request_timeout") from error
         try:
-            return orjson.loads(data)
+            body = orjson.loads(data)
+            orjson.dumps(body)  # refuses what is nested deeper than anything else here can walk
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"the body is not JSON: {error.msg}") from error
+        except orjson.JSONEncodeError as error:
+            raise InvalidRequest("the body is nested too deeply") from error
+        return body
 
 
 def make_app(gateway: Gateway, telemetry: Telemetry, metrics: Metrics, rng: Random) -> ASGIApp:

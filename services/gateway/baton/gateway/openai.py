@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from baton.client import GenerateOptions, InvalidRequest
 from baton.gateway.guides import GuideBody
+from baton.gateway.message import Message, for_sdk
+from baton.gateway.tools import Choice, Tool, ToolUse
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
@@ -159,35 +161,6 @@ class CompletionBody(SamplingBody):
         return self.prompt
 
 
-class ContentPart(BaseModel):
-    """A part of a message's content."""
-
-    type: str
-    text: str | None = None
-
-
-class Message(BaseModel):
-    """A message of a conversation."""
-
-    role: str
-    content: str | list[ContentPart] | None = None
-
-    def text(self, index: int) -> str:
-        """The content as one text.
-
-        Raises:
-            InvalidRequest: a part is not text.
-        """
-        if not isinstance(self.content, list):
-            return self.content or ""
-        for part in self.content:
-            if part.type != "text" or part.text is None:
-                raise InvalidRequest(
-                    f"messages[{index}].content: only parts of type 'text' are supported"
-                )
-        return "".join(part.text or "" for part in self.content)
-
-
 class ChatBody(SamplingBody):
     """Body of POST /v1/chat/completions."""
 
@@ -195,8 +168,20 @@ class ChatBody(SamplingBody):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Any = None
+    function_call: Any = None
+
+    def tool_use(self) -> ToolUse:
+        """Which tools it may or must call.
+
+        Raises:
+            InvalidRequest: it must call one that there is not.
+        """
+        is_parallel = self.parallel_tool_calls is not False
+        return ToolUse.of(self.tools, self.tool_choice, is_parallel=is_parallel)
 
     def jobs(self) -> list[Job]:
         """One job per choice.
@@ -204,18 +189,18 @@ class ChatBody(SamplingBody):
         Raises:
             InvalidRequest: it asks for what is not supported.
         """
-        if self.tools and self.tool_choice != "none":
-            raise InvalidRequest("tools are not supported; leave them out")
+        if self.functions is not None or self.function_call is not None:
+            raise InvalidRequest("functions are not supported; use tools")
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs to be true")
         options = self.shared_options()
-        options["messages"] = [
-            {
-                "role": "system" if message.role == "developer" else message.role,
-                "content": message.text(index),
-            }
-            for index, message in enumerate(self.messages)
-        ]
+        options["messages"] = for_sdk(self.messages)
+        tool_use = self.tool_use()
+        options["tools"] = tool_use.for_template()
+        forced = tool_use.guide()
+        if forced is not None and options["guide"] is not None:
+            raise InvalidRequest("tool_choice demands a call: leave out what the text must match")
+        options["guide"] = forced or options["guide"]
         limit = self.max_completion_tokens
         options["max_tokens"] = self.max_tokens if limit is None else limit
         options["logprobs"] = bool(self.logprobs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import Any, Protocol
 
 from baton.client import Chunk, Completion, Logprob, Model, TopLogprob, Usage
+from baton.gateway.call_reader import Arguments, CallBegins, Content, Found, Reader
 
 Json = dict[str, Any]
 _LOWEST_LOGPROB = -9999.0
@@ -121,7 +123,15 @@ class CompletionRenderer:
 
 
 class ChatRenderer:
-    """Shapes of /v1/chat/completions."""
+    """Shapes of /v1/chat/completions; one per answer, because each choice has a reader of its own.
+
+    `make_reader` makes what finds tool calls; None where there cannot be any.
+    """
+
+    def __init__(self, make_reader: Callable[[], Reader] | None = None) -> None:
+        self._make_reader = make_reader
+        self._readers: dict[int, Reader] = {}
+        self._num_calls: dict[int, int] = {}
 
     def opening(self, head: Head, index: int) -> list[Json]:
         """See Renderer."""
@@ -129,12 +139,16 @@ class ChatRenderer:
 
     def pieces(self, head: Head, index: int, chunk: Chunk) -> list[Json]:
         """See Renderer."""
-        bodies = []
-        if chunk.text or chunk.logprobs:
-            bodies.append(self._chunk(head, index, {"content": chunk.text}, chunk.logprobs))
+        deltas = self._deltas(head, index, chunk)
+        if chunk.logprobs and not deltas:
+            deltas = [{"content": ""}]
+        bodies = [
+            self._chunk(head, index, delta, () if number else chunk.logprobs)
+            for number, delta in enumerate(deltas)
+        ]
         if chunk.finish_reason:
             last = self._chunk(head, index, {})
-            last["choices"][0]["finish_reason"] = chunk.finish_reason
+            last["choices"][0]["finish_reason"] = self._finish_reason(index, chunk)
             last["choices"][0]["stop_reason"] = chunk.stop_reason or None
             bodies.append(_with_explanation(last, [chunk]))
         return bodies
@@ -148,9 +162,9 @@ class ChatRenderer:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "message": self._message(head, index, answer),
                 "logprobs": _chat_logprobs(answer.logprobs),
-                "finish_reason": answer.finish_reason,
+                "finish_reason": self._finish_reason(index, answer),
                 "stop_reason": answer.stop_reason or None,
             }
             for index, answer in enumerate(answers)
@@ -158,6 +172,52 @@ class ChatRenderer:
         body = {**head.object("chat.completion", choices), "usage": usage}
         body.update(_prompt_logprobs(answers[0]))
         return _with_explanation(body, answers)
+
+    def _message(self, head: Head, index: int, answer: Completion) -> Json:
+        message: Json = {"role": "assistant", "content": answer.text, "refusal": None}
+        if self._make_reader is None:
+            return message
+        texts: list[str] = []
+        calls: list[Json] = []
+        for delta in self._deltas(head, index, answer):
+            texts.append(delta.get("content", ""))
+            for part in delta.get("tool_calls", ()):
+                if "id" in part:
+                    calls.append({key: part[key] for key in ("id", "type", "function")})
+                else:
+                    calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+        message["content"] = "".join(texts)
+        if calls:
+            message.update(content=message["content"] or None, tool_calls=calls)
+        return message
+
+    def _deltas(self, head: Head, index: int, part: Chunk | Completion) -> list[Json]:
+        if self._make_reader is None:
+            return [{"content": part.text}] if part.text else []
+        if index not in self._readers:
+            self._readers[index] = self._make_reader()
+        reader = self._readers[index]
+        found = reader.feed(part.text)
+        if part.finish_reason:
+            found += reader.finish()
+        return [self._delta(head, index, entry) for entry in found]
+
+    def _delta(self, head: Head, index: int, entry: Found) -> Json:
+        match entry:
+            case Content(text):
+                return {"content": text}
+            case CallBegins(call, name):
+                self._num_calls[index] = call + 1
+                function = {"name": name, "arguments": ""}
+                call_id = _call_id(f"{head.answer_id}/{index}/{call}")
+                whole = {"index": call, "id": call_id, "type": "function", "function": function}
+                return {"tool_calls": [whole]}
+            case Arguments(call, text):
+                return {"tool_calls": [{"index": call, "function": {"arguments": text}}]}
+
+    def _finish_reason(self, index: int, part: Chunk | Completion) -> str:
+        has_calls = self._num_calls.get(index, 0) > 0
+        return "tool_calls" if has_calls and part.finish_reason == "stop" else part.finish_reason
 
     def _chunk(self, head: Head, index: int, delta: Json, logprobs: Sequence[Logprob] = ()) -> Json:
         choice = {
@@ -201,6 +261,11 @@ def model_json(model: Model, created: int) -> Json:
         "max_model_len": model.max_model_len_tokens,
         "permission": [],
     }
+
+
+def _call_id(name: str) -> str:
+    """Nine letters and digits: the templates of Mistral take no other."""
+    return blake2b(name.encode(), digest_size=5).hexdigest()[:9]
 
 
 def _chat_logprobs(entries: Sequence[Logprob]) -> Json | None:

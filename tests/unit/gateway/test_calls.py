@@ -1,0 +1,192 @@
+"""Tool calls found in a model's text, however it is cut into pieces."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.gateway.call_reader import Arguments, CallBegins, CallReader, Content, NamedReader
+
+NAMES = frozenset({"f", "get.weather"})
+Whole = tuple[str, list[tuple[str, str]]]
+
+
+def read(reader: CallReader | NamedReader, pieces: list[str]) -> Whole:
+    content, calls = "", []
+    events = [event for piece in pieces for event in reader.feed(piece)] + reader.finish()
+    for event in events:
+        match event:
+            case Content(text):
+                assert text
+                content += text
+            case CallBegins(index, name):
+                assert index == len(calls)
+                calls.append((name, ""))
+            case Arguments(index, text):
+                assert text
+                assert index == len(calls) - 1
+                calls[index] = (calls[index][0], calls[index][1] + text)
+    return content, calls
+
+
+def whole(text: str, max_calls: int | None = None) -> Whole:
+    return read(CallReader(NAMES, max_calls), [text])
+
+
+CASES = {
+    "plain": ("Hello.\n ", ("Hello.\n ", [])),
+    "empty": ("", ("", [])),
+    "hermes": (
+        '<tool_call>\n{"name": "f", "arguments": {"a": [1, {"b": "}"}]}}\n</tool_call>',
+        ("", [("f", '{"a": [1, {"b": "}"}]}')]),
+    ),
+    "hermes twice, with text around": (
+        'Let me see. \n<tool_call>{"name":"f","arguments":{}}</tool_call>\n'
+        '<tool_call>{"arguments": {"x": "\\"{"}, "name": "g"}</tool_call>\n done ',
+        ("Let me see.done", [("f", "{}"), ("g", '{"x": "\\"{"}')]),
+    ),
+    "hermes without its end": (
+        '<tool_call>{"name": "f", "arguments": {"a": 1}}',
+        ("", [("f", '{"a": 1}')]),
+    ),
+    "hermes cut in its end": (
+        '<tool_call>{"name": "f", "arguments": {"a": 1}}\n</tool',
+        ("", [("f", '{"a": 1}')]),
+    ),
+    "hermes without arguments": ('<tool_call>{"name": "f"}</tool_call>', ("", [("f", "{}")])),
+    "hermes with arguments as text": (
+        '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>',
+        ("", [("f", '{"a": 1}')]),
+    ),
+    "hermes with null": (
+        '<tool_call>{"name": "f", "arguments": null}</tool_call>', ("", [("f", "{}")]),
+    ),
+    "hermes without a name": ('<tool_call> {"a": 1} x', ('<tool_call> {"a": 1} x', [])),
+    "hermes that is no object": ("<tool_call> what", ("<tool_call> what", [])),
+    "marker alone": ("a <tool_call> ", ("a <tool_call> ", [])),
+    "cut marker": ("a <tool_", ("a <tool_", [])),
+    "cut in the arguments": (
+        '<tool_call>{"name": "f", "arguments": {"a": "x', ("", [("f", '{"a": "x')]),
+    ),
+    "cut in the name": ('<tool_call>{"name": "f', ('<tool_call>{"name": "f', [])),
+    "llama": (' {"name": "f", "parameters": {"a": 1}}', ("", [("f", '{"a": 1}')])),
+    "llama several": (
+        '{"name": "f", "parameters": {}}; {"name": "get.weather", "parameters": {"b": 2}}',
+        ("", [("f", "{}"), ("get.weather", '{"b": 2}')]),
+    ),
+    "llama with its tag": (
+        '<|python_tag|>{"type": "function", "name": "h", "parameters": {"a": 1}}',
+        ("", [("h", '{"a": 1}')]),
+    ),
+    "llama's own tool": ("<|python_tag|>f.call(1)", ("<|python_tag|>f.call(1)", [])),
+    "object that is the answer": ('{"a": {"name": "f"}} x', ('{"a": {"name": "f"}} x', [])),
+    "object with another name": (
+        '{"name": "Rex", "parameters": {}}', ('{"name": "Rex", "parameters": {}}', []),
+    ),
+    "object with a name only": (' {"name": "f"} ', (' {"name": "f"} ', [])),
+    "object in the middle": (
+        'see {"name": "f", "parameters": {}}', ('see {"name": "f", "parameters": {}}', []),
+    ),
+    "llama with more keys": ('{"name": "f", "parameters": {}, "z": 1}', ("", [("f", "{}")])),
+    "bare array": (
+        '[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {"a": 2}}]',
+        ("", [("f", "{}"), ("f", '{"a": 2}')]),
+    ),
+    "array that is the answer": ('[ {"x": 1}, 2]', ('[ {"x": 1}, 2]', [])),
+    "list that is the answer": ("[1, 2]", ("[1, 2]", [])),
+    "mistral": (
+        '[TOOL_CALLS] [{"name": "h", "arguments": {"a": 1}}, {"name": "f", "arguments": {}}] ',
+        ("", [("h", '{"a": 1}'), ("f", "{}")]),
+    ),
+    "mistral with names": (
+        'Ok.[TOOL_CALLS]get.weather[CALL_ID]x1[ARGS]{"a": "}"}[TOOL_CALLS]f{"b": 1}',
+        ("Ok.", [("get.weather", '{"a": "}"}'), ("f", '{"b": 1}')]),
+    ),
+    "mistral that is none": (
+        "[TOOL_CALLS]" + "a b" * 100 + "{}", ("[TOOL_CALLS]" + "a b" * 100 + "{}", []),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_calls_are_found_in_every_format(name):
+    text, expected = CASES[name]
+    assert whole(text) == expected
+    assert read(CallReader(NAMES), list(text)) == expected
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    ends = sorted({place % (len(text) + 1) for place in places} | {len(text)})
+    return [text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+FRAGMENTS = st.sampled_from([
+    "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[", "]", "{", "}",
+    '"name"', '"arguments"', '"parameters"', ":", ",", ";", " ", "\n", '"f"', '"', "\\", "1", "f",
+    '{"name": "f", "arguments": {"a": "b"}}', '{"name": "f", "parameters"', "null", "ü", "<tool",
+])  # fmt: skip
+PLACES = st.lists(st.integers(0, 400), max_size=12)
+
+
+@given(st.lists(FRAGMENTS, max_size=14).map("".join), PLACES)
+def test_pieces_make_no_difference(text, places):
+    assert read(CallReader(NAMES), cut(text, places)) == whole(text)
+
+
+@given(st.sampled_from(sorted(CASES)), PLACES)
+def test_pieces_make_no_difference_to_real_answers(name, places):
+    text, expected = CASES[name]
+    assert read(CallReader(NAMES), cut(text, places)) == expected
+
+
+@given(st.text(alphabet="ab \n<{}[]\"':,;|_tool", max_size=60))
+def test_text_without_calls_is_left_as_it_is(text):
+    content, calls = whole(text)
+    assert calls or content == text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+CALLS = st.lists(st.dictionaries(st.text(max_size=6), JSON, max_size=3), min_size=1, max_size=3)
+
+
+@given(CALLS, PLACES, st.sampled_from(["hermes", "llama", "mistral", "bare array"]))
+def test_whatever_the_arguments_are_they_arrive(arguments, places, style):
+    key = "parameters" if style == "llama" else "arguments"
+    objects = [json.dumps({"name": "f", key: value}) for value in arguments]
+    text = {
+        "hermes": "\n".join(f"<tool_call>\n{one}\n</tool_call>" for one in objects),
+        "llama": "; ".join(objects),
+        "mistral": f"[TOOL_CALLS][{', '.join(objects)}]",
+        "bare array": f"[{', '.join(objects)}]",
+    }[style]
+    content, calls = read(CallReader(NAMES), cut(text, places))
+    assert content == ""
+    assert [name for name, _ in calls] == ["f"] * len(arguments)
+    assert [json.loads(text) for _, text in calls] == arguments
+
+
+def test_arguments_are_told_while_they_come():
+    reader = CallReader(NAMES)
+    assert reader.feed('<tool_call>{"name": "f", ') == []
+    assert reader.feed('"arguments": {"a": "x') == [CallBegins(0, "f"), Arguments(0, '{"a": "x')]
+    assert reader.feed('y"') == [Arguments(0, 'y"')]
+    assert reader.feed("}}") == [Arguments(0, "}")]
+
+
+def test_calls_beyond_the_most_are_dropped():
+    text = CASES["hermes twice, with text around"][0]
+    assert whole(text, max_calls=1)[1] == [("f", "{}")]
+
+
+def test_a_forced_tool_gets_the_whole_text_as_arguments():
+    assert read(NamedReader("f"), ["", '{"a"', ": 1}"]) == ("", [("f", '{"a": 1}')])
+    assert read(NamedReader("f"), []) == ("", [])
