@@ -187,6 +187,25 @@ async def test_streamed_completion_as_it_is_on_the_wire(edge):
     assert "usage" not in text
 
 
+async def test_fields_beyond_openais_are_passed_on(edge):
+    extra = {"cache_salt": "s", "priority": 3, "return_token_ids": True, "best_of": 1,
+             "echo": False, "suffix": "", "truncate_prompt_tokens": None}  # fmt: skip
+    body = {"prompt": "x", **extra}
+    answer = (await edge.raw.post("/v1/completions", json=body)).json()
+    assert answer["choices"][0]["token_ids"] == [100, 101, 102]
+    body = {"messages": [{"role": "user", "content": "x"}], **extra}
+    answer = (await edge.raw.post("/v1/chat/completions", json=body)).json()
+    assert answer["choices"][0]["token_ids"] == [100, 101, 102]
+    for path, prompt in (("completions", {"prompt": "x"}), ("chat/completions", body)):
+        streamed = {**prompt, "stream": True, "return_token_ids": True}
+        text = (await edge.raw.post(f"/v1/{path}", json=streamed)).text
+        events = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
+        ids = [event["choices"][0].get("token_ids", []) for event in events]
+        assert [one for part in ids for one in part] == [100, 101, 102]
+    for request in edge.fake.requests[:2]:
+        assert (request.cache_salt, request.priority) == ("s", 3)
+
+
 async def test_several_prompts_and_outputs_are_choices_in_order(edge):
     edge.fake.words = ("x",)
     answer = await edge.client.completions.create(
@@ -302,6 +321,18 @@ async def test_error_in_the_middle_of_a_stream_is_an_event(edge):
         ("completions", {"prompt": "x", "temperature": -1}, "temperature"),
         ("completions", {"prompt": "x", "max_tokens": "many"}, "max_tokens"),
         ("completions", {"prompt": "x", "echo": True}, "echo"),
+        ("completions", {"prompt": "x", "suffix": "y"}, "suffix is not supported"),
+        ("completions", {"prompt": "x", "n": 2, "best_of": 3}, "best_of must be n"),
+        ("completions", {"prompt": "x", "truncate_prompt_tokens": 3}, "truncate_prompt_tokens"),
+        ("completions", {"prompt": "x", "allowed_token_ids": [1]}, "allowed_token_ids"),
+        ("completions", {"prompt": "x", "use_beam_search": True}, "use_beam_search"),
+        ("completions", {"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias"),
+        ("completions",
+         {"prompt": "x", "stream": True, "stream_options": {"continuous_usage_stats": True}},
+         "continuous_usage_stats"),
+        ("chat/completions",
+         {"messages": [{"role": "user"}], "continue_final_message": True},
+         "continue_final_message"),
         ("completions", {"prompt": [-1]}, "does not fit"),
         ("chat/completions", {"messages": []}, "messages"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

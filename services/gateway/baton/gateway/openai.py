@@ -19,6 +19,10 @@ from baton.gateway.tools import Choice, Tool, ToolUse
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of /v1/completions."""
 _SEEDS = 1 << 64
+_UNSUPPORTED = (
+    "allowed_token_ids", "bad_words", "chat_template", "continue_final_message", "echo",
+    "include_stop_str_in_output", "suffix", "truncate_prompt_tokens", "use_beam_search",
+)  # fmt: skip
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -34,6 +38,7 @@ class StreamOptions(BaseModel):
     """`stream_options`."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class SamplingBody(GuideBody):
@@ -65,6 +70,17 @@ class SamplingBody(GuideBody):
     priority: int = 0
     cache_salt: str | None = None
     explain: bool = False
+    return_token_ids: bool = False
+    allowed_token_ids: Any = None
+    """This and those below are refused: to ignore them would change the answer's meaning."""
+    bad_words: Any = None
+    chat_template: Any = None
+    continue_final_message: Any = None
+    echo: Any = None
+    include_stop_str_in_output: Any = None
+    suffix: Any = None
+    truncate_prompt_tokens: Any = None
+    use_beam_search: Any = None
 
     @property
     def is_stream(self) -> bool:
@@ -82,8 +98,7 @@ class SamplingBody(GuideBody):
         Raises:
             InvalidRequest: it asks for what is not supported.
         """
-        if self.prompt_logprobs is not None and self.stream:
-            raise InvalidRequest("prompt_logprobs cannot be streamed; leave out one of the two")
+        self._check_supported()
         return GenerateOptions(
             model=self.model,
             temperature=self.temperature,
@@ -105,7 +120,20 @@ class SamplingBody(GuideBody):
             priority=self.priority,
             cache_salt=self.cache_salt or "",
             explain=self.explain,
+            return_token_ids=self.return_token_ids,
         )
+
+    def _check_supported(self) -> None:
+        for name in _UNSUPPORTED:
+            if getattr(self, name):
+                raise InvalidRequest(f"{name} is not supported; leave it out")
+        if self.stream_options is not None and self.stream_options.continuous_usage_stats:
+            raise InvalidRequest(
+                "stream_options.continuous_usage_stats is not supported; "
+                "include_usage tells the usage at the end"
+            )
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequest("prompt_logprobs cannot be streamed; leave out one of the two")
 
     def seed_of(self, output: int) -> int | None:
         """Seed of the output with this number among the `n` of a prompt."""
@@ -117,9 +145,7 @@ class CompletionBody(SamplingBody):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    echo: bool | None = None
     best_of: int | None = None
-    suffix: str | None = None
 
     def jobs(self) -> list[Job]:
         """One job per choice: the first prompt's `n`, then the next one's.
@@ -127,12 +153,8 @@ class CompletionBody(SamplingBody):
         Raises:
             InvalidRequest: it asks for what is not supported, or has no prompt.
         """
-        if self.echo:
-            raise InvalidRequest("echo is not supported; leave it out")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequest("best_of is not supported; leave it out")
-        if self.suffix:
-            raise InvalidRequest("suffix is not supported; leave it out")
+            raise InvalidRequest("best_of must be n: answers are not ranked here; leave it out")
         options = self.shared_options()
         options["max_tokens"] = (
             DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens

@@ -73,7 +73,7 @@ class CompletionRenderer:
 
     def pieces(self, head: Head, index: int, chunk: Chunk) -> list[Json]:
         """See Renderer."""
-        if not (chunk.text or chunk.finish_reason or chunk.logprobs):
+        if not (chunk.text or chunk.finish_reason or chunk.logprobs or chunk.token_ids):
             return []
         choice = self._choice(index, chunk)
         choice["text"] = chunk.text
@@ -100,6 +100,7 @@ class CompletionRenderer:
             "logprobs": self._logprobs(index, part.logprobs) if part.logprobs else None,
             "finish_reason": part.finish_reason or None,
             "stop_reason": part.stop_reason or None,
+            **_token_ids(part),
         }
 
     def _logprobs(self, index: int, entries: Sequence[Logprob]) -> Json:
@@ -140,10 +141,10 @@ class ChatRenderer:
     def pieces(self, head: Head, index: int, chunk: Chunk) -> list[Json]:
         """See Renderer."""
         deltas = self._deltas(head, index, chunk)
-        if chunk.logprobs and not deltas:
+        if (chunk.logprobs or chunk.token_ids) and not deltas:
             deltas = [{"content": ""}]
         bodies = [
-            self._chunk(head, index, delta, () if number else chunk.logprobs)
+            self._chunk(head, index, delta, None if number else chunk)
             for number, delta in enumerate(deltas)
         ]
         if chunk.finish_reason:
@@ -166,6 +167,7 @@ class ChatRenderer:
                 "logprobs": _chat_logprobs(answer.logprobs),
                 "finish_reason": self._finish_reason(index, answer),
                 "stop_reason": answer.stop_reason or None,
+                **_token_ids(answer),
             }
             for index, answer in enumerate(answers)
         ]
@@ -219,12 +221,14 @@ class ChatRenderer:
         has_calls = self._num_calls.get(index, 0) > 0
         return "tool_calls" if has_calls and part.finish_reason == "stop" else part.finish_reason
 
-    def _chunk(self, head: Head, index: int, delta: Json, logprobs: Sequence[Logprob] = ()) -> Json:
+    def _chunk(self, head: Head, index: int, delta: Json, part: Chunk | None = None) -> Json:
+        """`part` is what the tokens' own fields are taken from."""
         choice = {
             "index": index,
             "delta": delta,
-            "logprobs": _chat_logprobs(logprobs),
+            "logprobs": _chat_logprobs(part.logprobs) if part else None,
             "finish_reason": None,
+            **(_token_ids(part) if part else {}),
         }
         return head.chunk("chat.completion.chunk", [choice])
 
@@ -261,6 +265,11 @@ def model_json(model: Model, created: int) -> Json:
         "max_model_len": model.max_model_len_tokens,
         "permission": [],
     }
+
+
+def _token_ids(part: Chunk | Completion) -> Json:
+    """The field of vLLM, where asked for."""
+    return {"token_ids": list(part.token_ids)} if part.token_ids else {}
 
 
 def _call_id(name: str) -> str:
