@@ -66,10 +66,12 @@ async def running_gateway(**fields: Any) -> AsyncIterator[Edge]:
         http_client=openai.DefaultAsyncHttpxClient(verify=False),  # reading the roots takes 0.1 s
     )
     raw = httpx.AsyncClient(base_url=url, timeout=10, verify=False)
-    yield Edge(fake, gateway, http, url, client, raw, spans)
-    await raw.aclose()
-    await client.close()
-    await http.stop()
-    await schedulers.close()
-    await server.stop(0)
-    telemetry.shutdown()
+    try:
+        yield Edge(fake, gateway, http, url, client, raw, spans)
+    finally:
+        await raw.aclose()
+        await client.close()
+        await http.stop()
+        await schedulers.close()
+        await server.stop(0)
+        telemetry.shutdown()

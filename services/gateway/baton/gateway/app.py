@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
@@ -39,6 +40,7 @@ from baton.rpc.telemetry import Telemetry
 from baton.rpc.version import VERSION
 
 logger = logging.getLogger(__name__)
+Handler = Callable[[Request], Awaitable[ASGIApp]]
 READY_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 30.0
 
@@ -52,18 +54,19 @@ class Gateway:
         self._settings = settings
         self._schedulers = schedulers
         self._metrics = metrics
+        self._tenants = settings.make_tenants()
         self._created = int(time.time())
         self._generation_metrics = GenerationMetrics(metrics)
 
     def routes(self) -> list[Route]:
         """Paths and their handlers."""
         return [
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{model:path}", self.model),
-            Route("/tokenize", self.tokenize, methods=["POST"]),
-            Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/v1/completions", self._admitted(self.completions), methods=["POST"]),
+            Route("/v1/chat/completions", self._admitted(self.chat_completions), methods=["POST"]),
+            Route("/v1/models", self._admitted(self.models)),
+            Route("/v1/models/{model:path}", self._admitted(self.model)),
+            Route("/tokenize", self._admitted(self.tokenize), methods=["POST"]),
+            Route("/detokenize", self._admitted(self.detokenize), methods=["POST"]),
             Route("/health", self.health),
             Route("/ready", self.ready),
             Route("/version", self.version),
@@ -145,6 +148,16 @@ class Gateway:
         text = await asyncio.to_thread(generate_latest, self._metrics.registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
+    def _admitted(self, handler: Handler) -> Handler:
+        """The handler, for those who have a key, as often as their tenant may call."""
+
+        async def run(request: Request) -> ASGIApp:
+            header = request.headers.get("authorization", "")
+            request.state.tenant = self._tenants.admit(header, time.monotonic())
+            return await handler(request)
+
+        return run
+
     async def _client(self) -> AsyncClient:
         return await self._schedulers.client()
 
@@ -152,6 +165,9 @@ class Gateway:
         self, request: Request, body: CompletionBody | ChatBody, renderer: Renderer, prefix: str
     ) -> ASGIApp:
         jobs = body.jobs()
+        if request.state.tenant:
+            for job in jobs:  # KV is shared within a tenant only
+                job.options["cache_salt"] = f"{request.state.tenant}:{job.options['cache_salt']}"
         if len(jobs) > self._settings.max_choices:
             raise InvalidRequest(
                 f"n times the number of prompts must be at most {self._settings.max_choices}, "

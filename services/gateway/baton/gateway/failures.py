@@ -32,11 +32,14 @@ DEFAULT_RETRY_AFTER_S = 1.0
 class HttpError(Exception):
     """A failure that only HTTP knows, such as an unknown path."""
 
-    def __init__(self, status: int, message: str, code: str) -> None:
+    def __init__(
+        self, status: int, message: str, code: str, *, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 def error_body(error: BatonError) -> dict[str, Any]:
@@ -55,8 +58,7 @@ def error_response(error: BatonError) -> Response:
     headers: dict[str, str] = {}
     if spec.http_status in {429, 503}:
         delay_s = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
-        headers["retry-after"] = str(max(1, math.ceil(delay_s)))
-        headers["retry-after-ms"] = str(max(0, round(delay_s * 1e3)))
+        headers.update(_retry_headers(delay_s))
     elif spec.retry is Retry.NOBODY:
         headers["x-should-retry"] = "false"  # OpenAI's clients retry any status from 500 up
     return json_response(error_body(error), spec.http_status, headers)
@@ -65,7 +67,8 @@ def error_response(error: BatonError) -> Response:
 def http_error_response(error: HttpError) -> Response:
     """The error as a response."""
     body = _body(error.message, _TYPES.get(error.status, "invalid_request_error"), error.code)
-    return json_response(body, error.status)
+    delay_s = error.retry_after_s
+    return json_response(body, error.status, _retry_headers(delay_s) if delay_s else None)
 
 
 def internal_error_response() -> Response:
@@ -78,6 +81,13 @@ def json_response(
 ) -> Response:
     """A JSON response."""
     return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+def _retry_headers(delay_s: float) -> dict[str, str]:
+    return {
+        "retry-after": str(max(1, math.ceil(delay_s))),
+        "retry-after-ms": str(max(0, round(delay_s * 1e3))),
+    }
 
 
 def _body(message: str, kind: str, code: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 
+from baton.gateway.tenants import Tenants, read_entries
 from baton.rpc.settings import ServiceSettings
 
 
@@ -33,3 +35,28 @@ class GatewaySettings(ServiceSettings):
     """Most prompts times `n` of one request."""
     ping_interval_s: float = Field(default=15.0, gt=0.0)
     """A silent stream gets a comment this often, so that proxies keep it open."""
+    api_keys: SecretStr | None = None
+    """API keys and their tenants, "KEY=tenant,KEY=tenant"; better set by the environment than by a
+    flag. Without keys here or in `tenants_file`, everybody may call."""
+    tenants_file: Path | None = None
+    """JSON file of tenants: {"tenants": [{"name": ..., "keys": [...], "requests_per_s": ...,
+    "burst": ...}]}; the last two are optional."""
+    tenant_requests_per_s: float = Field(default=0.0, ge=0.0)
+    """Requests per second of a tenant without a rate of its own; 0 sets no limit."""
+    tenant_burst: int = Field(default=10, ge=1)
+    """Requests that a tenant without a burst of its own may send at once, within its rate."""
+
+    @model_validator(mode="after")
+    def _check_tenants(self) -> Self:
+        self.make_tenants()
+        return self
+
+    def make_tenants(self) -> Tenants:
+        """The tenants, none of whom has called yet.
+
+        Raises:
+            ValueError: they are not well described.
+        """
+        keys = self.api_keys.get_secret_value() if self.api_keys is not None else ""
+        entries = read_entries(keys, self.tenants_file)
+        return Tenants(entries, self.tenant_requests_per_s, self.tenant_burst)
