@@ -51,11 +51,14 @@ async def _refused(reason: ErrorReason, call: object) -> str:
 async def test_a_prefix_stored_by_one_worker_is_fetched_by_another(model_path: Path) -> None:
     prompt = _prompt(100)
     async with hosted(CacheSettings(nats_url=""), CacheService) as cache:
-        async with worker_pair(model_path, cache_address=cache.address) as first:
+        no_write_back = {"write_back_queue_blocks": 0}
+        async with worker_pair(
+            model_path, decode=no_write_back, cache_address=cache.address
+        ) as first:
             expected = await first.generate(prompt)
             assert expected.started.fetched_tokens == 0
-            prefix = first.prefill.service.loaded().prefix
-            await eventually(lambda: prefix.num_stored_blocks == 6)
+            write_back = first.prefill.service.loaded().write_back
+            await eventually(lambda: write_back.num_stored_blocks == 6)
             # Asked for again, it is found here, and nothing is stored twice.
             again = await first.generate(prompt, attempt=2)
             assert (again.started.cached_tokens, again.started.fetched_tokens) == (96, 0)
@@ -73,6 +76,25 @@ async def test_a_prefix_stored_by_one_worker_is_fetched_by_another(model_path: P
             assert other.started.cached_tokens == 0
             assert other.token_ids[0] == expected.token_ids[0]
             await second.to_decode.Release(decode_pb2.ReleaseRequest(request_id="b"), timeout=5)
+
+
+async def test_a_second_turn_recomputes_at_most_one_block(model_path: Path) -> None:
+    prompt, block_size = _prompt(100), 16
+    async with hosted(CacheSettings(nats_url=""), CacheService) as cache:
+        async with worker_pair(model_path, cache_address=cache.address) as first:
+            turn = await first.generate(prompt, max_tokens=40)
+            history = [*prompt, *turn.token_ids]
+            assert len(history) == 140
+            await eventually(lambda: cache.service.snapshot().stats["stored_blocks"] == 8)
+            assert first.decode.service.snapshot().stats["stored_blocks"] >= 2
+        second_prompt = [*history, *_prompt(20, seed=1)]
+        # No worker of the first turn is left: what is known comes from the cache service.
+        async with worker_pair(model_path, cache_address=cache.address) as second:
+            out = await second.generate(second_prompt)
+            assert 0 <= len(history) - out.started.cached_tokens <= block_size
+            assert out.started.fetched_tokens == out.started.cached_tokens
+    async with worker_pair(model_path) as alone:
+        assert (await alone.generate(second_prompt)).token_ids == out.token_ids
 
 
 @pytest.mark.parametrize("draft_seed", [0, 5])
@@ -146,11 +168,15 @@ async def test_write_back_is_dropped_and_counted_when_too_much_waits(model_path:
     async with (
         hosted(CacheSettings(nats_url=""), CacheService) as cache,
         worker_pair(
-            model_path, prefill={"write_back_queue_blocks": 2}, cache_address=cache.address
+            model_path,
+            prefill={"write_back_queue_blocks": 2},
+            decode={"write_back_queue_blocks": 3},
+            cache_address=cache.address,
         ) as pair,
     ):
         await pair.generate(_prompt(100))
-        assert pair.prefill.service.snapshot().stats["dropped_blocks"] == 6
+        for worker in (pair.prefill, pair.decode):
+            await eventually(lambda w=worker: w.service.snapshot().stats["dropped_blocks"] == 6)
         assert cache.service.snapshot().stats["stored_blocks"] == 0
 
 

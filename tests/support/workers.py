@@ -260,7 +260,11 @@ async def worker_pair(
     torch.set_num_threads(1)
     async with AsyncExitStack() as stack:
         hosted_decode = await stack.enter_async_context(
-            hosted(worker_settings(DecodeSettings, model_path, **(decode or {})), DecodeService)
+            hosted(
+                worker_settings(DecodeSettings, model_path, **(decode or {})),
+                DecodeService,
+                cache_address,
+            )
         )
         hosted_prefill = await stack.enter_async_context(
             hosted(

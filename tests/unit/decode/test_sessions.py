@@ -41,7 +41,7 @@ def _sessions() -> tuple[Any, Sessions, list[str]]:
         lease_s=10.0,
         progress_timeout_s=0.05,
         rng=Random(1),
-        on_end=outcomes.append,
+        on_end=lambda _, outcome: outcomes.append(outcome),
     )
     return worker, sessions, outcomes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
@@ -20,7 +21,9 @@ from baton.decode.settings import DecodeSettings
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
 from baton.rpc.convert import KvEvent, kv_event_to_bytes
+from baton.rpc.peers import CachePeer
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.rpc.write_back import CacheAccess, WriteBack
 
 logger = logging.getLogger(__name__)
 _HOUSEKEEPING_INTERVAL_S = 0.05
@@ -33,6 +36,10 @@ class Loaded:
     worker: EngineWorker
     sessions: Sessions
     intake: Intake
+    cache: CacheAccess
+    write_back: WriteBack
+    exporter: ThreadPoolExecutor
+    """Copies blocks for the write-back."""
 
     @property
     def engine(self) -> Engine:
@@ -71,7 +78,7 @@ class DecodeService:
             lease_s=settings.reservation_lease_s,
             progress_timeout_s=settings.progress_timeout_s,
             rng=self._runtime.rng,
-            on_end=self._count_end,
+            on_end=self._on_end,
         )
         intake = Intake(
             worker,
@@ -79,8 +86,12 @@ class DecodeService:
             num_credits=settings.credits,
             progress_timeout_s=settings.progress_timeout_s,
         )
-        self._loaded = Loaded(worker, sessions, intake)
+        exporter = ThreadPoolExecutor(1, thread_name_prefix="baton-write-back")
+        cache = CacheAccess(self._find_cache)
+        write_back = WriteBack(worker.engine, cache, exporter, settings.write_back_queue_blocks)
+        self._loaded = Loaded(worker, sessions, intake, cache, write_back, exporter)
         self._tasks = [
+            asyncio.create_task(write_back.run(), name="write back"),
             asyncio.create_task(sessions.sweep(), name="sweep leases"),
             asyncio.create_task(self._keep_house(self._loaded), name="housekeeping"),
         ]
@@ -139,6 +150,9 @@ class DecodeService:
                 **stats.counters,
                 "reservations": len(loaded.sessions),
                 "leases_expired": loaded.sessions.num_leases_expired,
+                "stored_blocks": loaded.write_back.num_stored_blocks,
+                "dropped_blocks": loaded.write_back.num_dropped_blocks,
+                "cache_failures": loaded.cache.num_failures,
                 "max_model_len_tokens": loaded.engine.max_model_len_tokens,
             },
             rates=WorkerRates(
@@ -172,10 +186,24 @@ class DecodeService:
         if loaded is not None:
             loaded.sessions.release_all(WorkerDraining("the worker has stopped"))
             await asyncio.to_thread(loaded.intake.close)
+            await asyncio.to_thread(loaded.exporter.shutdown)
             await loaded.worker.stop()
 
-    def _count_end(self, outcome: str) -> None:
+    def _on_end(self, session: Session, outcome: str) -> None:
+        """Counts the end, and offers prompt and output to the cache for the next turn."""
         self._ended.labels(outcome).inc()
+        if self._loaded is not None and session.output_ids:
+            token_ids = (*session.spec.token_ids, *session.output_ids)
+            # The last token has not been through the model: it has no KV.
+            self._loaded.write_back.offer(
+                self._loaded.engine.block_hashes(token_ids[:-1], session.spec.cache_salt)
+            )
+
+    def _find_cache(self) -> CachePeer | None:
+        members = self._runtime.members.view().usable("cache", self._runtime.clock())
+        if not members:
+            return None
+        return CachePeer(self._runtime.channels, members[0].status.address)
 
     async def _keep_house(self, loaded: Loaded) -> None:
         """Publishes changes of the prefix cache, and has the process exit when the engine died."""

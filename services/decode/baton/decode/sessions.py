@@ -59,6 +59,8 @@ class Session:
     started_at_s: float = 0.0
     num_cached_tokens: int = 0
     first_token_at_s: float = 0.0
+    output_ids: list[int] = field(default_factory=list)
+    """Output tokens of this attempt that were read, P's first one included."""
     num_tokens: int = 0
     """Tokens made here and read."""
     num_draft_tokens: int = 0
@@ -93,9 +95,9 @@ class Sessions:
         lease_s: float,
         progress_timeout_s: float,
         rng: Random,
-        on_end: Callable[[str], None],
+        on_end: Callable[[Session, str], None],
     ) -> None:
-        """`on_end` is told how each session ended: "finished", or an error's reason."""
+        """`on_end` is told how a session ended: "finished", or an error's reason."""
         self._worker = worker
         self._engine = worker.engine
         self._table = ReservationTable(lease_s)
@@ -212,6 +214,7 @@ class Sessions:
         session.committed_at_s = time.monotonic()
         self._table.touch(session.reservation, session.committed_at_s)
         self._engine.commit(session.seq_id, manifest.first_token_id, manifest.first_logprob)
+        session.output_ids.append(manifest.first_token_id)
         session.has_kv.set()
 
     async def stream(
@@ -245,6 +248,7 @@ class Sessions:
                 session.first_token_at_s = events[0].at_s
                 timings = session.timings(events[0].at_s)
             batch = merge(events, timings)
+            session.output_ids.extend(batch.token_ids)
             session.num_tokens += len(batch.token_ids)
             session.num_draft_tokens += batch.draft_tokens
             session.num_accepted_tokens += batch.accepted_tokens
@@ -275,7 +279,7 @@ class Sessions:
             session.on_release()
         self._worker.unsubscribe(session.seq_id)
         num_blocks = self._engine.release(session.seq_id, quarantine=session.is_push_open)
-        self._on_end("finished" if session.is_finished else error.reason.name.lower())
+        self._on_end(session, "finished" if session.is_finished else error.reason.name.lower())
         if not self._by_id:
             self._is_idle.set()
         return num_blocks

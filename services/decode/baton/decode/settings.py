@@ -15,7 +15,7 @@ class DecodeSettings(ServiceSettings):
     """What a decode worker can be told."""
 
     role: ClassVar[str] = "decode"
-    watches: ClassVar[frozenset[str] | None] = frozenset()
+    watches: ClassVar[frozenset[str] | None] = frozenset({"cache"})
 
     model_path: Path
     """Folder of the model, in Hugging Face format."""
@@ -55,6 +55,8 @@ class DecodeSettings(ServiceSettings):
     """A reservation that nobody uses or renews is let go after this long."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
     """An open push that brings nothing for so long has failed."""
+    write_back_queue_blocks: int = Field(default=4096, ge=0)
+    """Blocks that may wait to be stored in the cache service; more are not. 0 stores none."""
     credits: int = Field(default=8, ge=1, le=1024)
     """Chunks that a push may have on their way."""
 

@@ -18,13 +18,15 @@ from baton.engine.worker import EngineWorker
 from baton.prefill.faults import FaultPlan, Faults, parse_faults
 from baton.prefill.handoff import Push, PushTarget
 from baton.prefill.jobs import Job, JobDone, Jobs
-from baton.prefill.peers import CachePeer, PushCall
+from baton.prefill.peers import PushCall
 from baton.prefill.prefix import PrefixSource
 from baton.prefill.servicer import PrefillServicer, register
 from baton.prefill.settings import PrefillSettings
 from baton.prefill.spans import Recorder
 from baton.rpc.convert import KvEvent, kv_event_to_bytes
+from baton.rpc.peers import CachePeer
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.rpc.write_back import CacheAccess, WriteBack
 
 logger = logging.getLogger(__name__)
 _HOUSEKEEPING_INTERVAL_S = 0.05
@@ -40,6 +42,8 @@ class Loaded:
     worker: EngineWorker
     jobs: Jobs
     prefix: PrefixSource
+    cache: CacheAccess
+    write_back: WriteBack
     executor: ThreadPoolExecutor
 
     @property
@@ -79,12 +83,10 @@ class PrefillService:
             logger.warning("prompts go wrong on purpose", extra={"fault": settings.fault})
         worker = await EngineWorker.start(settings.engine_config(), self._runtime.report_progress)
         executor = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="baton-transfer")
+        cache = CacheAccess(self._find_cache)
+        write_back = WriteBack(worker.engine, cache, executor, settings.write_back_queue_blocks)
         prefix = PrefixSource(
-            worker.engine,
-            find_cache=self._find_cache,
-            executor=executor,
-            timeout_s=settings.cache_timeout_s,
-            max_queued_blocks=settings.write_back_queue_blocks,
+            worker.engine, cache, write_back, executor, timeout_s=settings.cache_timeout_s
         )
         jobs = Jobs(
             worker,
@@ -94,9 +96,9 @@ class PrefillService:
             make_push=self._make_push,
             next_faults=self._faults.next,
         )
-        self._loaded = Loaded(worker, jobs, prefix, executor)
+        self._loaded = Loaded(worker, jobs, prefix, cache, write_back, executor)
         self._tasks = [
-            asyncio.create_task(prefix.write_back(), name="write back"),
+            asyncio.create_task(write_back.run(), name="write back"),
             asyncio.create_task(self._keep_house(self._loaded), name="housekeeping"),
         ]
 
@@ -136,7 +138,6 @@ class PrefillService:
         loaded = self.loaded()
         stats = loaded.engine.stats()
         fingerprint = loaded.engine.fingerprint
-        prefix = loaded.prefix
         return ServiceSnapshot(
             model=fingerprint.model,
             fingerprint=fingerprint,
@@ -148,10 +149,10 @@ class PrefillService:
                 "jobs": len(loaded.jobs),
                 "holds": loaded.jobs.num_holds,
                 "holds_expired": loaded.jobs.num_holds_expired,
-                "fetched_blocks": prefix.num_fetched_blocks,
-                "stored_blocks": prefix.num_stored_blocks,
-                "dropped_blocks": prefix.num_dropped_blocks,
-                "cache_failures": prefix.num_failures,
+                "fetched_blocks": loaded.prefix.num_fetched_blocks,
+                "stored_blocks": loaded.write_back.num_stored_blocks,
+                "dropped_blocks": loaded.write_back.num_dropped_blocks,
+                "cache_failures": loaded.cache.num_failures,
                 "max_model_len_tokens": loaded.engine.max_model_len_tokens,
             },
             rates=WorkerRates(

@@ -1,17 +1,29 @@
-"""Calls to other processes' ControlService, by address."""
+"""Calls that more than one service makes: to ControlService, and to the cache service."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+import xxhash
+from google.protobuf.message import DecodeError
 
 from baton.core.cluster import Announcement
+from baton.core.errors import KvChecksum
+from baton.core.hashing import Fingerprint, KvLayout
 from baton.rpc import convert
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import rpc_errors
-from baton.v1 import control_pb2, control_pb2_grpc
+from baton.rpc.frames import decode_frame, encode_frame
+from baton.v1 import cache_pb2, cache_pb2_grpc, control_pb2, control_pb2_grpc
 
 STATUS_TIMEOUT_S = 1.5
 SNAPSHOT_TIMEOUT_S = 10.0
+_FETCH = "/baton.v1.CacheService/FetchBlocks"
+_STORE = "/baton.v1.CacheService/StoreBlocks"
+_EOF = cast("Any", grpc.aio).EOF
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +74,90 @@ class ControlClient:
 
     def _stub(self, address: str) -> control_pb2_grpc.ControlServiceStub:
         return control_pb2_grpc.ControlServiceStub(self._channels.get(address))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of KV."""
+
+    block_hash: bytes
+    payload: bytes | memoryview
+
+
+class CachePeer:
+    """The cache service. All methods raise BatonError when a call fails."""
+
+    def __init__(self, channels: ChannelPool, address: str) -> None:
+        self._channels = channels
+        self._address = address
+
+    async def num_stored(self, hashes: Sequence[bytes], *, timeout_s: float) -> int:
+        """Leading blocks of a prefix that the store has."""
+        stub = cache_pb2_grpc.CacheServiceStub(self._channels.get(self._address))
+        with rpc_errors():
+            answer: cache_pb2.LookupPrefixResponse = await stub.LookupPrefix(
+                cache_pb2.LookupPrefixRequest(block_hashes=hashes), timeout=timeout_s
+            )
+        return min(answer.num_stored_blocks, len(hashes))
+
+    async def fetch(
+        self, hashes: Sequence[bytes], layout: KvLayout, *, timeout_s: float
+    ) -> AsyncGenerator[Block, None]:
+        """Blocks in the order asked for, verified, up to the first one missing."""
+        start: Any = self._channels.get(self._address, is_bulk=True).unary_stream(
+            _FETCH,
+            request_serializer=cache_pb2.FetchBlocksRequest.SerializeToString,
+            response_deserializer=None,
+        )
+        call = start(cache_pb2.FetchBlocksRequest(block_hashes=hashes), timeout=timeout_s)
+        try:
+            with rpc_errors():
+                for expected in hashes:
+                    message = await call.read()
+                    if message is _EOF:
+                        return
+                    view, payload = decode_frame(message)
+                    header = _block_header(view)
+                    is_whole = payload.nbytes == layout.block_bytes
+                    if header.block_hash != expected or not is_whole:
+                        raise KvChecksum("the cache service sent another block than asked for")
+                    if xxhash.xxh3_64_intdigest(payload) != header.checksum:
+                        raise KvChecksum("a block of the cache service does not match its checksum")
+                    yield Block(expected, payload)
+        finally:
+            call.cancel()
+
+    async def store(
+        self, blocks: AsyncIterator[Block], fingerprint: Fingerprint, *, timeout_s: float
+    ) -> int:
+        """Stores blocks; returns how many were new there."""
+        start: Any = self._channels.get(self._address, is_bulk=True).stream_unary(
+            _STORE,
+            request_serializer=None,
+            response_deserializer=cache_pb2.StoreBlocksResponse.FromString,
+        )
+        call = start(timeout=timeout_s)
+        layout = convert.fingerprint_to_pb(fingerprint).layout
+        is_first = True
+        try:
+            with rpc_errors():
+                async for block in blocks:
+                    header = cache_pb2.BlockHeader(
+                        block_hash=block.block_hash,
+                        checksum=xxhash.xxh3_64_intdigest(block.payload),
+                        layout=layout if is_first else None,
+                    )
+                    is_first = False
+                    await call.write(encode_frame(header.SerializeToString(), block.payload))
+                await call.done_writing()
+                answer = await call
+        finally:
+            call.cancel()
+        return int(answer.num_stored)
+
+
+def _block_header(view: memoryview) -> cache_pb2.BlockHeader:
+    try:
+        return cache_pb2.BlockHeader.FromString(bytes(view))
+    except DecodeError as error:
+        raise KvChecksum("the cache service sent a frame without a block header") from error

@@ -1,0 +1,112 @@
+"""Blocks of a worker's prefix cache to the cache service, in the background.
+
+A help and never a condition: what cannot be stored soon is not stored, and no request waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+from baton.core.errors import BatonError
+from baton.core.hashing import Fingerprint
+from baton.rpc.peers import Block, CachePeer
+
+logger = logging.getLogger(__name__)
+_PAUSE_S = 5.0
+_STORE_TIMEOUT_S = 30.0
+_BATCH_BLOCKS = 64
+"""Blocks exported at a time: bounds the memory that a write-back takes."""
+
+
+class BlockSource(Protocol):
+    """What a write-back needs of an engine."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the KV."""
+
+    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """Hash and content of those of the blocks that are still here; called on a thread."""
+
+
+class CacheAccess:
+    """The cache service while there is one; after a failure it is left alone for a moment."""
+
+    def __init__(self, find: Callable[[], CachePeer | None]) -> None:
+        self._find = find
+        self._paused_until_s = 0.0
+        self.num_failures = 0
+
+    def get(self) -> CachePeer | None:
+        """The cache service, if it is to be asked now."""
+        return self._find() if time.monotonic() >= self._paused_until_s else None
+
+    def failed(self, error: BatonError | TimeoutError) -> None:
+        """A call failed."""
+        self.num_failures += 1
+        self._paused_until_s = time.monotonic() + _PAUSE_S
+        logger.info("cache service left alone for a moment", extra={"error": str(error)})
+
+
+class WriteBack:
+    """Blocks that wait to be stored."""
+
+    def __init__(
+        self, source: BlockSource, cache: CacheAccess, executor: Executor, max_queued_blocks: int
+    ) -> None:
+        """`executor` copies the blocks' content; the caller shuts it down."""
+        self._source = source
+        self._cache = cache
+        self._executor = executor
+        self._max_queued_blocks = max_queued_blocks
+        self._queue: asyncio.Queue[list[bytes]] = asyncio.Queue()
+        self._num_queued_blocks = 0
+        self.num_stored_blocks = 0
+        self.num_dropped_blocks = 0
+        """Blocks not stored because too many were waiting."""
+
+    def offer(self, hashes: list[bytes]) -> None:
+        """Has a prefix's full blocks stored in the background; never waits."""
+        if not hashes or self._cache.get() is None:
+            return
+        if self._num_queued_blocks + len(hashes) > self._max_queued_blocks:
+            self.num_dropped_blocks += len(hashes)
+            return
+        self._num_queued_blocks += len(hashes)
+        self._queue.put_nowait(hashes)
+
+    async def run(self) -> None:
+        """Stores what was offered, for ever; run it as a task."""
+        while True:
+            hashes = await self._queue.get()
+            try:
+                cache = self._cache.get()
+                if cache is not None:
+                    await self._store(cache, hashes)
+            except BatonError as error:
+                self._cache.failed(error)
+            finally:
+                self._num_queued_blocks -= len(hashes)
+
+    async def _store(self, cache: CachePeer, hashes: list[bytes]) -> None:
+        num_stored = await cache.num_stored(hashes, timeout_s=_STORE_TIMEOUT_S)
+        if num_stored < len(hashes):
+            self.num_stored_blocks += await cache.store(
+                self._exported(hashes[num_stored:]),
+                self._source.fingerprint,
+                timeout_s=_STORE_TIMEOUT_S,
+            )
+
+    async def _exported(self, hashes: list[bytes]) -> AsyncIterator[Block]:
+        loop = asyncio.get_running_loop()
+        for start in range(0, len(hashes), _BATCH_BLOCKS):
+            exported = await loop.run_in_executor(
+                self._executor, self._source.export_blocks, hashes[start : start + _BATCH_BLOCKS]
+            )
+            for block_hash, payload in exported:
+                yield Block(block_hash, payload)
