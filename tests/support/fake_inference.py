@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from baton.core.errors import BatonError
+from baton.core.errors import BatonError, InvalidRequest
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 _CODES = {
@@ -142,7 +142,10 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     async def Detokenize(
         self, request: inference_pb2.DetokenizeRequest, context: Any
     ) -> inference_pb2.DetokenizeResponse:
-        return inference_pb2.DetokenizeResponse(text=bytes(request.token_ids).decode())
+        if any(token_id > 255 for token_id in request.token_ids):
+            await abort(context, InvalidRequest("a token id is not in the vocabulary"))
+        text = bytes(request.token_ids).decode("utf-8", "replace")
+        return inference_pb2.DetokenizeResponse(text=text)
 
     async def GetClusterStatus(
         self, request: inference_pb2.GetClusterStatusRequest, context: Any

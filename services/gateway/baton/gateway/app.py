@@ -30,6 +30,7 @@ from baton.gateway.failures import (
 from baton.gateway.generation import Generation, Plan
 from baton.gateway.message import for_sdk
 from baton.gateway.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse
+from baton.gateway.openapi import document
 from baton.gateway.render import ChatRenderer, CompletionRenderer, Head, Renderer, model_json
 from baton.gateway.schedulers import Schedulers
 from baton.gateway.settings import GatewaySettings
@@ -71,6 +72,7 @@ class Gateway:
             Route("/ready", self.ready),
             Route("/version", self.version),
             Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
         ]
 
     async def completions(self, request: Request) -> ASGIApp:
@@ -147,6 +149,11 @@ class Gateway:
         # In a thread, because gauges read at the scrape ask this event loop for their values.
         text = await asyncio.to_thread(generate_latest, self._metrics.registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        del request
+        return json_response(document())
 
     def _admitted(self, handler: Handler) -> Handler:
         """The handler, for those who have a key, as often as their tenant may call."""
