@@ -61,7 +61,7 @@ async def test_completion(edge):
     assert request.sampling.ignore_eos
     assert (request.sampling.top_k, request.sampling.min_tokens) == (5, 1)
     assert dict(request.sampling.logit_bias) == {5: -100.0}
-    assert 0 < edge.fake.remaining_s[0] <= 20
+    assert 0 < edge.fake.remaining_s[0] <= 20.2  # gRPC rounds a deadline up to tenths
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
