@@ -117,6 +117,20 @@ async def test_messages_and_token_ids_are_prompts_too(fake, client):
     assert list(fake.requests[1].tokens.token_ids) == [1, 2]
 
 
+async def test_chat_is_generate_with_messages(fake, client):
+    answer = await client.chat([{"role": "user", "content": "hi"}], max_tokens=3)
+    assert answer.text == "Hello wörld!"
+    async with client.chat([{"role": "user", "content": "ho"}], stream=True) as stream:
+        assert "".join([chunk.text async for chunk in stream]) == "Hello wörld!"
+    with Client(fake.address) as blocking:
+        chat = [{"role": "user", "content": "hu"}]
+        answer = await asyncio.to_thread(blocking.chat, chat, tools=[{"a": 1}])
+        assert answer.text == "Hello wörld!"
+    assert [request.chat.messages[0].content for request in fake.requests] == ["hi", "ho", "hu"]
+    assert fake.requests[0].sampling.max_tokens == 3
+    assert fake.requests[2].chat.tools_json == '[{"a": 1}]'
+
+
 async def test_tools_and_their_calls_go_along(fake, client):
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     messages = [

@@ -4,6 +4,7 @@ from baton.client.async_client import AsyncClient, AsyncTextStream
 from baton.client.retry import RetryPolicy
 from baton.client.sync_client import Client, TextStream
 from baton.client.types import (
+    ChatOptions,
     Chunk,
     ClusterStatus,
     Completion,
@@ -46,6 +47,7 @@ __all__ = [
     "AsyncTextStream",
     "BatonError",
     "Cancelled",
+    "ChatOptions",
     "Chunk",
     "Client",
     "ClusterStatus",

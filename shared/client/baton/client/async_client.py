@@ -15,7 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from random import Random, SystemRandom
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import grpc.aio
 
@@ -24,7 +24,15 @@ from baton.client.collect import Collector
 from baton.client.connection import Connection
 from baton.client.errors import error_from
 from baton.client.retry import Retrier, RetryPolicy
-from baton.client.types import Chunk, ClusterStatus, Completion, GenerateOptions, Model, Tls
+from baton.client.types import (
+    ChatOptions,
+    Chunk,
+    ClusterStatus,
+    Completion,
+    GenerateOptions,
+    Model,
+    Tls,
+)
 from baton.core.errors import BatonError, Cancelled
 from baton.v1 import inference_pb2, inference_pb2_grpc
 
@@ -207,6 +215,37 @@ class AsyncClient:
         timeout_s = self._connection.deadline_s(options)
         answer = AsyncTextStream(open_call, self._connection, self._retrier, timeout_s)
         return answer if stream else _complete(answer)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[ChatOptions],
+    ) -> Awaitable[Completion]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        **options: Unpack[ChatOptions],
+    ) -> AsyncTextStream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        **options: Unpack[ChatOptions],
+    ) -> Awaitable[Completion] | AsyncTextStream:
+        """Answers a conversation, as `generate` does with `messages=`."""
+        whole = cast("GenerateOptions", {**options, "messages": messages})
+        if stream:
+            return self.generate(stream=True, **whole)
+        return self.generate(**whole)
 
     async def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models that can be used now."""

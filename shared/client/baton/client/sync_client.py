@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from random import Random, SystemRandom
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import grpc
 
@@ -15,7 +15,15 @@ from baton.client.collect import Collector
 from baton.client.connection import Connection
 from baton.client.errors import error_from
 from baton.client.retry import Retrier, RetryPolicy
-from baton.client.types import Chunk, ClusterStatus, Completion, GenerateOptions, Model, Tls
+from baton.client.types import (
+    ChatOptions,
+    Chunk,
+    ClusterStatus,
+    Completion,
+    GenerateOptions,
+    Model,
+    Tls,
+)
 from baton.core.errors import BatonError, Cancelled
 from baton.v1 import inference_pb2, inference_pb2_grpc
 
@@ -182,6 +190,37 @@ class Client:
             for _ in answer:
                 pass
         return answer.completion
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[ChatOptions],
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        **options: Unpack[ChatOptions],
+    ) -> TextStream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        **options: Unpack[ChatOptions],
+    ) -> Completion | TextStream:
+        """Answers a conversation, as `generate` does with `messages=`."""
+        whole = cast("GenerateOptions", {**options, "messages": messages})
+        if stream:
+            return self.generate(stream=True, **whole)
+        return self.generate(**whole)
 
     def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models that can be used now."""

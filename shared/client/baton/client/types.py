@@ -10,16 +10,11 @@ from baton.core.cluster import ServiceStatus
 from baton.core.guide import Guide
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Keyword options of `generate`; what is left out takes the server's default."""
+class ChatOptions(TypedDict, total=False):
+    """Keyword options of `chat`; what is left out takes the server's default."""
 
-    messages: Sequence[Mapping[str, Any]]
-    """A conversation instead of a prompt, as `{"role": ..., "content": ...}`, oldest first.
-    OpenAI's `tool_calls`, `tool_call_id` and `name` may come along."""
     tools: Sequence[Mapping[str, Any]] | None
     """Tools for the chat template, as in OpenAI's API. The answer's calls stay in its text."""
-    token_ids: Sequence[int]
-    """A prompt as token ids instead of text."""
     model: str
     """Empty takes the only model served."""
     max_tokens: int | None
@@ -54,6 +49,16 @@ class GenerateOptions(TypedDict, total=False):
     cache_salt: str
     timeout_s: float | None
     """Deadline of the whole call, retries included; None takes the client's."""
+
+
+class GenerateOptions(ChatOptions, total=False):
+    """Keyword options of `generate`."""
+
+    messages: Sequence[Mapping[str, Any]]
+    """A conversation instead of a prompt, as `{"role": ..., "content": ...}`, oldest first.
+    OpenAI's `tool_calls`, `tool_call_id` and `name` may come along."""
+    token_ids: Sequence[int]
+    """A prompt as token ids instead of text."""
 
 
 @dataclass(frozen=True, slots=True)
