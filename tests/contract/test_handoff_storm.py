@@ -17,6 +17,7 @@ from tests.support.tiny_models import load_reference, make_tiny_model, reference
 from tests.support.workers import Pair, worker_pair
 
 NUM_REQUESTS = 48
+NUM_FAULTS = 10
 EXPECTED = {
     ErrorReason.KV_CHECKSUM,
     ErrorReason.KV_TRANSFER_LOST,
@@ -51,6 +52,15 @@ async def _one(pair: Pair, rng: Random, index: int, prompt: list[int]) -> list[i
         )
 
 
+async def _served(pair: Pair, prompt: list[int]) -> list[int]:
+    for index in range(NUM_FAULTS):
+        try:
+            return (await pair.generate(prompt, f"last-{index}")).token_ids
+        except grpc.aio.AioRpcError as error:
+            assert error_from_rpc(error).reason in EXPECTED
+    return (await pair.generate(prompt, "last")).token_ids
+
+
 @pytest.mark.parametrize("fault", ["", "corrupt_chunk=1,times=10", "wrong_epoch,times=10"])
 async def test_nothing_stays_behind(tmp_path: Path, fault: str) -> None:
     model_path = make_tiny_model("llama", tmp_path / "tiny")
@@ -74,5 +84,5 @@ async def test_nothing_stays_behind(tmp_path: Path, fault: str) -> None:
         assert num_finished > 0
         await eventually(pair.decode.is_clean, timeout_s=2)
         await eventually(pair.prefill.is_clean, timeout_s=2)
-        # Both still serve.
-        assert (await pair.generate(prompts[0], "last")).token_ids == expected[0]
+        # Both still serve, once the faults that the storm left over are spent.
+        assert await _served(pair, prompts[0]) == expected[0]
