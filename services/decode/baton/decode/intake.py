@@ -127,7 +127,9 @@ class Intake:
         yield Committed(receiver.received.num_bytes, receiver.received.num_chunks)
 
     async def _next(self, frames: AsyncIterator[Frame], session: Session | None = None) -> Frame:
-        """The next frame. A session that is released meanwhile ends the waiting at once."""
+        """The next frame. A session that is or gets released ends the waiting at once."""
+        if session is not None and session.error is not None:
+            raise _ended(session.error)
         try:
             async with asyncio.timeout(self._progress_timeout_s) as limit:
                 if session is not None:
@@ -137,7 +139,7 @@ class Intake:
             raise KvTransferLost("the push ended before its manifest") from None
         except TimeoutError:
             if session is not None and session.error is not None:
-                raise StaleEpoch(f"the reservation ended: {session.error.message}") from None
+                raise _ended(session.error) from None
             raise Stalled(f"the push brought nothing for {self._progress_timeout_s:g} s") from None
         finally:
             if session is not None:
@@ -181,7 +183,7 @@ class _Push:
             await asyncio.shield(self._writing)
         except (RequestNotFound, InvalidRequest) as error:
             # The session was released after the check above: its blocks were out of reach.
-            raise StaleEpoch(f"the reservation ended: {error.message}") from error
+            raise _ended(error) from error
         self._writing = None
 
     def close(self, error: BatonError) -> None:
@@ -202,3 +204,7 @@ class _Push:
         if not done.cancelled():
             done.exception()  # looked at, so that asyncio does not complain
         self._sessions.writes_ended(self._session)
+
+
+def _ended(error: BatonError) -> StaleEpoch:
+    return StaleEpoch(f"the reservation ended: {error.message}")

@@ -1,0 +1,62 @@
+"""What comes at a push's worst moment."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import xxhash
+
+from baton.core.errors import StaleEpoch
+from baton.core.handoff import Chunk, Opening, Span
+from baton.prefill.peers import Credit, PushCall
+from baton.rpc.channel import ChannelPool
+from baton.v1 import decode_pb2
+from tests.support.eventually import eventually
+from tests.support.tiny_models import make_tiny_model
+from tests.support.workers import worker_pair
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_a_release_during_a_write_ends_the_push_when_the_write_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when the sender, who may be computing for long, says something again."""
+    model_path = make_tiny_model("llama", tmp_path / "tiny")
+    async with worker_pair(model_path, decode={"progress_timeout_s": 3600.0}) as pair:
+        grant = await pair.reserve([9] * 40)
+        engine = pair.decode.engine
+        is_writing, may_end, write = threading.Event(), threading.Event(), engine.write_blocks
+
+        def slow_write(*arguments: Any) -> None:
+            write(*arguments)
+            is_writing.set()
+            may_end.wait(30)
+
+        monkeypatch.setattr(engine, "write_blocks", slow_write)
+        channels = ChannelPool(max_message_bytes=4 << 20)
+        call = PushCall(channels, grant.push_address, timeout_s=20)
+        fingerprint = engine.fingerprint
+        await call.open(Opening(grant.reservation_id, "req", 1, grant.epoch, fingerprint, "me"))
+        assert isinstance(await call.read(), Credit)
+        span = Span(0, fingerprint.layout.num_layers, 0, 1)
+        payload = bytes(span.num_bytes(fingerprint.layout))
+        checksum = xxhash.xxh3_64_intdigest(payload)
+        await call.chunk(Chunk(grant.epoch, 0, span, checksum), payload)
+        await eventually(is_writing.is_set)
+
+        released = await pair.to_decode.Release(
+            decode_pb2.ReleaseRequest(request_id="req"), timeout=5
+        )
+        assert released.released_blocks > 0
+        assert pair.decode.counts()["quarantined"] == grant.num_blocks
+        may_end.set()
+        assert isinstance(await call.read(), Credit)
+        with pytest.raises(StaleEpoch, match="the reservation ended"):
+            await call.read()
+        await eventually(pair.decode.is_clean)
+        call.cancel()
+        await channels.close()
