@@ -142,6 +142,9 @@ async def test_a_request_that_ends_with_its_first_token_is_not_pushed(pair: Pair
     [
         ("corrupt_chunk=1", ErrorReason.KV_CHECKSUM),
         ("drop_chunk=0", ErrorReason.KV_CHECKSUM),
+        ("duplicate_chunk=1", ErrorReason.KV_CHECKSUM),
+        ("reorder_chunk=0", ErrorReason.KV_CHECKSUM),
+        ("silent_s=3", ErrorReason.STALLED),
         ("drop_manifest", ErrorReason.KV_TRANSFER_LOST),
         ("wrong_epoch", ErrorReason.STALE_EPOCH),
         ("stall_after_chunk=0", ErrorReason.STALLED),

@@ -48,7 +48,7 @@ def options(max_tokens: int) -> dict[str, object]:
 
 async def faulty(system: System, role: str, fault: str) -> Process:
     """A further worker with a fault."""
-    process = await system.worker(role, "llama", fault=fault)
+    process = await system.worker(role, "llama", fault=fault, progress_timeout_s=60)
     await system.wait_ready(process)
     await system.wait_members(process)
     return process
@@ -121,7 +121,7 @@ async def state_reached(system: System, state: str) -> bool:
     [
         ({}, "reserved"),
         ({"fault": "delay_chunk_s=1"}, "prefilling"),
-        ({"fault": "stall_after_chunk=0"}, "transferring"),
+        ({"fault": "stall_after_chunk=0", "progress_timeout_s": 60}, "transferring"),
         ({}, "decoding"),
     ],
     ids=["reserved", "prefilling", "transferring", "decoding"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from baton.core.errors import InvalidRequest
 from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, parse_faults
 
 
@@ -23,8 +24,19 @@ def test_what_is_no_fault_is_refused(text: str) -> None:
 
 
 def test_a_plan_makes_as_many_pushes_fail_as_it_was_told() -> None:
-    plan = FaultPlan(parse_faults("drop_manifest,times=2"))
+    plan = FaultPlan("drop_manifest,times=2")
     assert plan.is_on
-    assert [plan.next().drop_manifest for _ in range(3)] == [True, True, False]
-    assert FaultPlan(Faults(drop_chunk=1)).next().drop_chunk == 1
-    assert not FaultPlan(NO_FAULTS).is_on
+    assert [plan.next("r", 1).drop_manifest for _ in range(3)] == [True, True, False]
+    assert FaultPlan("drop_chunk=1").next("r", 2).drop_chunk == 1
+    assert not FaultPlan("").is_on
+
+
+def test_a_request_names_its_faults_only_where_the_setting_lets_it() -> None:
+    plan = FaultPlan("from_request_id")
+    assert plan.is_on
+    assert plan.next("r~drop_chunk=1,silent_s=2", 1) == Faults(drop_chunk=1, silent_s=2.0)
+    assert plan.next("r~drop_chunk=1", 2) == NO_FAULTS
+    assert plan.next("r", 1) == NO_FAULTS
+    with pytest.raises(InvalidRequest, match="faults in the request_id"):
+        plan.next("r~x", 1)
+    assert FaultPlan("").next("r~drop_chunk=1", 1) == NO_FAULTS

@@ -1,13 +1,22 @@
 """Faults made on purpose, so that tests can show what the other side does about them.
 
-Off unless the `fault` setting names some; the service warns in its log when it does.
+Off unless the `fault` setting names some, or lets requests name their own; the service warns in its
+log when it does. Faults of a push are made on its frames, between the push and whatever carries it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
+from baton.core.errors import BatonError, InvalidRequest
+from baton.core.handoff import Chunk, Manifest, Opening
+from baton.prefill.peers import Committed, Credit, PushCall
+
+FROM_REQUEST_ID = "from_request_id"
+"""Setting: faults are those that a request's id names after MARK, on its first attempt."""
+MARK = "~"
 _SECONDS = re.compile(r"\d{1,4}(\.\d{1,6})?")
 
 
@@ -19,6 +28,10 @@ class Faults:
     """Flip a bit of this chunk, after its checksum was taken."""
     drop_chunk: int | None = None
     """Leave this chunk out."""
+    duplicate_chunk: int | None = None
+    """Send this chunk twice."""
+    reorder_chunk: int | None = None
+    """Send this chunk after the frame that follows it."""
     stall_after_chunk: int | None = None
     """Send nothing more after this chunk, and keep the stream open."""
     drop_manifest: bool = False
@@ -29,6 +42,8 @@ class Faults:
     """Wait before the prompt is queued."""
     delay_chunk_s: float = 0.0
     """Notice so late that blocks were computed."""
+    silent_s: float = 0.0
+    """Wait before the first chunk without a sign of life."""
     times: int | None = None
     """Prompts that go wrong, the first ones of the process; None means all."""
 
@@ -60,27 +75,110 @@ def parse_faults(text: str) -> Faults:
                 *sorted(f"{name}=S" for name in delays),
                 *sorted(flags),
             ])
-            raise ValueError(f"must be made of {names}, got {part!r}")
+            raise ValueError(f"must be {FROM_REQUEST_ID}, or made of {names}; got {part!r}")
     return Faults(**given)  # type: ignore[arg-type]
 
 
 class FaultPlan:
     """Hands out each prompt's faults."""
 
-    def __init__(self, faults: Faults) -> None:
-        self._faults = faults
-        self._num_left = faults.times
+    def __init__(self, text: str) -> None:
+        """Takes the setting's value.
+
+        Raises:
+            ValueError: it is not made of faults.
+        """
+        self._is_from_request_id = text.strip() == FROM_REQUEST_ID
+        self._faults = NO_FAULTS if self._is_from_request_id else parse_faults(text)
+        self._num_left = self._faults.times
 
     @property
     def is_on(self) -> bool:
-        """True when any prompt will go wrong."""
-        return self._faults != NO_FAULTS
+        """True when any prompt will, or may, go wrong."""
+        return self._is_from_request_id or self._faults != NO_FAULTS
 
-    def next(self) -> Faults:
-        """Faults of the next prompt."""
+    def next(self, request_id: str, attempt: int) -> Faults:
+        """Faults of the next prompt.
+
+        Raises:
+            InvalidRequest: the request names faults that there are not.
+        """
+        if self._is_from_request_id:
+            return _named(request_id) if attempt == 1 else NO_FAULTS
         if self._num_left is None:
             return self._faults
         if self._num_left <= 0:
             return NO_FAULTS
         self._num_left -= 1
         return self._faults
+
+
+def _named(request_id: str) -> Faults:
+    try:
+        return parse_faults(request_id.partition(MARK)[2])
+    except ValueError as error:
+        raise InvalidRequest(f"faults in the request_id: {error}") from None
+
+
+class FaultyCall(PushCall):
+    """A push whose frames go wrong on their way to the call that carries them."""
+
+    def __init__(self, call: PushCall, faults: Faults) -> None:
+        self._inner = call
+        self._faults = faults
+        self._late: tuple[Chunk, bytes] | None = None
+        self._is_over = asyncio.Event()
+
+    async def open(self, opening: Opening) -> None:
+        """Sends the first frame."""
+        await self._inner.open(opening)
+
+    async def chunk(self, chunk: Chunk, payload: bytes) -> None:
+        """Sends a chunk, or does something worse with it."""
+        faults, sequence = self._faults, chunk.sequence
+        if faults.silent_s and sequence == 0:
+            await asyncio.sleep(faults.silent_s)
+        if faults.wrong_epoch:
+            chunk = replace(chunk, epoch=chunk.epoch + 1)
+        if sequence == faults.corrupt_chunk:
+            payload = bytes((payload[0] ^ 1,)) + payload[1:]
+        if sequence == faults.reorder_chunk:
+            self._late = (chunk, payload)
+        elif sequence != faults.drop_chunk:
+            await self._inner.chunk(chunk, payload)
+            await self._send_late()
+        if sequence == faults.duplicate_chunk:
+            await self._inner.chunk(chunk, payload)
+        if sequence == faults.stall_after_chunk:
+            await self._is_over.wait()
+
+    async def sign_of_life(self, epoch: int) -> None:
+        """Tells the receiver that there will be more."""
+        await self._inner.sign_of_life(epoch)
+
+    async def manifest(self, manifest: Manifest) -> None:
+        """Sends the last frame."""
+        if not self._faults.drop_manifest:
+            await self._inner.manifest(manifest)
+        await self._send_late()
+
+    async def end(self) -> None:
+        """Sends nothing more."""
+        await self._inner.end()
+
+    async def read(self) -> Credit | Committed:
+        """The receiver's next answer."""
+        try:
+            return await self._inner.read()
+        except BatonError:
+            self._is_over.set()
+            raise
+
+    def cancel(self) -> None:
+        """Ends the call."""
+        self._inner.cancel()
+
+    async def _send_late(self) -> None:
+        late, self._late = self._late, None
+        if late is not None:
+            await self._inner.chunk(*late)

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import xxhash
 
@@ -21,7 +21,6 @@ from baton.core.hashing import tokens_hash
 from baton.core.sampling import TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
-from baton.prefill.faults import NO_FAULTS, Faults
 from baton.prefill.peers import Committed, PushCall
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -85,7 +84,6 @@ class Push:
         connect: Callable[[], PushCall],
         readers: Executor,
         progress_timeout_s: float,
-        faults: Faults = NO_FAULTS,
     ) -> None:
         self._engine = engine
         self._spec = spec
@@ -93,7 +91,6 @@ class Push:
         self._connect = connect
         self._readers = readers
         self._progress_timeout_s = progress_timeout_s
-        self._faults = faults
         self._layout = engine.fingerprint.layout
         self._num_blocks = -(-len(spec.token_ids) // self._layout.block_size)
         self._num_ready = 0
@@ -177,8 +174,7 @@ class Push:
             for span in split(self._layout, num_sent, block_end, MAX_CHUNK_BYTES):
                 await self._send_chunk(call, span)
             num_sent = max(num_sent, block_end)
-        if not self._faults.drop_manifest:
-            await call.manifest(self._manifest(self._first, block_start))
+        await call.manifest(self._manifest(self._first, block_start))
         await call.end()
         await self._until(lambda: self._committed is not None)
         ended_at_s = time.monotonic()
@@ -194,8 +190,6 @@ class Push:
         )
 
     async def _send_chunk(self, call: PushCall, span: Span) -> None:
-        faults = self._faults
-        sequence = self._sent.num_chunks
         waits_since_s = time.monotonic()
         await self._until(lambda: self._num_credits > 0)
         now = time.monotonic()
@@ -214,17 +208,10 @@ class Push:
             span.layer_end,
         )
         checksum = xxhash.xxh3_64_intdigest(payload)
-        chunk = Chunk(self._target.epoch, sequence, span, checksum)
+        chunk = Chunk(self._target.epoch, self._sent.num_chunks, span, checksum)
         self._sent.add(len(payload), checksum)
-        if sequence == faults.corrupt_chunk:
-            payload = bytes((payload[0] ^ 1,)) + payload[1:]
-        if faults.wrong_epoch:
-            chunk = replace(chunk, epoch=chunk.epoch + 1)
-        if sequence != faults.drop_chunk:
-            async with asyncio.timeout(self._progress_timeout_s):
-                await call.chunk(chunk, payload)
-        while sequence == faults.stall_after_chunk:
-            await self._has_news(self._progress_timeout_s)
+        async with asyncio.timeout(self._progress_timeout_s):
+            await call.chunk(chunk, payload)
 
     def _manifest(self, first: _FirstToken, block_start: int) -> Manifest:
         return Manifest(

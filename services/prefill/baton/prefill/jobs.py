@@ -127,7 +127,7 @@ class Jobs:
         worker_id: str,
         hold_lease_s: float,
         make_push: MakePush,
-        next_faults: Callable[[], Faults],
+        next_faults: Callable[[str, int], Faults],
     ) -> None:
         self._worker = worker
         self._engine = worker.engine
@@ -241,7 +241,7 @@ class Jobs:
     async def _compute(self, running: _Running) -> AsyncGenerator[JobEvent, None]:
         job = running.job
         arrived_at_s = time.monotonic()
-        faults = self._next_faults()
+        faults = self._next_faults(job.request_id, job.attempt)
         if faults.delay_start_s:
             await asyncio.sleep(faults.delay_start_s)
         num_fetched = await self._prefix.fetch(job.spec)

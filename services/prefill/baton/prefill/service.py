@@ -15,7 +15,7 @@ from baton.core.errors import WorkerDraining
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
-from baton.prefill.faults import FaultPlan, Faults, parse_faults
+from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, FaultyCall
 from baton.prefill.handoff import Push, PushTarget
 from baton.prefill.jobs import Job, JobDone, Jobs
 from baton.prefill.peers import PushCall
@@ -58,7 +58,7 @@ class PrefillService:
     def __init__(self, runtime: Runtime[PrefillSettings]) -> None:
         self._runtime = runtime
         self._settings = runtime.settings
-        self._faults = FaultPlan(parse_faults(runtime.settings.fault))
+        self._faults = FaultPlan(runtime.settings.fault)
         runtime.members.on_change(self._warm_channels)
         self._loaded: Loaded | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -191,14 +191,18 @@ class PrefillService:
 
     def _make_push(self, spec: SequenceSpec, target: PushTarget, faults: Faults) -> Push:
         loaded = self.loaded()
+
+        def connect() -> PushCall:
+            call = PushCall(self._runtime.channels, target.address, timeout_s=_MAX_PUSH_S)
+            return call if faults == NO_FAULTS else FaultyCall(call, faults)
+
         return Push(
             loaded.engine,
             spec,
             target,
-            connect=lambda: PushCall(self._runtime.channels, target.address, timeout_s=_MAX_PUSH_S),
+            connect=connect,
             readers=loaded.executor,
             progress_timeout_s=self._settings.progress_timeout_s,
-            faults=faults,
         )
 
     def _find_cache(self) -> CachePeer | None:

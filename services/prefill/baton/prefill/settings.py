@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from baton.engine.config import EngineConfig
-from baton.prefill.faults import parse_faults
+from baton.prefill.faults import FaultPlan
 from baton.rpc.settings import ServiceSettings, parse_cores
 
 
@@ -60,7 +60,7 @@ class PrefillSettings(ServiceSettings):
     @field_validator("fault")
     @classmethod
     def _check_fault(cls, value: str) -> str:
-        parse_faults(value)
+        FaultPlan(value)
         return value
 
     def engine_config(self) -> EngineConfig:
