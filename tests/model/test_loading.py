@@ -43,6 +43,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         ({"model_type": "mamba"}, "state-space"),
         ({"model_type": "bloom"}, "does not attend through transformers' AttentionInterface"),
         ({"model_type": "vit"}, "no causal language model"),
+        ({"model_type": "whisper"}, "encoder-decoder"),
+        ({"model_type": "rwkv"}, "state-space or recurrent"),
+        ({"model_type": "jamba"}, "state-space or recurrent"),
+        ({"model_type": "recurrent_gemma"}, "state-space or recurrent"),
+        ({"model_type": "qwen3_next"}, "state-space or recurrent|linear_attention"),
+        ({"model_type": "minimax"}, "layers of type linear_attention"),
+        ({"model_type": "deepseek_v32"}, "layers of type indexed_attention"),
         (
             {"model_type": "llama4_text", "num_hidden_layers": 4},
             "layers of type chunked_attention",
@@ -55,6 +62,20 @@ def test_other_architectures_are_refused_with_the_reason(
     _write_config(tmp_path, **config)
     with pytest.raises(Unsupported, match=reason):
         _engine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("bert", "attends in a way that a paged KV cache does not serve: its logits differ"),
+        ("diffllama", "attends twice"),
+    ],
+)
+def test_what_only_running_it_shows_is_refused_too(
+    tiny_model: TinyModel, kind: str, reason: str
+) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        _engine(tiny_model(kind))
 
 
 def test_a_draft_with_another_tokenizer_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:

@@ -36,6 +36,22 @@ _COMMON: dict[str, Any] = {
     "initializer_range": 0.3,
     "tie_word_embeddings": False,
 }
+_MLA: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "pad_token_id": 0,
+}
+"""Multi-head latent attention: keys of 24, values of 16."""
 _KINDS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -64,6 +80,38 @@ _KINDS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
     },
     "gpt2": {},
+    "smollm3": {"pad_token_id": 0},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 24},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    # Nobody asked for the rest by name.
+    "cohere": {},
+    "cohere2": {"sliding_window": 24},
+    "deepseek_v2": {**_MLA, "topk_method": "greedy"},
+    "deepseek_v3": _MLA,
+    "ernie4_5": {},
+    "exaone4": {"sliding_window": 24},
+    "glm4": {"pad_token_id": 0, "head_dim": 16},
+    "gpt_bigcode": {},
+    "gpt_neox": {},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "minimax_m2": {},
+    "modernbert-decoder": {"pad_token_id": 0, "local_attention": 24},
+    "nemotron": {},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "opt": {},
+    "phi": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "seed_oss": {},
+    "starcoder2": {"sliding_window": 24},
+    # Cannot be served.
+    "bert": {},
+    "diffllama": {},
 }
 KINDS = tuple(_KINDS)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 from baton.core.errors import Unsupported
@@ -107,7 +108,11 @@ class PagedAttention:
             raise Unsupported(f"{type(module).__name__} does not say which layer it is")
         if self._kv is None or self._batch is None:
             self._record(layer, key, value)
-            return torch.zeros_like(query).transpose(1, 2), None
+            return query.new_zeros(*query.shape[:3], value.shape[3]).transpose(1, 2), None
+        value_dim = value.shape[3]
+        if value_dim < key.shape[3]:
+            # Multi-head latent attention: the pool and its kernels know one size.
+            value = pad(value, (0, key.shape[3] - value_dim))
         keys, values = self._kv.keys[layer], self._kv.values[layer]
         for pool, new in ((keys, key), (values, value)):
             pool.view(-1, *pool.shape[2:]).index_copy_(0, self._batch.slots, new[0].transpose(0, 1))
@@ -118,13 +123,13 @@ class PagedAttention:
             sinks=kwargs.get("s_aux"),
         )
         output = self._backend.attend(query[0].transpose(0, 1), keys, values, self._batch, options)
-        return output.unsqueeze(0), None
+        return output[..., :value_dim].unsqueeze(0), None
 
     def _record(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        if key.shape != value.shape:
+        if key.shape[:3] != value.shape[:3] or key.shape[3] < value.shape[3]:
             raise Unsupported(
-                f"layer {layer} has keys of size {key.shape[-1]} and values of size "
-                f"{value.shape[-1]}; one size is needed"
+                f"layer {layer} has keys of shape {tuple(key.shape)} and values of shape "
+                f"{tuple(value.shape)}; values may only be narrower than keys"
             )
         if layer in self.shapes:
             raise Unsupported(f"layer {layer} attends twice; one KV cache per layer is needed")

@@ -22,11 +22,12 @@ from transformers import (
 
 from baton.core.errors import ModelNotFound, Unsupported
 from baton.core.hashing import KvLayout
-from baton.engine.attention import AttentionBackend, LayerShape, PagedAttention
+from baton.engine.attention import AttentionBackend, PagedAttention
 from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kv_cache import dtype_name, torch_dtype
 from baton.engine.linears import LinearFactory, packer, replace_linears
 from baton.engine.norms import speed_up_norms
+from baton.engine.probe import check_attention, layer_shapes
 from baton.engine.quantize import Quantization
 from baton.engine.quantize_model import WeightSource, load_weights
 from baton.engine.sdpa import SdpaBackend
@@ -93,13 +94,14 @@ def load_model(
         on_progress(0.8, "packing weights")
         _speed_up(module, packer(num_packed_rows))
     on_progress(0.9, "looking at its layers")
-    shapes = _probe(module, config, attention)
+    shapes = layer_shapes(module, config, attention)
     layout = KvLayout(
         block_size=block_size,
         dtype=dtype_name(module.dtype),
         num_kv_heads=tuple(shape.num_kv_heads for shape in shapes),
         head_dim=tuple(shape.head_dim for shape in shapes),
     )
+    check_attention(module, attention, layout)
     return LoadedModel(
         module=module,
         directory=directory,
@@ -168,23 +170,6 @@ def _check_config(config: PreTrainedConfig) -> None:
         raise Unsupported(f"{kind} is configured for bidirectional attention")
 
 
-def _probe(
-    module: PreTrainedModel, config: PreTrainedConfig, attention: PagedAttention
-) -> list[LayerShape]:
-    """Runs one token and reads off what each layer passes to attention."""
-    token = torch.zeros(1, 1, dtype=torch.int64, device=module.device)
-    with torch.inference_mode():
-        module(input_ids=token, position_ids=torch.zeros_like(token), use_cache=False)
-    num_layers = config.get_text_config().num_hidden_layers
-    missing = [layer for layer in range(num_layers) if layer not in attention.shapes]
-    if missing or len(attention.shapes) != num_layers:
-        raise Unsupported(
-            f"{config.model_type}: {len(attention.shapes)} of {num_layers} layers attend through "
-            f"AttentionInterface; missing: {missing[:8]}"
-        )
-    return [attention.shapes[layer] for layer in range(num_layers)]
-
-
 def _max_len_tokens(config: PreTrainedConfig) -> int:
     max_len = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -197,8 +182,8 @@ def _max_len_tokens(config: PreTrainedConfig) -> int:
 
 
 def _eos_token_ids(module: PreTrainedModel) -> frozenset[int]:
-    generation = module.generation_config
-    for found in (getattr(generation, "eos_token_id", None), module.config.eos_token_id):
+    for source in (module.generation_config, module.config, module.config.get_text_config()):
+        found = getattr(source, "eos_token_id", None)
         if found is not None:
             return frozenset([found] if isinstance(found, int) else found)
     return frozenset()
