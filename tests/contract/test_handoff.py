@@ -409,7 +409,7 @@ async def test_a_push_cannot_write_outside_of_its_reservation(pair: Pair) -> Non
     await call.read()
     span = Span(0, fingerprint.layout.num_layers, 3, 1)
     payload = bytes(span.num_bytes(fingerprint.layout))
-    await call.chunk(Chunk(grant.epoch, 0, span, 0), payload)
+    await call.chunk(Chunk(grant.epoch, 0, span, 0), memoryview(payload))
     with pytest.raises(KvLayoutMismatch, match=r"blocks \[3, 4\) are outside"):
         await call.read()
     call.cancel()

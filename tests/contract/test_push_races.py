@@ -45,7 +45,7 @@ async def test_a_release_during_a_write_ends_the_push_when_the_write_has_ended(
         span = Span(0, fingerprint.layout.num_layers, 0, 1)
         payload = bytes(span.num_bytes(fingerprint.layout))
         checksum = xxhash.xxh3_64_intdigest(payload)
-        await call.chunk(Chunk(grant.epoch, 0, span, checksum), payload)
+        await call.chunk(Chunk(grant.epoch, 0, span, checksum), memoryview(payload))
         await eventually(is_writing.is_set)
 
         released = await pair.to_decode.Release(

@@ -31,7 +31,7 @@ def test_the_wire_order_is_layer_then_k_then_v() -> None:
     cache = KvCache(KvLayout(1, "float32", (1, 1), (1, 1)), 3, CPU)
     for number, part in enumerate((cache.keys[0], cache.values[0], cache.keys[1], cache.values[1])):
         part.view(-1).copy_(torch.tensor([0.0, 1.0, 2.0]) + 10 * number)
-    numbers = torch.frombuffer(bytearray(cache.read([2, 1], 0, 2)), dtype=torch.float32)
+    numbers = torch.frombuffer(cache.read([2, 1], 0, 2), dtype=torch.float32)
     assert numbers.tolist() == [2, 1, 12, 11, 22, 21, 32, 31]
 
 

@@ -126,14 +126,18 @@ class FaultyCall(PushCall):
     def __init__(self, call: PushCall, faults: Faults) -> None:
         self._inner = call
         self._faults = faults
-        self._late: tuple[Chunk, bytes] | None = None
+        self._late: tuple[Chunk, memoryview] | None = None
         self._is_over = asyncio.Event()
 
     async def open(self, opening: Opening) -> None:
         """Sends the first frame."""
         await self._inner.open(opening)
 
-    async def chunk(self, chunk: Chunk, payload: bytes) -> None:
+    def room(self, sequence: int, num_bytes: int) -> memoryview:
+        """Memory to put a chunk into."""
+        return self._inner.room(sequence, num_bytes)
+
+    async def chunk(self, chunk: Chunk, payload: memoryview) -> None:
         """Sends a chunk, or does something worse with it."""
         faults, sequence = self._faults, chunk.sequence
         if faults.silent_s and sequence == 0:
@@ -141,7 +145,7 @@ class FaultyCall(PushCall):
         if faults.wrong_epoch:
             chunk = replace(chunk, epoch=chunk.epoch + 1)
         if sequence == faults.corrupt_chunk:
-            payload = bytes((payload[0] ^ 1,)) + payload[1:]
+            payload[0] ^= 1
         if sequence == faults.reorder_chunk:
             self._late = (chunk, payload)
         elif sequence != faults.drop_chunk:

@@ -23,8 +23,6 @@ from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.prefill.peers import Committed, PushCall
 
-MAX_CHUNK_BYTES = 1 << 20
-"""Larger messages are slower over gRPC, and hold up what shares their connection."""
 _MAX_SIGN_OF_LIFE_INTERVAL_S = 2.0
 _LAST_WORD_S = 1.0
 
@@ -171,7 +169,7 @@ class Push:
         while self._first is None or num_sent < self._num_blocks:
             await self._wait_for_blocks(call, num_sent)
             block_end = self._num_blocks if self._first else self._num_ready
-            for span in split(self._layout, num_sent, block_end, MAX_CHUNK_BYTES):
+            for span in split(self._layout, num_sent, block_end, call.max_chunk_bytes):
                 await self._send_chunk(call, span)
             num_sent = max(num_sent, block_end)
         await call.manifest(self._manifest(self._first, block_start))
@@ -198,20 +196,21 @@ class Push:
             self._starved_s += now - waits_since_s
         else:
             self._began_at_s = now
-        payload = await asyncio.get_running_loop().run_in_executor(
-            self._readers,
-            self._engine.read_blocks,
-            self._spec.seq_id,
-            span.block_start,
-            span.num_blocks,
-            span.layer_start,
-            span.layer_end,
+        sequence = self._sent.num_chunks
+        payload = call.room(sequence, span.num_bytes(self._layout))
+        checksum = await asyncio.get_running_loop().run_in_executor(
+            self._readers, self._read_kv, span, payload
         )
-        checksum = xxhash.xxh3_64_intdigest(payload)
-        chunk = Chunk(self._target.epoch, self._sent.num_chunks, span, checksum)
-        self._sent.add(len(payload), checksum)
+        chunk = Chunk(self._target.epoch, sequence, span, checksum)
+        self._sent.add(payload.nbytes, checksum)
         async with asyncio.timeout(self._progress_timeout_s):
             await call.chunk(chunk, payload)
+
+    def _read_kv(self, span: Span, out: memoryview) -> int:
+        """Puts KV into `out`; returns its checksum."""
+        blocks = span.block_start, span.num_blocks, span.layer_start, span.layer_end
+        self._engine.read_blocks(self._spec.seq_id, *blocks, out)
+        return xxhash.xxh3_64_intdigest(out)
 
     def _manifest(self, first: _FirstToken, block_start: int) -> Manifest:
         return Manifest(

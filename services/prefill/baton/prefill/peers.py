@@ -16,6 +16,7 @@ from baton.rpc.errors import error_from_rpc
 from baton.rpc.frames import encode_frame
 from baton.v1 import kv_transfer_pb2
 
+_NOTHING = memoryview(b"")
 _PUSH = "/baton.v1.KvTransferService/Push"
 _EOF = cast("Any", grpc.aio).EOF
 _SAYS_WHY = frozenset({
@@ -47,6 +48,9 @@ class Committed:
 class PushCall:
     """One push to a decode worker. `cancel` it when leaving early."""
 
+    max_chunk_bytes = 1 << 20
+    """Larger messages are slower over gRPC, and hold up what shares their connection."""
+
     def __init__(self, channels: ChannelPool, address: str, *, timeout_s: float) -> None:
         start: Any = channels.get(address, is_bulk=True).stream_stream(
             _PUSH,
@@ -71,8 +75,12 @@ class PushCall:
             )
         )
 
-    async def chunk(self, chunk: Chunk, payload: bytes) -> None:
-        """Sends a chunk."""
+    def room(self, _sequence: int, num_bytes: int) -> memoryview:
+        """Memory to put a chunk into before it is sent; there must be credit for it."""
+        return memoryview(bytearray(num_bytes))
+
+    async def chunk(self, chunk: Chunk, payload: memoryview) -> None:
+        """Sends a chunk, which lies in its room."""
         span = chunk.span
         header = kv_transfer_pb2.PushHeader(
             epoch=chunk.epoch,
@@ -137,7 +145,9 @@ class PushCall:
         """Ends the call at once; harmless when it is over."""
         self._call.cancel()
 
-    async def _write(self, header: kv_transfer_pb2.PushHeader, payload: bytes = b"") -> None:
+    async def _write(
+        self, header: kv_transfer_pb2.PushHeader, payload: memoryview = _NOTHING
+    ) -> None:
         try:
             await self._call.write(encode_frame(header.SerializeToString(), payload))
         except grpc.aio.AioRpcError as error:

@@ -132,10 +132,18 @@ class Engine:
     # KV bytes: see Transfer.
 
     def read_blocks(
-        self, seq_id: str, block_start: int, num_blocks: int, layer_start: int, layer_end: int
-    ) -> bytes:
+        self,
+        seq_id: str,
+        block_start: int,
+        num_blocks: int,
+        layer_start: int,
+        layer_end: int,
+        out: memoryview | None = None,
+    ) -> memoryview:
         """See Transfer.read_blocks."""
-        return self._transfer.read_blocks(seq_id, block_start, num_blocks, layer_start, layer_end)
+        return self._transfer.read_blocks(
+            seq_id, block_start, num_blocks, layer_start, layer_end, out
+        )
 
     def write_blocks(
         self,
@@ -155,7 +163,7 @@ class Engine:
         """See Transfer.import_blocks."""
         return self._transfer.import_blocks(hashes, payloads)
 
-    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, memoryview]]:
         """See Transfer.export_blocks."""
         return self._transfer.export_blocks(hashes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,17 +58,32 @@ class KvCache:
         """Bytes of all blocks."""
         return self.layout.block_bytes * self.num_blocks
 
-    def read(self, block_ids: Sequence[int], layer_start: int, layer_end: int) -> bytes:
-        """Content of blocks: layer by layer, K then V, each `[len(block_ids), block_size, ...]`."""
+    def read(
+        self,
+        block_ids: Sequence[int],
+        layer_start: int,
+        layer_end: int,
+        out: memoryview | None = None,
+    ) -> memoryview:
+        """Content of blocks: layer by layer, K then V, each `[len(block_ids), block_size, ...]`.
+
+        It is put into `out`, or into new memory.
+
+        Raises:
+            KvLayoutMismatch: `out` has the wrong size; nothing was written.
+        """
+        num_bytes = self.layout.layers_block_bytes(layer_start, layer_end) * len(block_ids)
+        if out is None:
+            out = np.empty(num_bytes, dtype=np.uint8).data
+        self._check_size(out, len(block_ids), layer_start, layer_end)
+        content = torch.frombuffer(out, dtype=torch.uint8)
         index = torch.tensor(block_ids, dtype=torch.int64, device=self.device)
-        parts = [
-            part
-            for layer in range(layer_start, layer_end)
-            for part in (self.keys[layer], self.values[layer])
-        ]
-        return b"".join(
-            part.index_select(0, index).view(torch.uint8).cpu().numpy().data for part in parts
-        )
+        for part, target in self._parts(content, len(block_ids), layer_start, layer_end):
+            if self.device.type == "cpu":
+                torch.index_select(part, 0, index, out=target)
+            else:
+                target.copy_(part.index_select(0, index))
+        return out
 
     def write(
         self, block_ids: Sequence[int], layer_start: int, layer_end: int, payload: memoryview
@@ -78,24 +93,38 @@ class KvCache:
         Raises:
             KvLayoutMismatch: the payload has the wrong size; nothing was written.
         """
-        expected = self.layout.layers_block_bytes(layer_start, layer_end) * len(block_ids)
-        if payload.nbytes != expected:
-            raise KvLayoutMismatch(
-                f"{len(block_ids)} blocks of layers {layer_start} to {layer_end} are "
-                f"{expected} bytes, got {payload.nbytes}"
-            )
-        # torch does not take read-only memory, which is what arrives; one copy is cheap here.
-        staging = torch.empty(expected, dtype=torch.uint8)
-        staging.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
+        self._check_size(payload, len(block_ids), layer_start, layer_end)
+        if payload.readonly:
+            # torch does not take read-only memory, which is what gRPC brings; a copy is cheap.
+            content = torch.empty(payload.nbytes, dtype=torch.uint8)
+            content.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
+        else:
+            content = torch.frombuffer(payload, dtype=torch.uint8)
         index = torch.tensor(block_ids, dtype=torch.int64, device=self.device)
+        for part, source in self._parts(content, len(block_ids), layer_start, layer_end):
+            part.index_copy_(0, index, source.to(self.device))
+
+    def _parts(
+        self, content: torch.Tensor, num_blocks: int, layer_start: int, layer_end: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each tensor of the layers, and where its blocks are in `content`."""
         offset = 0
         for layer in range(layer_start, layer_end):
             for part in (self.keys[layer], self.values[layer]):
-                shape = (len(block_ids), *part.shape[1:])
-                num_bytes = part[0].nbytes * len(block_ids)
-                source = staging[offset : offset + num_bytes].view(part.dtype).view(shape)
-                part.index_copy_(0, index, source.to(self.device))
-                offset += num_bytes
+                end = offset + part[0].nbytes * num_blocks
+                cut = content[offset:end].view(part.dtype)
+                yield part, cut.view(num_blocks, *part.shape[1:])
+                offset = end
+
+    def _check_size(
+        self, payload: memoryview, num_blocks: int, layer_start: int, layer_end: int
+    ) -> None:
+        expected = self.layout.layers_block_bytes(layer_start, layer_end) * num_blocks
+        if payload.nbytes != expected:
+            raise KvLayoutMismatch(
+                f"{num_blocks} blocks of layers {layer_start} to {layer_end} are "
+                f"{expected} bytes, got {payload.nbytes}"
+            )
 
 
 def choose_num_blocks(

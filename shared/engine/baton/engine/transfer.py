@@ -21,17 +21,26 @@ class Transfer:
         self._kv = kv
 
     def read_blocks(
-        self, seq_id: str, block_start: int, num_blocks: int, layer_start: int, layer_end: int
-    ) -> bytes:
+        self,
+        seq_id: str,
+        block_start: int,
+        num_blocks: int,
+        layer_start: int,
+        layer_end: int,
+        out: memoryview | None = None,
+    ) -> memoryview:
         """KV of a range of a sequence's blocks, laid out as PushRequest.payload.
+
+        It is put into `out`, or into new memory.
 
         Raises:
             RequestNotFound: the sequence is not known.
             InvalidRequest: a range is not within its table or the model.
+            KvLayoutMismatch: `out` has the wrong size.
         """
         with self._pinned(seq_id) as sequence:
             block_ids = self._range(sequence, block_start, num_blocks, layer_start, layer_end)
-            return self._kv.read(block_ids, layer_start, layer_end)
+            return self._kv.read(block_ids, layer_start, layer_end, out)
 
     def write_blocks(
         self,
@@ -94,7 +103,7 @@ class Transfer:
                 pool.release(pinned)
                 self._state.touch()
 
-    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, memoryview]]:
         """Hash and content of those of the blocks that are still here."""
         exported = []
         for block_hash in hashes:

@@ -30,7 +30,7 @@ class BlockSource(Protocol):
     def fingerprint(self) -> Fingerprint:
         """Of the KV."""
 
-    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, memoryview]]:
         """Hash and content of those of the blocks that are still here; called on a thread."""
 
 
