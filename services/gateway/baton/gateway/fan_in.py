@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from baton.client import AsyncTextStream, BatonError, Chunk
@@ -19,6 +19,30 @@ class Event:
     index: int
     """Which answer."""
     chunk: Chunk
+
+
+def merged(events: Sequence[Event]) -> list[Event]:
+    """One event per answer that says what all of them say."""
+    chunks: dict[int, Chunk] = {}
+    for event in events:
+        before, chunk = chunks.get(event.index), event.chunk
+        chunks[event.index] = chunk if before is None else _joined(before, chunk)
+    return [Event(index, chunk) for index, chunk in chunks.items()]
+
+
+def _joined(first: Chunk, second: Chunk) -> Chunk:
+    return replace(
+        second,  # what only the last message carries is there
+        text=first.text + second.text,
+        token_index=first.token_index,
+        num_tokens=first.num_tokens + second.num_tokens,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=first.logprobs + second.logprobs,
+        prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
+        request_id=first.request_id or second.request_id,
+        model=first.model or second.model,
+        trace_id=second.trace_id or first.trace_id,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,171 @@
+"""What is around the gateway's generations: ids, traces, hang-ups, bounds, small paths, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from baton.core.errors import (
+    NoWorker,
+)
+from baton.gateway.generation import SLOW_WRITE_S
+from tests.support.eventually import eventually
+from tests.support.gateway_rig import Edge, running_gateway
+
+
+@pytest_asyncio.fixture
+async def edge() -> AsyncIterator[Edge]:
+    async with running_gateway() as running:
+        yield running
+
+
+async def test_request_id_is_echoed_and_passed_on(edge):
+    response = await edge.raw.post(
+        "/v1/completions", json={"prompt": "x"}, headers={"x-request-id": "mine-1"}
+    )
+    assert response.headers["x-request-id"] == "mine-1"
+    assert edge.fake.requests[0].request_id.startswith("mine-1-")
+    assert response.json()["id"] == f"cmpl-{edge.fake.requests[0].request_id}"
+    response = await edge.raw.get("/health", headers={"x-request-id": "x" * 200})
+    assert response.headers["x-request-id"].startswith("req-")
+
+
+async def test_trace_goes_from_the_http_caller_to_the_scheduler(edge):
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    header = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    await edge.raw.post("/v1/completions", json={"prompt": "x", "model": "demo"}, headers=header)
+    [span] = await eventually(edge.spans.get_finished_spans)
+    assert span.name == "POST /v1/completions"
+    assert span.attributes is not None
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.attributes["gen_ai.request.model"] == "demo"
+    assert span.attributes["gen_ai.operation.name"] == "text_completion"
+    assert span.attributes["gen_ai.usage.output_tokens"] == 3
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("stop",)
+    assert span.context is not None
+    assert f"{span.context.trace_id:032x}" == trace_id
+    sent = edge.fake.metadata[0]["traceparent"]
+    assert sent == f"00-{trace_id}-{span.context.span_id:016x}-01"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_client_that_goes_away_cancels_its_generation(edge, stream):
+    edge.fake.hold = asyncio.Event()
+    body = {"model": "demo", "prompt": "x", "stream": stream, "n": 2}
+    task = asyncio.create_task(edge.raw.post("/v1/completions", json=body))
+    await eventually(lambda: edge.fake.num_running == 2)
+    task.cancel()
+    await eventually(lambda: edge.fake.num_cancelled == 2)
+    await eventually(lambda: edge.gateway.num_running == 0)
+    text = (await edge.raw.get("/metrics")).text
+    assert 'route="/v1/completions",status="499"' in text
+
+
+async def test_slow_reader_gets_fewer_and_larger_chunks_with_every_token(edge):
+    edge.fake.words = tuple(f"{number}:{'x' * 30_000};" for number in range(300))
+    host, _, port = edge.url.removeprefix("http://").partition(":")
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    small.connect((host, int(port)))
+    reader, writer = await asyncio.open_connection(sock=small)
+    body = json.dumps({"prompt": "x", "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
+    assert b"200" in await reader.readline()
+    [connection] = edge.http._server.server_state.connections
+    full_since_s: list[float] = []
+
+    def has_waited() -> bool:
+        if connection.flow.write_paused:
+            full_since_s.append(time.monotonic())
+        return bool(full_since_s) and time.monotonic() - full_since_s[0] > 2 * SLOW_WRITE_S
+
+    await eventually(has_waited)  # nothing is read until the generation waits for the socket
+    lines = [line for line in (await reader.read()).split(b"\n") if line.startswith(b"data: {")]
+    writer.close()
+    chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines]
+    text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+    assert text == "".join(edge.fake.words)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert len(chunks) < len(edge.fake.words)
+
+
+async def test_silent_stream_is_pinged(edge):
+    edge.fake.hold = asyncio.Event()
+    body, last = {"prompt": "x", "stream": True}, ""
+    async with edge.raw.stream("POST", "/v1/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            if line == ": ping":
+                edge.fake.hold.set()
+            last = line or last
+    assert last == "data: [DONE]"
+
+
+async def test_too_many_requests_are_refused(edge):
+    edge.fake.hold = asyncio.Event()
+    edge.gateway._settings = edge.gateway._settings.model_copy(
+        update={"max_concurrent_requests": 1}
+    )
+    body = {"prompt": "x"}
+    task = asyncio.create_task(edge.raw.post("/v1/completions", json=body))
+    await eventually(lambda: edge.gateway.num_running == 1)
+    response = await edge.raw.post("/v1/completions", json=body)
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "1"
+    edge.fake.hold.set()
+    assert (await task).status_code == 200
+
+
+async def test_health_readiness_version_and_unknown_paths(edge):
+    assert (await edge.raw.get("/health")).json() == {"status": "ok"}
+    assert (await edge.raw.get("/ready")).json() == {"status": "ready", "models": ["demo"]}
+    edge.fake.before.append(NoWorker("starting"))
+    assert (await edge.raw.get("/ready")).status_code == 503
+    edge.gateway.is_draining = True
+    assert (await edge.raw.get("/ready")).json()["reason"] == "draining"
+    assert "version" in (await edge.raw.get("/version")).json()
+    missing = await edge.raw.get("/v2/nothing")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert (await edge.raw.get("/v1/completions")).status_code == 405
+
+
+async def test_tokenize_and_detokenize(edge):
+    response = await edge.raw.post("/tokenize", json={"prompt": "ab"})
+    assert response.json() == {"count": 2, "tokens": [97, 98]}
+    response = await edge.raw.post("/detokenize", json={"tokens": [97, 98]})
+    assert response.json() == {"prompt": "ab"}
+
+
+async def test_answers_do_not_wait_for_delayed_acknowledgements(edge):
+    elapsed_s = []
+    for _ in range(20):
+        started_s = time.monotonic()
+        await edge.raw.post("/tokenize", json={"prompt": "ab"})
+        elapsed_s.append(time.monotonic() - started_s)
+    assert min(elapsed_s) < 0.03
+
+
+async def test_drain_lets_running_streams_end_and_refuses_new_connections(edge):
+    edge.fake.hold = asyncio.Event()
+    stream = await edge.client.completions.create(model="demo", prompt="x", stream=True)
+    drain = asyncio.create_task(edge.http.drain(10.0))
+
+    async def is_closed() -> bool:
+        async with httpx.AsyncClient() as fresh:
+            try:
+                await fresh.get(f"{edge.url}/health")
+            except httpx.ConnectError:
+                return True
+        return False
+
+    await eventually(is_closed)
+    edge.fake.hold.set()
+    assert "".join([chunk.choices[0].text async for chunk in stream]) == "Hello wörld!"
+    await asyncio.wait_for(drain, 5)
