@@ -78,6 +78,24 @@ async def test_a_prefix_stored_by_one_worker_is_fetched_by_another(model_path: P
             await second.to_decode.Release(decode_pb2.ReleaseRequest(request_id="b"), timeout=5)
 
 
+async def test_the_workers_tell_their_chunks(model_path: Path) -> None:
+    """Chunks of the prompt as computed, chunks of KV as arrived: enough to see them overlap."""
+    async with worker_pair(model_path, prefill={"max_num_batched_tokens": 32}) as pair:
+        out = await pair.generate(_prompt(100), max_tokens=4)
+        chunks = out.first.chunks
+        assert [chunk.tokens for chunk in chunks] == [32, 32, 32, 4]
+        starts = [chunk.start.ToNanoseconds() for chunk in chunks]
+        ends = [chunk.start.ToNanoseconds() + chunk.duration.ToNanoseconds() for chunk in chunks]
+        assert starts[0] == 0
+        assert all(abs(start - end) < 10 for start, end in zip(starts[1:], ends, strict=False))
+        assert abs(ends[-1] - out.first.compute.ToNanoseconds()) < 10
+        arrived = out.timings.kv_chunks
+        assert sum(chunk.bytes for chunk in arrived) == out.done.bytes
+        assert sum(chunk.parts for chunk in arrived) == out.done.chunks
+        again = await pair.generate(_prompt(100), attempt=2, max_tokens=4)
+        assert sum(chunk.tokens for chunk in again.first.chunks) == 4
+
+
 async def test_a_second_turn_recomputes_at_most_one_block(model_path: Path) -> None:
     prompt, block_size = _prompt(100), 16
     async with hosted(CacheSettings(nats_url=""), CacheService) as cache:

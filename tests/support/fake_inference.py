@@ -10,13 +10,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from baton.core.errors import BatonError, InvalidRequest
+from baton.core.errors import BatonError, InvalidRequest, RequestNotFound
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 _CODES = {
     "INVALID_REQUEST": grpc.StatusCode.INVALID_ARGUMENT,
     "PROMPT_TOO_LONG": grpc.StatusCode.INVALID_ARGUMENT,
     "MODEL_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "REQUEST_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
     "FORBIDDEN": grpc.StatusCode.PERMISSION_DENIED,
     "QUEUE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -53,6 +54,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     remaining_s: list[float | None] = field(default_factory=list)
     num_running: int = 0
     num_cancelled: int = 0
+    status_error: BatonError | None = None
     server: Any = None
     address: str = ""
     on_request: Callable[[inference_pb2.GenerateRequest], None] | None = None
@@ -150,10 +152,26 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     async def GetClusterStatus(
         self, request: inference_pb2.GetClusterStatusRequest, context: Any
     ) -> inference_pb2.GetClusterStatusResponse:
+        if self.status_error is not None:
+            await abort(context, self.status_error)
         response = inference_pb2.GetClusterStatusResponse(bus_connected=True)
         service = response.services.add(worker_id="d1", role="decode", state="ready")
         service.kv_blocks["free"] = 9
         response.requests_by_state["DECODING"] = 2
+        return response
+
+    async def ListRequests(
+        self, request: inference_pb2.ListRequestsRequest, context: Any
+    ) -> inference_pb2.ListRequestsResponse:
+        if request.request_id not in {"", "req-1"}:
+            await abort(context, RequestNotFound("no such request"))
+        response = inference_pb2.ListRequestsResponse(prompt_tokens=7, output_tokens=5)
+        record = response.requests.add(request_id="req-1", state="finished", outcome="stop")
+        record.age.seconds, record.elapsed.seconds, record.ttft.nanos = 9, 2, 500_000_000
+        record.stages.add(stage="prefill", before_first_token=True).duration.seconds = 1
+        if request.request_id:
+            track = record.tracks.add(name="prefill_chunk", worker_id="p1")
+            track.slices.add(parts=1, tokens=3).duration.nanos = 1_000_000
         return response
 
 

@@ -223,8 +223,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             if index == 0 and held.sampling.HasField("prompt_logprobs"):
                 response.prompt_logprobs.extend(prompt_logprobs(held.sampling, held.prompt_ids))
             if index == first:
-                response.timings.queue.CopyFrom(duration_to_pb(0.001))
-                response.timings.first_step.CopyFrom(duration_to_pb(0.002))
+                response.timings.CopyFrom(_timings(has_kv=not request.local_prefill))
             if index == held.max_tokens - 1:
                 response.finish_reason = common_pb2.FINISH_REASON_LENGTH
                 self.held.pop(request.reservation_id, None)
@@ -244,6 +243,18 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
     async def RenewLeases(self, request: Any, context: Any) -> decode_pb2.RenewLeasesResponse:
         self.num_renewals += 1
         return decode_pb2.RenewLeasesResponse(lease=duration_to_pb(self.lease_s))
+
+
+def _timings(*, has_kv: bool) -> decode_pb2.DecodeTimings:
+    chunks = [
+        common_pb2.StageSlice(start=duration_to_pb(at_s), parts=1, bytes=2048)
+        for at_s in (0.001, 0.002)
+    ]
+    return decode_pb2.DecodeTimings(
+        queue=duration_to_pb(0.001),
+        first_step=duration_to_pb(0.002),
+        kv_chunks=chunks if has_kv else (),
+    )
 
 
 class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
@@ -275,6 +286,15 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
                 compute=duration_to_pb(0.002),
                 finish_reason=self.finish_reason,
             )
+            for start_s, tokens in ((0.0, 3), (0.001, len(held.prompt_ids) - 3)):
+                first.chunks.append(
+                    common_pb2.StageSlice(
+                        start=duration_to_pb(start_s),
+                        duration=duration_to_pb(0.001),
+                        parts=1,
+                        tokens=max(0, tokens),
+                    )
+                )
             if request.sampling.logprobs:
                 first.logprob.logprob = -0.25
             if request.sampling.HasField("prompt_logprobs") and not held.num_output_tokens:

@@ -60,6 +60,11 @@ class InferenceServiceStub(object):
                 request_serializer=baton_dot_v1_dot_inference__pb2.GetClusterStatusRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_inference__pb2.GetClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/baton.v1.InferenceService/ListRequests',
+                request_serializer=baton_dot_v1_dot_inference__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_inference__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -102,6 +107,13 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRequests(self, request, context):
+        """Lists requests that run or ended lately, and where their time went. Never a prompt or an output.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +141,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetClusterStatus,
                     request_deserializer=baton_dot_v1_dot_inference__pb2.GetClusterStatusRequest.FromString,
                     response_serializer=baton_dot_v1_dot_inference__pb2.GetClusterStatusResponse.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=baton_dot_v1_dot_inference__pb2.ListRequestsRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_inference__pb2.ListRequestsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +284,33 @@ class InferenceService(object):
             '/baton.v1.InferenceService/GetClusterStatus',
             baton_dot_v1_dot_inference__pb2.GetClusterStatusRequest.SerializeToString,
             baton_dot_v1_dot_inference__pb2.GetClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.InferenceService/ListRequests',
+            baton_dot_v1_dot_inference__pb2.ListRequestsRequest.SerializeToString,
+            baton_dot_v1_dot_inference__pb2.ListRequestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

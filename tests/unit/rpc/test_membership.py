@@ -83,6 +83,35 @@ async def test_a_static_peer_comes_goes_and_comes_back_as_somebody_else(network:
         await members.stop()
 
 
+async def test_who_stops_answering_is_lost_until_it_is_replaced_or_forgotten(
+    network: Network,
+) -> None:
+    now = 100.0
+    members = MembershipView(_bus(), network.ask, own_worker_id="me", clock=lambda: now)
+    await members.start()
+    try:
+        members.observe(_announcement("polite", "x:1"))
+        members.observe(_announcement("polite", "x:1", leaving=True))
+        assert members.lost() == []
+        members.observe(_announcement("first", "x:2"))
+        members.observe(_announcement("other", "x:3"))
+        for worker_id in ("first", "other"):
+            members.suspect(worker_id)
+
+        def tick() -> bool:
+            nonlocal now
+            now += 0.5  # the two questions are some time apart
+            return {member.worker_id for member in members.lost()} == {"first", "other"}
+
+        await eventually(tick)
+        members.observe(_announcement("second", "x:2"))
+        assert [member.worker_id for member in members.lost()] == ["other"]
+        now += 400.0
+        assert members.lost() == []
+    finally:
+        await members.stop()
+
+
 async def test_a_restart_at_the_same_address_replaces_the_old_boot(members: MembershipView) -> None:
     members.observe(_announcement("first", "x:1"))
     members.observe(_announcement("other", "x:2"))

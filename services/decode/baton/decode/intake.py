@@ -111,7 +111,9 @@ class Intake:
                 frame = await self._next(frames, session)
                 self._sessions.push_progressed(session)
                 if isinstance(frame, ChunkFrame):
+                    received_at_s = session.progressed_at_s
                     await push.write(frame)
+                    self._sessions.chunk_arrived(session, received_at_s, frame.payload.nbytes)
                     yield Credit(1)
                 elif isinstance(frame, Manifest):
                     receiver.manifest(frame)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from baton.core.errors import BatonError, Stalled
 from baton.core.sampling import FinishReason, TokenLogprob
+from baton.core.timeline import Slice
 from baton.engine.events import Tokens
 
 MAX_PENDING_EVENTS = 4096
@@ -21,6 +22,8 @@ class Timings:
     queue_s: float
     first_step_s: float
     cached_tokens: int
+    kv_chunks: tuple[Slice, ...] = ()
+    """That the KV arrived in, relative to the reservation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from baton.rpc.convert import (
     reason_to_pb,
     sampling_from_pb,
 )
+from baton.rpc.convert_timing import slice_to_pb
 from baton.rpc.errors import public_message
 from baton.rpc.frames import decode_frame
 from baton.v1 import decode_pb2, decode_pb2_grpc, kv_transfer_pb2
@@ -295,4 +296,5 @@ def _timings_to_pb(timings: Timings) -> decode_pb2.DecodeTimings:
         queue=duration_to_pb(timings.queue_s),
         first_step=duration_to_pb(timings.first_step_s),
         cached_tokens=timings.cached_tokens,
+        kv_chunks=[slice_to_pb(chunk) for chunk in timings.kv_chunks],
     )

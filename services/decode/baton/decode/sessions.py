@@ -28,6 +28,7 @@ from baton.core.hashing import tokens_hash
 from baton.core.ids import make_id
 from baton.core.reservation import Reservation, ReservationState, ReservationTable
 from baton.core.sequence import SequenceSpec
+from baton.core.timeline import Slice, Slices
 from baton.decode.outbox import Outbox, Timings, TokenBatch, merge
 from baton.engine.events import BlocksReady, Event, Failed, Grant, Started, Tokens
 from baton.engine.worker import EngineWorker
@@ -51,6 +52,9 @@ class Session:
     """A push may still be writing: blocks let go now are quarantined."""
     on_release: Callable[[], None] | None = None
     """Wakes the push that waits for its next frame."""
+    reserved_at_s: float = 0.0
+    kv_chunks: Slices = field(default_factory=Slices)
+    """That arrived, relative to `reserved_at_s`."""
     progressed_at_s: float = 0.0
     """Last sign of life of an open push."""
     arrived_at_s: float = 0.0
@@ -82,6 +86,7 @@ class Session:
             queue_s=started_at_s - computable_at_s,
             first_step_s=max(0.0, now - started_at_s),
             cached_tokens=self.num_cached_tokens,
+            kv_chunks=tuple(self.kv_chunks),
         )
 
 
@@ -138,7 +143,7 @@ class Sessions:
         reservation = self._table.open(
             make_id("res", self._rng), request_id, attempt, time.monotonic()
         )
-        session = Session(reservation, spec, grant)
+        session = Session(reservation, spec, grant, reserved_at_s=time.monotonic())
         self._by_id[reservation.reservation_id] = session
         self._is_idle.clear()
         self._worker.subscribe(spec.seq_id, lambda event: self._on_event(session, event))
@@ -196,6 +201,11 @@ class Sessions:
         """The push gave a sign of life."""
         session.progressed_at_s = time.monotonic()
         self._table.touch(session.reservation, session.progressed_at_s)
+
+    def chunk_arrived(self, session: Session, since_s: float, num_bytes: int) -> None:
+        """A chunk, received at `since_s`, is verified and written."""
+        begin_s, end_s = since_s - session.reserved_at_s, time.monotonic() - session.reserved_at_s
+        session.kv_chunks.add(Slice(begin_s, end_s, num_bytes=num_bytes))
 
     def push_ended(self, session: Session, error: BatonError) -> None:
         """No more frames come. Ends the session with `error` unless it was committed."""

@@ -17,12 +17,14 @@ from typing import Any
 from baton.core.errors import BatonError, Internal, StaleEpoch
 from baton.core.sampling import FinishReason, TokenLogprob
 from baton.core.sequence import SequenceSpec
+from baton.core.timeline import Slice
 from baton.engine.events import BlocksReady, Event, Failed, Started, Tokens
 from baton.engine.worker import EngineWorker
 from baton.prefill.faults import Faults
 from baton.prefill.handoff import Push, PushReport, PushTarget
 from baton.prefill.holds import Hold, Holds
 from baton.prefill.prefix import PrefixSource
+from baton.prefill.progress import Progress
 
 logger = logging.getLogger(__name__)
 _ENGINE_CHECK_INTERVAL_S = 5.0
@@ -61,6 +63,8 @@ class JobFirstToken:
     at_s: float
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt's tokens from the second on, where asked for."""
+    chunks: tuple[Slice, ...] = ()
+    """That the prompt was computed in, relative to `started_at_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,15 +252,19 @@ class Jobs:
         self._worker.subscribe(job.spec.seq_id, running.put)
         self._engine.submit(job.spec)
         started_at_s = arrived_at_s
+        block_size = self._engine.fingerprint.layout.block_size
+        progress = Progress(len(job.spec.token_ids), block_size)
         async with _Pushing(self, running, faults) as pushing:
             while True:
                 event = await running.next(self._worker)
                 match event:
                     case Started():
                         started_at_s = event.at_s
+                        progress.started(event.at_s, event.num_cached_tokens)
                         pushing.start()
                         yield self._started(event, arrived_at_s, num_fetched)
                     case BlocksReady():
+                        progress.computed(event.num_blocks, event.at_s)
                         if faults.delay_chunk_s:
                             await asyncio.sleep(faults.delay_chunk_s)
                         pushing.ready(event.num_blocks)
@@ -273,6 +281,7 @@ class Jobs:
                 started_at_s=started_at_s,
                 at_s=event.at_s,
                 prompt_logprobs=event.prompt_logprobs,
+                chunks=progress.chunks,
             )
             if token.finish_reason is None:
                 pushing.finish(token)

@@ -21,6 +21,7 @@ from baton.rpc.convert import (
     logprob_to_pb,
     sampling_from_pb,
 )
+from baton.rpc.convert_timing import slice_to_pb
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def _first_token_to_pb(event: JobFirstToken) -> prefill_pb2.FirstToken:
         finish_reason=finish_to_pb(event.finish_reason),
         compute=duration_to_pb(event.at_s - event.started_at_s),
         prompt_logprobs=[logprob_to_pb(logprob) for logprob in event.prompt_logprobs],
+        chunks=[slice_to_pb(chunk) for chunk in event.chunks],
     )
     if event.stop_token_id is not None:
         token.stop_token_id = event.stop_token_id

@@ -27,6 +27,7 @@ from baton.scheduler.peers import Peers
 from baton.scheduler.relay import FIRST_DECODE_STAGE, OutputRelay
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.streams import PeerStream, Silent
+from baton.scheduler.trail import Trail
 
 _SLOWEST_PREFILL_TOKENS_PER_S = 100.0
 _COMMIT_GRACE_S = 1.0
@@ -74,6 +75,7 @@ class Attempt:
         self._relay = relay
         self._tools = tools
         self._prefilled = prefilled
+        self._trail = Trail(live, placement)
         self._order = live.order(placement)
         self._decode_peer = tools.peers.decode(placement.decode)
         self._prefill_peer = tools.peers.prefill(placement.prefill) if placement.prefill else None
@@ -128,6 +130,7 @@ class Attempt:
         now = self._live.clock()
         self._live.stages.mark("reserve", now, worker_id=decode.worker_id)
         self._live.state.transition(RequestStatus.RESERVED, now)
+        self._trail.reserved()
         self._note_placement()
         return reservation
 
@@ -209,6 +212,7 @@ class Attempt:
             Part("prefill", event.compute_s, num_tokens - started.cached_tokens),
         ]
         live.stages.split(parts, "relay", self._first_token_at_s, worker_id=prefill.worker_id)
+        self._trail.prefilled(started, event)
         live.state.transition(RequestStatus.TRANSFERRING, self._first_token_at_s)
         self._prefill_cached_tokens = started.cached_tokens
         self._note_placement()
@@ -301,6 +305,7 @@ class Attempt:
                 raise NoWorker("the token stream ended without a finish reason")
             if batch.token_ids and batch.token_index > len(self._live.output_ids):
                 raise Internal(f"tokens are missing before index {batch.token_index}")
+            self._trail.stepped(batch)
             return batch
 
     def _start_decode(self, reservation: Reservation, *, is_local: bool) -> PeerStream[TokenBatch]:

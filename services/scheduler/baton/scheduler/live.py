@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from baton.core.errors import BatonError, DeadlineExceeded
 from baton.core.placement import Placement
 from baton.core.request import RequestState, StageLog
-from baton.core.sampling import SamplingParams
+from baton.core.sampling import FinishReason, SamplingParams
+from baton.core.timeline import Slices
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
 from baton.scheduler.messages import GenerateJob, PlacementTaken, WorkOrder
@@ -34,8 +35,12 @@ class SchedulerMetrics:
         self.retries = metrics.counter(
             "retries", "Attempts that failed and were repeated", ("stage",)
         )
-        self.prompt_tokens = metrics.counter("prompt_tokens", "Prompt tokens taken in")
-        self.generation_tokens = metrics.counter("generation_tokens", "Tokens sent to callers")
+        self.num_prompt_tokens = 0
+        """Taken in, since the start."""
+        self.num_output_tokens = 0
+        """Sent to callers, since the start."""
+        self._prompt_tokens = metrics.counter("prompt_tokens", "Prompt tokens taken in")
+        self._generation_tokens = metrics.counter("generation_tokens", "Tokens sent to callers")
         self.ttft_s = metrics.histogram(
             "time_to_first_token_seconds",
             "From a request's arrival to its first token's text",
@@ -49,6 +54,16 @@ class SchedulerMetrics:
             "From a request's arrival to its end",
             buckets=_E2E_BUCKETS_S,
         )
+
+    def took_in(self, num_tokens: int) -> None:
+        """Counts a prompt."""
+        self.num_prompt_tokens += num_tokens
+        self._prompt_tokens.inc(num_tokens)
+
+    def sent(self, num_tokens: int) -> None:
+        """Counts output."""
+        self.num_output_tokens += num_tokens
+        self._generation_tokens.inc(num_tokens)
 
 
 class LiveRequest:
@@ -70,8 +85,13 @@ class LiveRequest:
         self.prompt_ids: tuple[int, ...] = ()
         self.output_ids: list[int] = []
         """Tokens that went to the caller: what a fail-over continues from."""
+        self.draft_tokens = 0
+        self.accepted_tokens = 0
+        self.finish_reason: FinishReason | None = None
         self.trace_id = ""
         self.placement: PlacementTaken | None = None
+        self.tracks: dict[tuple[str, str], Slices] = {}
+        """What the stages consisted of, relative to the arrival, by name and worker id."""
         self.attempts = 0
         """Tries that got a placement and did not end for lack of room."""
 

@@ -8,6 +8,7 @@ from baton.core.errors import BatonError
 from baton.core.hashing import Fingerprint
 from baton.core.request import Stage
 from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
+from baton.core.timeline import Slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,8 @@ class FirstToken:
     compute_s: float
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt's tokens from the second on, where asked for."""
+    chunks: tuple[Slice, ...] = ()
+    """That the prompt was computed in, relative to leaving the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +184,8 @@ class DecodeTimings:
     queue_s: float
     first_step_s: float
     cached_tokens: int
+    kv_chunks: tuple[Slice, ...] = ()
+    """That the KV arrived in, relative to the answer to Reserve."""
 
 
 @dataclass(frozen=True, slots=True)

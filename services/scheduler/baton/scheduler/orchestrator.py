@@ -26,6 +26,7 @@ from baton.scheduler.failover import AttemptFailed, Failover, Verdict
 from baton.scheduler.gate import Gate
 from baton.scheduler.live import LiveRequest, SchedulerMetrics
 from baton.scheduler.messages import GenerateJob, OpenText
+from baton.scheduler.recent import RecentRequests
 from baton.scheduler.relay import Emit, OutputRelay
 from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch
@@ -61,6 +62,7 @@ class Orchestrator:
         self._gate = Gate(self._admission, around.cluster.num_places, around.clock)
         self._live: dict[str, LiveRequest] = {}
         self._tasks: set[asyncio.Task[object]] = set()
+        self.recent = RecentRequests(self._settings.recent_requests, around.clock)
         self._ordinal = 0
         self._is_draining = False
 
@@ -100,6 +102,7 @@ class Orchestrator:
         model = self._cluster.resolve_model(job.model)
         live = LiveRequest(job, self._clock, timeout_s, model)
         self._live[job.request_id] = live
+        self.recent.started(live)
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)
@@ -151,6 +154,8 @@ class Orchestrator:
         else:
             is_callers = status in {"cancelled", "deadline"}
             live.state.end(RequestStatus.ABORTED if is_callers else RequestStatus.FAILED, now)
+        finish = live.finish_reason
+        self.recent.ended(live, finish.name.lower() if finish and status == "ok" else status)
         metrics = self._around.metrics
         metrics.requests.labels(status).inc()
         metrics.e2e_s.observe(now - live.stages.arrived_at_s)
@@ -196,7 +201,7 @@ class Orchestrator:
             span.set_attribute("baton.prompt_tokens", len(live.prompt_ids))
         if not live.prompt_ids:
             raise InvalidRequest("the prompt is empty; it must have at least one token")
-        self._around.metrics.prompt_tokens.inc(len(live.prompt_ids))
+        self._around.metrics.took_in(len(live.prompt_ids))
         seed = job.sampling.seed
         live.sampling = replace(
             job.sampling,

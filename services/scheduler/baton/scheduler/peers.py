@@ -19,6 +19,7 @@ from baton.rpc.convert import (
     reason_from_pb,
     sampling_to_pb,
 )
+from baton.rpc.convert_timing import slices_from_pb
 from baton.rpc.errors import error_from_rpc
 from baton.scheduler.messages import (
     Chat,
@@ -283,6 +284,7 @@ def _prefill_event(message: object) -> PrefillEvent:
             stop_token_id=_stop_token_id(first),
             compute_s=duration_from_pb(first.compute),
             prompt_logprobs=tuple(logprob_from_pb(entry) for entry in first.prompt_logprobs),
+            chunks=slices_from_pb("chunks", first.chunks),
         )
     done = response.done
     return PrefillDone(
@@ -315,4 +317,5 @@ def _timings(timings: decode_pb2.DecodeTimings) -> DecodeTimings:
         queue_s=duration_from_pb(timings.queue),
         first_step_s=duration_from_pb(timings.first_step),
         cached_tokens=timings.cached_tokens,
+        kv_chunks=slices_from_pb("kv_chunks", timings.kv_chunks),
     )

@@ -45,8 +45,6 @@ class OutputRelay:
         self._metrics = metrics
         self._last_at_s: float | None = None
         self._cached_tokens = 0
-        self._draft_tokens = 0
-        self._accepted_tokens = 0
 
     def found_cached(self, num_tokens: int) -> None:
         """Notes how much of the prompt a worker had in its cache."""
@@ -54,8 +52,8 @@ class OutputRelay:
 
     async def feed(self, batch: TokenBatch) -> bool:
         """Sends what is new in a batch, which leaves no gap; True when the output has ended."""
-        self._draft_tokens += batch.draft_tokens
-        self._accepted_tokens += batch.accepted_tokens
+        self._live.draft_tokens += batch.draft_tokens
+        self._live.accepted_tokens += batch.accepted_tokens
         start = len(self._live.output_ids)
         num_known = start - batch.token_index if batch.token_ids else 0
         token_ids = batch.token_ids[num_known:]
@@ -122,6 +120,7 @@ class OutputRelay:
             )
         )
         if finish_reason is not None:
+            live.finish_reason = finish_reason
             live.state.end(RequestStatus.FINISHED, live.clock())
 
     def _observe(self, now: float, num_tokens: int) -> None:
@@ -132,7 +131,7 @@ class OutputRelay:
                 self._metrics.itl_s.observe((now - self._last_at_s) / num_tokens)
         if num_tokens:
             self._last_at_s = now
-        self._metrics.generation_tokens.inc(num_tokens)
+        self._metrics.sent(num_tokens)
 
     def _ending(self, reason: FinishReason, batch: TokenBatch, reply: TextReply) -> Ending:
         live = self._live
@@ -156,8 +155,8 @@ class OutputRelay:
                 prompt_tokens=len(live.prompt_ids),
                 completion_tokens=len(live.output_ids),
                 cached_tokens=self._cached_tokens,
-                draft_tokens=self._draft_tokens,
-                accepted_tokens=self._accepted_tokens,
+                draft_tokens=live.draft_tokens,
+                accepted_tokens=live.accepted_tokens,
             ),
             stages=tuple(stages.stages),
             placement=live.placement or _NOWHERE,

@@ -52,6 +52,7 @@ class SchedulerService:
                 self._orchestrator,
                 encoder,
                 cluster,
+                metrics,
                 lambda: runtime.bus.is_connected,
                 settings.request_timeout_s,
                 runtime.rng,

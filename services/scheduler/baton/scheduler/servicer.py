@@ -10,16 +10,16 @@ from typing import Any
 from baton.core.errors import InvalidRequest
 from baton.core.ids import check_request_id, make_id
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
-from baton.core.request import Stage
 from baton.rpc.convert import (
     duration_to_pb,
     finish_to_pb,
     sampling_from_pb,
     status_to_pb,
 )
+from baton.rpc.convert_timing import slice_to_pb, stage_to_pb
 from baton.rpc.logs import bind_request_id
 from baton.scheduler.encoder import Encoder
-from baton.scheduler.live import LiveRequest
+from baton.scheduler.live import LiveRequest, SchedulerMetrics
 from baton.scheduler.messages import (
     Chat,
     ChatTurn,
@@ -27,9 +27,11 @@ from baton.scheduler.messages import (
     GenerateJob,
     Output,
     OutputToken,
+    PlacementTaken,
     Prompt,
 )
 from baton.scheduler.orchestrator import Orchestrator
+from baton.scheduler.recent import RequestRecord
 from baton.scheduler.view import ClusterWatch
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
@@ -44,6 +46,7 @@ class Edge:
     orchestrator: Orchestrator
     encoder: Encoder
     cluster: ClusterWatch
+    metrics: SchedulerMetrics
     is_bus_connected: Callable[[], bool]
     request_timeout_s: float
     rng: Random
@@ -110,13 +113,31 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GetClusterStatusRequest, context: Any
     ) -> inference_pb2.GetClusterStatusResponse:
         """Every process that the scheduler knows, itself included."""
-        members = sorted(
-            self._edge.cluster.view(), key=lambda member: (member.status.role, member.worker_id)
+        statuses = sorted(
+            self._edge.cluster.statuses(), key=lambda status: (status.role, status.worker_id)
         )
         return inference_pb2.GetClusterStatusResponse(
-            services=[status_to_pb(member.status) for member in members],
+            services=[status_to_pb(status) for status in statuses],
             bus_connected=self._edge.is_bus_connected(),
             requests_by_state=self._edge.orchestrator.requests_by_state(),
+        )
+
+    async def ListRequests(
+        self, request: inference_pb2.ListRequestsRequest, context: Any
+    ) -> inference_pb2.ListRequestsResponse:
+        """The latest requests, without their texts."""
+        recent, metrics = self._edge.orchestrator.recent, self._edge.metrics
+        if request.request_id:
+            records = [recent.get(check_request_id(request.request_id))]
+        else:
+            records = recent.latest(request.limit)
+        has_tracks = bool(request.request_id)
+        return inference_pb2.ListRequestsResponse(
+            requests=[
+                _record(entry, recent.age_s(entry), has_tracks=has_tracks) for entry in records
+            ],
+            prompt_tokens=metrics.num_prompt_tokens,
+            output_tokens=metrics.num_output_tokens,
         )
 
     def _timeout_s(self, context: Any) -> float:
@@ -222,30 +243,49 @@ def _add_ending(
     )
     if not is_explained:
         return
-    message.stages.extend(_stage(stage) for stage in ending.stages)
-    message.placement.CopyFrom(
-        inference_pb2.Placement(
-            prefill_worker_id=placement.prefill_worker_id,
-            decode_worker_id=placement.decode_worker_id,
-            local_prefill=placement.is_local,
-            reason=placement.reason,
-            attempts=placement.attempts,
-            decode_cached_tokens=placement.decode_cached_tokens,
-            prefill_cached_tokens=placement.prefill_cached_tokens,
-        )
+    message.stages.extend(stage_to_pb(stage) for stage in ending.stages)
+    message.placement.CopyFrom(_placement(placement))
+
+
+def _placement(placement: PlacementTaken) -> inference_pb2.Placement:
+    return inference_pb2.Placement(
+        prefill_worker_id=placement.prefill_worker_id,
+        decode_worker_id=placement.decode_worker_id,
+        local_prefill=placement.is_local,
+        reason=placement.reason,
+        attempts=placement.attempts,
+        decode_cached_tokens=placement.decode_cached_tokens,
+        prefill_cached_tokens=placement.prefill_cached_tokens,
     )
 
 
-def _stage(stage: Stage) -> common_pb2.StageTiming:
-    return common_pb2.StageTiming(
-        stage=stage.name,
-        start=duration_to_pb(stage.start_s),
-        duration=duration_to_pb(stage.duration_s),
-        before_first_token=stage.before_first_token,
-        worker_id=stage.worker_id,
-        bytes=stage.num_bytes,
-        idle=duration_to_pb(stage.idle_s),
-        tokens=stage.num_tokens,
+def _record(
+    record: RequestRecord, age_s: float, *, has_tracks: bool
+) -> inference_pb2.RequestRecord:
+    tracks = [
+        inference_pb2.Track(
+            name=track.name,
+            worker_id=track.worker_id,
+            slices=[slice_to_pb(part) for part in track.slices],
+        )
+        for track in record.tracks
+    ]
+    return inference_pb2.RequestRecord(
+        request_id=record.request_id,
+        trace_id=record.trace_id,
+        model=record.model,
+        state=record.state,
+        outcome=record.outcome,
+        age=duration_to_pb(age_s),
+        elapsed=duration_to_pb(record.elapsed_s),
+        ttft=None if record.ttft_s is None else duration_to_pb(record.ttft_s),
+        prompt_tokens=record.prompt_tokens,
+        output_tokens=record.output_tokens,
+        draft_tokens=record.draft_tokens,
+        accepted_tokens=record.accepted_tokens,
+        placement=_placement(record.placement) if record.placement else None,
+        stages=[stage_to_pb(stage) for stage in record.stages],
+        tracks=tracks if has_tracks else (),
     )
 
 

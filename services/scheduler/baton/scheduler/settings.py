@@ -31,6 +31,8 @@ class SchedulerSettings(ServiceSettings):
     """Tries per request when workers fail."""
     worker_wait_s: float = Field(default=10.0, ge=0.0)
     """How long a request whose worker was lost waits for another one to appear."""
+    recent_requests: int = Field(default=64, ge=0, le=1024)
+    """Ended requests whose times and counts are remembered, for the console; never their texts."""
     tokenizer_timeout_s: float = Field(default=10.0, gt=0.0)
     """Bound on one answer of a tokenizer."""
     reserve_timeout_s: float = Field(default=5.0, gt=0.0)

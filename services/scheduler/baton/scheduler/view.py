@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from itertools import count
 
-from baton.core.cluster import ClusterView, Member, ServiceState
+from baton.core.cluster import ClusterView, Member, ServiceState, ServiceStatus
 from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, NoWorker
 from baton.core.hashing import Fingerprint, block_hashes, root_hash
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE, Load, Placement
@@ -113,6 +114,14 @@ class ClusterWatch:
     def view(self) -> ClusterView:
         """The members now."""
         return self._members.view()
+
+    def statuses(self) -> list[ServiceStatus]:
+        """Every process, those included that were lost lately; speeds are among the stats."""
+        lost = [replace(m.status, state=ServiceState.LOST) for m in self._members.lost()]
+        return lost + [
+            replace(member.status, stats={**member.status.stats, **_speeds(member)})
+            for member in self.view()
+        ]
 
     def suspect(self, worker_id: str) -> None:
         """Says that a worker could not be reached."""
@@ -271,3 +280,7 @@ class ClusterWatch:
     def _fingerprints(self, model: str) -> list[Fingerprint]:
         members = [*self._ready(DECODE_ROLE, model), *self._ready(PREFILL_ROLE, model)]
         return [m.status.fingerprint for m in members if m.status.fingerprint is not None]
+
+
+def _speeds(member: Member) -> dict[str, float]:
+    return {name: float(value) for name, value in asdict(member.rates).items() if value}

@@ -1,6 +1,7 @@
 """The Baton SDK: `Client` and `AsyncClient`, their values, and the errors that they raise."""
 
 from baton.client.async_client import AsyncClient, AsyncTextStream
+from baton.client.records import RequestList, RequestRecord, Track
 from baton.client.retry import RetryPolicy
 from baton.client.sync_client import Client, TextStream
 from baton.client.types import (
@@ -41,6 +42,7 @@ from baton.core.errors import (
     WorkerDraining,
 )
 from baton.core.guide import Guide, GuideKind
+from baton.core.timeline import Slice
 
 __all__ = [
     "AsyncClient",
@@ -71,14 +73,18 @@ __all__ = [
     "Placement",
     "PromptTooLong",
     "QueueFull",
+    "RequestList",
     "RequestNotFound",
+    "RequestRecord",
     "RetryPolicy",
+    "Slice",
     "Stage",
     "StaleEpoch",
     "Stalled",
     "TextStream",
     "Tls",
     "TopLogprob",
+    "Track",
     "Unauthenticated",
     "Unsupported",
     "Usage",

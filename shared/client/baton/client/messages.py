@@ -189,8 +189,8 @@ def chunk_from(message: inference_pb2.GenerateResponse) -> Chunk:
         finish_reason=_finish_name(message.finish_reason) if is_last else "",
         stop_reason=message.stop_reason,
         usage=_usage(message.usage) if message.HasField("usage") else None,
-        stages=tuple(_stage(stage) for stage in message.stages),
-        placement=_placement(message.placement) if message.HasField("placement") else None,
+        stages=tuple(stage_from(stage) for stage in message.stages),
+        placement=placement_from(message.placement) if message.HasField("placement") else None,
     )
 
 
@@ -220,20 +220,22 @@ def _usage(usage: common_pb2.Usage) -> Usage:
     )
 
 
-def _stage(stage: common_pb2.StageTiming) -> Stage:
+def stage_from(stage: common_pb2.StageTiming) -> Stage:
+    """A stage."""
     return Stage(
         name=stage.stage,
-        start_s=_seconds(stage.start),
-        duration_s=_seconds(stage.duration),
+        start_s=seconds_from(stage.start),
+        duration_s=seconds_from(stage.duration),
         before_first_token=stage.before_first_token,
         worker_id=stage.worker_id,
         num_bytes=stage.bytes,
         num_tokens=stage.tokens,
-        idle_s=_seconds(stage.idle),
+        idle_s=seconds_from(stage.idle),
     )
 
 
-def _placement(placement: inference_pb2.Placement) -> Placement:
+def placement_from(placement: inference_pb2.Placement) -> Placement:
+    """Where a request ran."""
     return Placement(
         prefill_worker_id=placement.prefill_worker_id,
         decode_worker_id=placement.decode_worker_id,
@@ -278,7 +280,7 @@ def _service(status: inference_pb2.ServiceStatus) -> ServiceStatus:
         kv_blocks=dict(status.kv_blocks),
         num_requests_running=status.num_requests_running,
         num_requests_waiting=status.num_requests_waiting,
-        uptime_s=_seconds(status.uptime),
+        uptime_s=seconds_from(status.uptime),
         pid=status.pid,
         metrics_address=status.metrics_address,
         stats=dict(status.stats),
@@ -303,5 +305,6 @@ def _fingerprint(fingerprint: common_pb2.ModelFingerprint) -> Fingerprint:
     )
 
 
-def _seconds(duration: Duration) -> float:
+def seconds_from(duration: Duration) -> float:
+    """A duration in seconds."""
     return duration.seconds + duration.nanos / 1e9

@@ -14,6 +14,12 @@ from baton.client import messages as pb
 from baton.client.collect import Collector
 from baton.client.connection import Connection
 from baton.client.errors import error_from
+from baton.client.records import (
+    RequestList,
+    RequestRecord,
+    list_requests_request,
+    requests_from,
+)
 from baton.client.retry import Retrier, RetryPolicy
 from baton.client.types import (
     ChatOptions,
@@ -251,6 +257,21 @@ class Client:
         """State and load of every process that the scheduler knows."""
         request = inference_pb2.GetClusterStatusRequest()
         return pb.status_from(self._call(self._stub.GetClusterStatus, request, timeout_s))
+
+    def requests(self, *, limit: int = 0, timeout_s: float | None = None) -> RequestList:
+        """The latest requests of this scheduler, with their stages; at most `limit`, 0 for all."""
+        request = list_requests_request("", limit)
+        return requests_from(self._call(self._stub.ListRequests, request, timeout_s))
+
+    def request(self, request_id: str, *, timeout_s: float | None = None) -> RequestRecord:
+        """One of the latest requests, with what its stages consisted of.
+
+        Raises:
+            RequestNotFound: the scheduler does not remember it.
+        """
+        request = list_requests_request(request_id, 1)
+        answer = self._call(self._stub.ListRequests, request, timeout_s)
+        return requests_from(answer).requests[0]
 
     def _call(
         self, method: Callable[..., _Answer], request: object, timeout_s: float | None

@@ -29,6 +29,8 @@ _POLL_INTERVAL_S = 1.0
 _RETRY_INTERVAL_S = 0.25
 _SUSPECT_S = 2.0
 _MAX_CONCURRENT_POLLS = 16
+LOST_MEMORY_S = 300.0
+_MAX_LOST = 64
 
 OnChange = Callable[[ClusterView], None]
 AskStatus = Callable[[str], Awaitable[Announcement]]
@@ -65,6 +67,8 @@ class MembershipView:
         self._clock = clock
         self._view = ClusterView()
         self._callbacks: list[OnChange] = []
+        self._lost: dict[str, tuple[Member, float]] = {}
+        """Who ended without a goodbye and when, by address."""
         self._polls: dict[str, _Poll] = {}
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_POLLS)
         self._task: asyncio.Task[None] | None = None
@@ -72,6 +76,12 @@ class MembershipView:
     def view(self) -> ClusterView:
         """The members now: an immutable snapshot."""
         return self._view
+
+    def lost(self) -> list[Member]:
+        """Who stopped answering in the last minutes, and has not been replaced since."""
+        oldest_s = self._clock() - LOST_MEMORY_S
+        self._lost = {key: entry for key, entry in self._lost.items() if entry[1] >= oldest_s}
+        return [member for member, _ in self._lost.values()]
 
     def on_change(self, callback: OnChange) -> None:
         """Has `callback` called when somebody joins, leaves, or changes state (not load)."""
@@ -91,6 +101,7 @@ class MembershipView:
         status = announcement.status
         if self._roles is not None and status.role not in self._roles:
             return
+        self._lost.pop(status.address, None)
         view = self._view
         for member in self._view:
             # Ids are per boot: whoever had this address before is gone.
@@ -178,10 +189,13 @@ class MembershipView:
         for member in self._view:
             if member.status.address == address:
                 view = view.without(member.worker_id)
+                self._lost[address] = (member, self._clock())
                 logger.warning(
                     "member lost",
                     extra={"member": member.worker_id, "address": address, "error": str(error)},
                 )
+        while len(self._lost) > _MAX_LOST:
+            del self._lost[next(iter(self._lost))]
         self._replace(view)
 
     def _replace(self, view: ClusterView) -> None:

@@ -1,0 +1,125 @@
+"""The latest requests, as far as an operator may see them: times and counts, never their texts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+from baton.core.errors import RequestNotFound
+from baton.core.request import Stage
+from baton.core.timeline import Slice
+from baton.scheduler.live import LiveRequest
+from baton.scheduler.messages import PlacementTaken
+
+MAX_RUNNING = 256
+"""Running requests that one list shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """The parts of one stage on one worker, relative to the request's arrival."""
+
+    name: str
+    worker_id: str
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """What is remembered of a request."""
+
+    request_id: str
+    trace_id: str
+    model: str
+    state: str
+    outcome: str
+    """How it ended; empty while it runs."""
+    arrived_at_s: float
+    """On the scheduler's clock."""
+    elapsed_s: float
+    """To its end, or to now while it runs."""
+    ttft_s: float | None
+    prompt_tokens: int
+    output_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
+    placement: PlacementTaken | None
+    stages: tuple[Stage, ...]
+    tracks: tuple[Track, ...]
+
+
+class RecentRequests:
+    """The requests that run, and the last `limit` of those that ended."""
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._running: OrderedDict[str, LiveRequest] = OrderedDict()
+        self._ended: OrderedDict[str, RequestRecord] = OrderedDict()
+
+    def started(self, live: LiveRequest) -> None:
+        """A request was accepted."""
+        self._running[live.request_id] = live
+
+    def ended(self, live: LiveRequest, outcome: str) -> None:
+        """It ended: nothing of it is kept but its record."""
+        self._running.pop(live.request_id, None)
+        if not self._limit:
+            return
+        self._ended.pop(live.request_id, None)  # an id may be used again
+        self._ended[live.request_id] = self._record(live, outcome)
+        if len(self._ended) > self._limit:
+            self._ended.popitem(last=False)
+
+    def latest(self, limit: int = 0) -> list[RequestRecord]:
+        """The requests, the one that arrived last first; at most `limit`, 0 for all."""
+        running = [
+            self._record(live, "") for live in islice(reversed(self._running.values()), MAX_RUNNING)
+        ]
+        found = [*running, *self._ended.values()]
+        found.sort(key=lambda record: record.arrived_at_s, reverse=True)
+        return found[:limit] if limit else found
+
+    def get(self, request_id: str) -> RequestRecord:
+        """One of them.
+
+        Raises:
+            RequestNotFound: it is not remembered.
+        """
+        if (live := self._running.get(request_id)) is not None:
+            return self._record(live, "")
+        if (record := self._ended.get(request_id)) is not None:
+            return record
+        raise RequestNotFound(
+            f"request {request_id!r} is not among the last {self._limit} that ended here"
+        )
+
+    def age_s(self, record: RequestRecord) -> float:
+        """Time since the request arrived."""
+        return self._clock() - record.arrived_at_s
+
+    def _record(self, live: LiveRequest, outcome: str) -> RequestRecord:
+        elapsed_s = live.stages.since_arrival(self._clock())
+        tracks = [
+            Track(name, worker_id, tuple(slices))
+            for (name, worker_id), slices in live.tracks.items()
+        ]
+        return RequestRecord(
+            request_id=live.request_id,
+            trace_id=live.trace_id,
+            model=live.model,
+            state=live.state.status.value,
+            outcome=outcome,
+            arrived_at_s=live.stages.arrived_at_s,
+            elapsed_s=elapsed_s,
+            ttft_s=live.stages.ttft_s,
+            prompt_tokens=len(live.prompt_ids),
+            output_tokens=len(live.output_ids),
+            draft_tokens=live.draft_tokens,
+            accepted_tokens=live.accepted_tokens,
+            placement=live.placement,
+            stages=tuple(live.stages.stages),
+            tracks=tuple(tracks),
+        )
