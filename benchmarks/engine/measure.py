@@ -170,12 +170,14 @@ class Bench:
         """Sequences that decode at a context, taken over as from a hand-off."""
         names = [str(index) for index in range(batch)]
         payload = self._payload(context)
-        num_layers = self.engine.fingerprint.layout.num_layers
+        layout = self.engine.fingerprint.layout
         for name in names:
             grant = self.engine.reserve(self._spec(name, context, max_tokens=_OUTPUT_TOKENS))
             self.engine.begin_fill(name)
-            num_blocks = min(grant.num_blocks, -(-context // self.engine.config.block_size))
-            self.engine.write_blocks(name, 0, num_blocks, 0, num_layers, payload)
+            num_blocks = min(
+                grant.num_blocks, -(-context // self.engine.fingerprint.layout.block_size)
+            )
+            self.engine.write_blocks(name, 0, num_blocks, 0, layout.num_layers, payload)
             self.engine.commit(name, 1)
         try:
             for _ in range(_WARMUP_STEPS):
@@ -187,7 +189,7 @@ class Bench:
 
     def _payload(self, context: int) -> memoryview:
         """KV of one sequence: plausible numbers, and pages that are really there."""
-        num_blocks = -(-context // self.engine.config.block_size)
+        num_blocks = -(-context // self.engine.fingerprint.layout.block_size)
         num_bytes = num_blocks * self.engine.fingerprint.layout.block_bytes
         dtype = getattr(torch, self.engine.fingerprint.layout.dtype)
         content = torch.randn(num_bytes // dtype.itemsize).to(dtype)

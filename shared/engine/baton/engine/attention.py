@@ -6,8 +6,10 @@ new K and V into the pool and lets a backend attend.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch.nn.functional import pad
@@ -32,6 +34,8 @@ class AttentionOptions:
 
 class AttentionBackend(Protocol):
     """How attention is computed on a device."""
+
+    name: ClassVar[str]
 
     def attend(
         self,
@@ -61,6 +65,8 @@ class LayerShape:
 
     num_kv_heads: int
     head_dim: int
+    has_softcap: bool = False
+    has_sinks: bool = False
 
 
 class PagedAttention:
@@ -70,14 +76,22 @@ class PagedAttention:
     layout is found, whatever its config calls it.
     """
 
-    def __init__(self, backend: AttentionBackend) -> None:
+    def __init__(self) -> None:
         self.name = f"baton_{id(self):x}"
         self.shapes: dict[int, LayerShape] = {}
-        self._backend = backend
+        self._backends: Mapping[int, AttentionBackend] = {}
         self._kv: KvCache | None = None
         self._batch: AttentionBatch | None = None
         # No mask function goes with it: transformers then makes no mask at all.
         AttentionInterface.register(self.name, self)
+
+    def set_backends(self, backends: Mapping[int, AttentionBackend]) -> None:
+        """Says how each layer attends."""
+        self._backends = backends
+
+    def num_layers_by_backend(self) -> Mapping[str, int]:
+        """Layers by the name of the backend that they attend with."""
+        return Counter(backend.name for backend in self._backends.values())
 
     def attach(self, kv: KvCache) -> None:
         """Gives it the pool that it writes to."""
@@ -107,7 +121,7 @@ class PagedAttention:
         if not isinstance(layer, int):
             raise Unsupported(f"{type(module).__name__} does not say which layer it is")
         if self._kv is None or self._batch is None:
-            self._record(layer, key, value)
+            self._record(layer, key, value, kwargs)
             return query.new_zeros(*query.shape[:3], value.shape[3]).transpose(1, 2), None
         value_dim = value.shape[3]
         if value_dim < key.shape[3]:
@@ -122,10 +136,13 @@ class PagedAttention:
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
         )
-        output = self._backend.attend(query[0].transpose(0, 1), keys, values, self._batch, options)
+        backend = self._backends[layer]
+        output = backend.attend(query[0].transpose(0, 1), keys, values, self._batch, options)
         return output[..., :value_dim].unsqueeze(0), None
 
-    def _record(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    def _record(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, kwargs: Mapping[str, Any]
+    ) -> None:
         if key.shape[:3] != value.shape[:3] or key.shape[3] < value.shape[3]:
             raise Unsupported(
                 f"layer {layer} has keys of shape {tuple(key.shape)} and values of shape "
@@ -133,4 +150,9 @@ class PagedAttention:
             )
         if layer in self.shapes:
             raise Unsupported(f"layer {layer} attends twice; one KV cache per layer is needed")
-        self.shapes[layer] = LayerShape(key.shape[1], key.shape[3])
+        self.shapes[layer] = LayerShape(
+            num_kv_heads=key.shape[1],
+            head_dim=key.shape[3],
+            has_softcap=kwargs.get("softcap") is not None,
+            has_sinks=kwargs.get("s_aux") is not None,
+        )

@@ -26,7 +26,9 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "auto"
     """"auto" takes what the model's config says."""
-    block_size: int = 16
+    block_size: int | None = None
+    """Tokens per KV block, the same on all workers of a model. Default: 256 on CUDA, which is what
+    the varlen attention backend takes, else 16."""
     num_blocks: int | None = None
     kv_bytes: int | None = None
     """At most one of `num_blocks` and `kv_bytes`. Default: 25 % of free memory, at most 2 GiB."""

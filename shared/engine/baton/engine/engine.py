@@ -61,9 +61,11 @@ class Engine:
         self.fingerprint: Fingerprint = make_fingerprint(
             config.model_name, model.directory, model.config.to_dict(), model.layout
         )
-        pool = BlockPool(num_blocks, config.block_size)
+        pool = BlockPool(num_blocks, model.layout.block_size)
         self._digest = self.fingerprint.digest()
         self._state = EngineState(config, pool, self._digest)
+        for backend, num_layers in model.attention.num_layers_by_backend().items():
+            self._state.counters[f"{backend}_layers"] = num_layers
         self._runner = ModelRunner(model, num_blocks)
         self._draft_runner = ModelRunner(draft, num_blocks) if draft else None
         sampler = Sampler(self.vocab_size, model.device)
@@ -87,7 +89,8 @@ class Engine:
         )
         self._transfer = Transfer(self._state, self._runner.kv)
         self._num_kv_changes = 0
-        report(1.0, f"{config.model_name}: {num_blocks} KV blocks of {config.block_size} tokens")
+        block_size = model.layout.block_size
+        report(1.0, f"{config.model_name}: {num_blocks} KV blocks of {block_size} tokens")
 
     # Coming and going: see Reservations.
 
@@ -172,7 +175,7 @@ class Engine:
     def block_hashes(self, token_ids: Sequence[int], cache_salt: str) -> list[bytes]:
         """Chained hashes of the full blocks of `token_ids`. Needs no lock."""
         root = self._state.root(cache_salt)
-        return list(block_hashes(root, token_ids, self.config.block_size))
+        return list(block_hashes(root, token_ids, self.fingerprint.layout.block_size))
 
     def match_prefix(self, token_ids: Sequence[int], cache_salt: str) -> int:
         """Leading full blocks of `token_ids` that are here."""
@@ -313,7 +316,7 @@ def _max_model_len(config: EngineConfig, model: LoadedModel, num_blocks: int) ->
         raise InvalidRequest(
             f"max_model_len_tokens ({wanted}) exceeds the model's {model.max_len_tokens}"
         )
-    return min(wanted or model.max_len_tokens, num_blocks * config.block_size)
+    return min(wanted or model.max_len_tokens, num_blocks * model.layout.block_size)
 
 
 def _check_pair(model: LoadedModel, draft: LoadedModel) -> None:

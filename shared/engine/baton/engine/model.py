@@ -22,7 +22,9 @@ from transformers import (
 
 from baton.core.errors import ModelNotFound, Unsupported
 from baton.core.hashing import KvLayout
-from baton.engine.attention import AttentionBackend, PagedAttention
+from baton.engine.attention import PagedAttention
+from baton.engine.backends import choose_backends
+from baton.engine.devices import check_device, default_block_size
 from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kv_cache import dtype_name, torch_dtype
 from baton.engine.linears import LinearFactory, packer, replace_linears
@@ -30,7 +32,6 @@ from baton.engine.norms import speed_up_norms
 from baton.engine.probe import check_attention, layer_shapes
 from baton.engine.quantize import Quantization
 from baton.engine.quantize_model import WeightSource, load_weights
-from baton.engine.sdpa import SdpaBackend
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def load_model(
     *,
     dtype: str,
     device: str,
-    block_size: int,
+    block_size: int | None,
     on_progress: Progress,
     num_packed_rows: int | None = None,
     quantization: Quantization | None = None,
@@ -80,13 +81,15 @@ def load_model(
         Unsupported: the model cannot be served; the message says why.
     """
     directory = Path(path)
+    target = check_device(device)
+    block_size = block_size or default_block_size(target)
     _check_directory(directory)
     on_progress(0.0, f"reading {directory.name}")
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     _check_config(config)
-    attention = PagedAttention(_backend(device))
+    attention = PagedAttention()
     on_progress(0.05, "loading weights")
-    weights = WeightSource(directory, config, attention.name, torch.device(device))
+    weights = WeightSource(directory, config, attention.name, target)
     module = load_weights(
         weights, None if dtype == "auto" else torch_dtype(dtype), quantization, on_progress
     )
@@ -95,6 +98,7 @@ def load_model(
         _speed_up(module, packer(num_packed_rows))
     on_progress(0.9, "looking at its layers")
     shapes = layer_shapes(module, config, attention)
+    attention.set_backends(choose_backends(shapes, target, module.dtype, block_size))
     layout = KvLayout(
         block_size=block_size,
         dtype=dtype_name(module.dtype),
@@ -108,7 +112,7 @@ def load_model(
         config=config,
         attention=attention,
         layout=layout,
-        device=torch.device(device),
+        device=target,
         max_len_tokens=_max_len_tokens(config.get_text_config()),
         eos_token_ids=_eos_token_ids(module),
     )
@@ -131,12 +135,6 @@ def _speed_up(module: PreTrainedModel, factory: LinearFactory) -> None:
         num_fused,
         num_norms,
     )
-
-
-def _backend(device: str) -> AttentionBackend:
-    if torch.device(device).type not in {"cpu", "cuda"}:
-        raise Unsupported(f"device {device} is not supported; use cpu or cuda")
-    return SdpaBackend()
 
 
 def _check_directory(directory: Path) -> None:

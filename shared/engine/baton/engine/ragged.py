@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -92,6 +94,42 @@ class RowGroup:
         return zip(self._rows, self._key_starts, strict=True)
 
 
+@dataclass(frozen=True, slots=True)
+class PagedRows:
+    """Rows as kernels for variable lengths take them. All tensors are int32."""
+
+    query_starts: torch.Tensor
+    """Sums of the rows' numbers of tokens, from 0, [num_rows + 1]."""
+    context_starts: torch.Tensor
+    """Sums of the rows' numbers of keys, from 0, [num_rows + 1]."""
+    context_lens: torch.Tensor
+    """Keys that each row has, [num_rows]."""
+    block_table: torch.Tensor
+    """[num_rows, most blocks of a row]; what lies behind a row's own blocks is not read."""
+    max_num_queries: int
+    max_context_len: int
+
+
+def make_paged_rows(
+    rows: Sequence[RowSpan], block_size: int, device: torch.device | str
+) -> PagedRows:
+    """Tables of rows, on a device."""
+
+    def table(values: Sequence[object]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    tables = [list(row.block_table[: -(-row.end // block_size)]) for row in rows]
+    width = max(len(blocks) for blocks in tables)
+    return PagedRows(
+        query_starts=table([0, *accumulate(row.num_tokens for row in rows)]),
+        context_starts=table([0, *accumulate(row.end for row in rows)]),
+        context_lens=table([row.end for row in rows]),
+        block_table=table([[*blocks, *[0] * (width - len(blocks))] for blocks in tables]),
+        max_num_queries=max(row.num_tokens for row in rows),
+        max_context_len=max(row.end for row in rows),
+    )
+
+
 class AttentionBatch:
     """Where the tokens of one step go, and what they see. Shared by all layers."""
 
@@ -107,6 +145,11 @@ class AttentionBatch:
         ]
         self.slots = torch.tensor(slots, dtype=torch.int64, device=device)
         """Slot of each token in the pool, int64 [num_tokens]."""
+
+    @cached_property
+    def paged_rows(self) -> PagedRows:
+        """The rows, for kernels that read the pool in place."""
+        return make_paged_rows(self._rows, self._block_size, self._device)
 
     def groups(self, window: int | None) -> list[RowGroup]:
         """The rows, grouped for layers with a window."""

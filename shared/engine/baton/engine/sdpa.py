@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -11,6 +13,8 @@ from baton.engine.ragged import MAX_FOLDED_QUERIES, AttentionBatch, RowGroup
 
 class SdpaBackend:
     """scaled_dot_product_attention, and plain operators for what it does not know."""
+
+    name: ClassVar[str] = "sdpa"
 
     def attend(
         self,
