@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -16,6 +20,7 @@ from baton.engine.quantize_linears import (
     MAX_SPLIT_ROWS,
     QuantizedLinear,
     check_device,
+    has_int8_kernels,
     make_linear,
 )
 
@@ -158,6 +163,31 @@ def test_rows_of_zeros_and_no_rows(scheme: str) -> None:
     assert layer(torch.zeros(0, 128, dtype=torch.bfloat16)).shape == (0, 48)
 
 
+_TRACED_PRODUCTS = """
+import torch
+from baton.engine.quantize import Quantization, quantize_weight
+from baton.engine.quantize_linears import make_linear
+
+for scheme in ("int8", "int8-dynamic"):
+    tensors = quantize_weight(torch.randn(64, 8192), Quantization(scheme))
+    make_linear(scheme, tensors, None, torch.bfloat16)(torch.randn(3, 8192).bfloat16())
+"""
+
+
+@pytest.mark.skipif(not has_int8_kernels(), reason="this CPU has no VNNI")
+def test_int8_products_do_not_fall_to_onednns_reference() -> None:
+    trace = subprocess.run(
+        [sys.executable, "-c", _TRACED_PRODUCTS],
+        env={**os.environ, "ONEDNN_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    products = [line.split(",")[6] for line in trace.splitlines() if ",matmul," in line]
+    assert products
+    assert not [name for name in products if name.startswith(("ref", "gemm:ref"))], products
+
+
 def test_int8_layers_work_without_onednns_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.engine.quantize_linears.has_int8_kernels", lambda: False)
     tensors = quantize_weight(_weight(), Quantization("int8"))
@@ -165,7 +195,7 @@ def test_int8_layers_work_without_onednns_kernels(monkeypatch: pytest.MonkeyPatc
     rows = _rows(3, 128, torch.float32)
     expected = rows @ _dequantized(_weight(), Quantization("int8")).t()
     torch.testing.assert_close(layer(rows), expected, rtol=1e-4, atol=1e-3)
-    with pytest.raises(Unsupported, match="no oneDNN int8 kernels"):
+    with pytest.raises(Unsupported, match="CPU with VNNI"):
         make_linear("int8-dynamic", tensors, None, torch.float32)
 
 

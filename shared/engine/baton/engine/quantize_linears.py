@@ -22,6 +22,8 @@ MAX_SMALL_ROWS = 2
 MAX_INT4_ROWS = 16
 """Likewise for torch's int4 kernel, which multiplies row by row."""
 _SPLIT = 2 * INT8_MAX
+_ZERO = 128
+"""What uint8 rows hold for 0."""
 _MAX_SMALL_WEIGHTS = 500_000
 _MIN_FP8_CAPABILITY = (8, 9)
 _INT4_OUT_MULTIPLE = 16
@@ -112,7 +114,7 @@ class Int8Linear(_Int8Layer):
         scaled = rows / unit
         high = torch.mul(scaled, 1 / _SPLIT).round_()
         low = scaled.sub_(high, alpha=_SPLIT).round_()
-        sums = product(torch.cat([high, low]).to(torch.int8), torch.float32)
+        sums = product(torch.cat([high, low]), torch.float32)
         total = torch.add(sums[len(rows) :], sums[: len(rows)], alpha=_SPLIT)
         return total.mul_(unit).to(self.dtype)
 
@@ -125,14 +127,16 @@ class Int8DynamicLinear(_Int8Layer):
     ) -> None:
         super().__init__(tensors, bias, dtype)
         if not has_int8_kernels():
-            raise Unsupported("this torch has no oneDNN int8 kernels; int8-dynamic needs them")
+            raise Unsupported(
+                "int8-dynamic needs oneDNN's int8 kernels and a CPU with VNNI; use int8"
+            )
         self._product = _Int8Product(tensors)
 
     def multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
         """See _Int8Layer."""
         # One short of the largest int8, because the unit is rounded to the rows' dtype.
         unit = _largest(rows).div_(INT8_MAX - 1).to(self.dtype)
-        levels = (rows / unit.float()).round_().to(torch.int8)
+        levels = (rows / unit.float()).round_()
         return self._product(levels, self.dtype).mul_(unit)
 
 
@@ -199,7 +203,11 @@ def _largest(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _Int8Product:
-    """int8 rows times int8 weights by oneDNN (VNNI, AMX), the columns scaled."""
+    """int8 rows times int8 weights by oneDNN (VNNI, AMX), the columns scaled.
+
+    The rows go in as uint8 with a zero point: for signed rows oneDNN falls to its reference
+    implementation, hundreds of times slower, on CPUs that have VNNI and no AMX.
+    """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._packed = torch.ops.onednn.qlinear_prepack(tensors["qweight"], None)
@@ -208,11 +216,14 @@ class _Int8Product:
         self._scale = tensors["scale"]
         self._zeros = torch.zeros(len(self._scale), dtype=torch.int32)
 
-    def __call__(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """int8 [num_rows, in_features] to `dtype` [num_rows, out_features]."""
-        packed, scale = self._packed, self._scale
+    def __call__(self, levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Whole numbers within int8 [num_rows, in_features] to `dtype` [num_rows, out_features].
+
+        `levels` are floats, and are overwritten.
+        """
+        rows, packed, scale = levels.add_(_ZERO).to(torch.uint8), self._packed, self._scale
         output: torch.Tensor = self._linear(
-            rows, 1.0, 0, packed, scale, self._zeros, None, 1.0, 0, dtype, "none", [], ""
+            rows, 1.0, _ZERO, packed, scale, self._zeros, None, 1.0, 0, dtype, "none", [], ""
         )
         return output
 
@@ -223,9 +234,14 @@ class _Int8Product:
 
 
 def has_int8_kernels() -> bool:
-    """Whether this torch has oneDNN's int8 products."""
+    """Whether this torch and this CPU have oneDNN's int8 products.
+
+    Without VNNI they add pairs of products in 16 bits, where they overflow.
+    """
     is_there = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return is_there and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    capabilities = torch.cpu.get_capabilities()
+    has_vnni = any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni"))
+    return is_there and has_vnni and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
 
 def make_linear(
