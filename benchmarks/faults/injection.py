@@ -54,7 +54,7 @@ def make(kind: str, rng: Random) -> Injection:
     match kind:
         case "kill_prefill" | "kill_decode":
             role = kind.removeprefix("kill_")
-            return Injection(kind, kill_role=role, kill_after_s=rng.uniform(0.0, 0.4))
+            return Injection(kind, kill_role=role, kill_after_s=rng.uniform(0.0, 0.25))
         case "delay":
             name = rng.choice(["silent_s", "delay_start_s"])
             return Injection(kind, f"{name}={rng.uniform(1.1, 1.6) * LEASE_S:.3f}")
