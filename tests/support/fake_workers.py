@@ -163,6 +163,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
         self.lease_s = 10.0
         self.refuse: Callable[[], BatonError | None] = lambda: None
         self.fail_at_index: int | None = None
+        self.error: BatonError = NoWorker("the decode worker fell over")
         self.repeat_tokens = 0
         self.push_error: BatonError = KvTransferLost("the push broke")
         self.address = ""
@@ -207,7 +208,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
             if self.fail_at_index == index:
                 self.fail_at_index = None
                 self.held.clear()
-                raise NoWorker("the decode worker fell over")
+                raise self.error
             start = max(0, index - self.repeat_tokens)
             response = decode_pb2.DecodeResponse(
                 token_index=start,

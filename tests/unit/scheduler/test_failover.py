@@ -40,6 +40,14 @@ def test_attempts_end() -> None:
     assert failover.excluded == {"w0", "w1", "w2"}
 
 
+def test_a_worker_that_answered_is_avoided_but_not_in_doubt() -> None:
+    failover = _failover()
+    failover.judge(_failure(ErrorReason.STALE_EPOCH, "a"))
+    failover.judge(_failure(ErrorReason.NO_WORKER, "b"))
+    assert failover.excluded == {"a", "b"}
+    assert failover.unreachable == {"b"}
+
+
 def test_a_defect_is_not_shown_to_every_worker() -> None:
     failover = _failover()
     assert failover.judge(_failure(ErrorReason.INTERNAL, "a")) is Verdict.RETRY

@@ -348,6 +348,8 @@ class Attempt:
             is_silence = isinstance(error, DeadlineExceeded | Stalled)
             if is_silence and self._live.clock() >= self._live.deadline_s - _DEADLINE_SLACK_S:
                 raise self._live.late() from error
+            if stage == "decode" and self._is_reader_fault(error):
+                raise Stalled(f"the caller reads too slowly: {error.message}") from error
             if isinstance(error, DeadlineExceeded):
                 error = Stalled(f"no answer from {worker_id} in time")
             if stage == "prefill":
@@ -355,6 +357,11 @@ class Attempt:
             if stage == "decode" and self._is_push_fault(error) and self._placement.prefill:
                 worker_id = self._placement.prefill.worker_id
             raise AttemptFailed(stage, worker_id, error) from error
+
+    def _is_reader_fault(self, error: BatonError) -> bool:
+        """True when D reports that its tokens are not read: another D would fare no better."""
+        is_decoding = self._live.state.status is RequestStatus.DECODING
+        return is_decoding and isinstance(error, Stalled) and not isinstance(error, Silent)
 
     def _is_push_fault(self, error: BatonError) -> bool:
         """True when D reports that the push went wrong, or that it has stopped."""

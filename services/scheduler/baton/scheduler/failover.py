@@ -60,6 +60,7 @@ class Failover:
         self._max_attempts = max_attempts
         self._rng = rng
         self._failed: set[str] = set()
+        self._unreachable: set[str] = set()
         self._full: set[str] = set()
         self._num_internal = 0
         self._room_by_s: float | None = None
@@ -71,6 +72,11 @@ class Failover:
         """Workers to avoid while there are others."""
         return frozenset(self._failed | self._full)
 
+    @property
+    def unreachable(self) -> frozenset[str]:
+        """Those among them that are in doubt themselves: nothing is gained by going back there."""
+        return frozenset(self._unreachable)
+
     def judge(self, failure: AttemptFailed) -> Verdict:
         """Takes a failure into account."""
         reason = failure.error.reason
@@ -78,6 +84,8 @@ class Failover:
             self._full.add(failure.worker_id)
             return Verdict.TRY_NEXT
         self._failed.add(failure.worker_id)
+        if failure.is_unreachable:
+            self._unreachable.add(failure.worker_id)
         self.num_failures += 1
         self._num_internal += reason is ErrorReason.INTERNAL
         is_retryable = reason in RETRY_ELSEWHERE or reason in _OTHER_PAIR

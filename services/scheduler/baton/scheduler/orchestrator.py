@@ -65,6 +65,7 @@ class Orchestrator:
         self.recent = RecentRequests(self._settings.recent_requests, around.clock)
         self._ordinal = 0
         self._is_draining = False
+        self._is_cut_off = False
 
     @property
     def num_running(self) -> int:
@@ -119,6 +120,7 @@ class Orchestrator:
         self._is_draining = True
         if self._tasks:
             _, late = await asyncio.wait(set(self._tasks), timeout=grace_s)
+            self._is_cut_off = bool(late)
             for task in late:
                 task.cancel()
             if late:
@@ -138,7 +140,10 @@ class Orchestrator:
             if not live.state.is_over:
                 status = "deadline"
                 raise live.late() from error
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if self._is_cut_off:
+                status = "worker_draining"
+                raise WorkerDraining("this scheduler stops, and its grace is over") from error
             status = "deadline" if self._clock() >= live.deadline_s else "cancelled"
             raise
         except BatonError as error:
@@ -326,10 +331,10 @@ class Orchestrator:
         await self._gate.wait_again(ticket, limit_s)
 
     async def _wait_for_worker(self, live: LiveRequest, failover: Failover) -> None:
-        """Until a worker that has not failed the request is there, for a bounded time."""
+        """Until a worker that is not in doubt is there, for a bounded time."""
         give_up_s = self._clock() + min(self._settings.worker_wait_s, live.remaining_s())
         while self._clock() < give_up_s:
-            if self._cluster.has_healthy_decode(live.model, failover.excluded):
+            if self._cluster.has_healthy_decode(live.model, failover.unreachable):
                 return
             await asyncio.sleep(_POLL_S)
 
