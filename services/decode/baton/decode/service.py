@@ -168,14 +168,17 @@ class DecodeService:
         return self.loaded().engine.kv_snapshot()
 
     async def drain(self, grace_s: float) -> None:
-        """Waits for running requests."""
+        """Waits for running requests; those that are left go on elsewhere."""
         if self._loaded is None:
             return
+        sessions = self._loaded.sessions
         try:
             async with asyncio.timeout(grace_s):
-                await self._loaded.sessions.wait_idle()
+                await sessions.wait_idle()
         except TimeoutError:
-            logger.warning("drain cut off", extra={"num_sessions": len(self._loaded.sessions)})
+            logger.warning("drain cut off", extra={"num_sessions": len(sessions)})
+        finally:  # a drain that is cut short leaves by here too
+            sessions.release_all(WorkerDraining("the worker stops, and its grace is over"))
 
     async def stop(self) -> None:
         """Ends what still runs and unloads the model."""

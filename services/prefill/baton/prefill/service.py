@@ -169,14 +169,17 @@ class PrefillService:
         return self.loaded().engine.kv_snapshot()
 
     async def drain(self, grace_s: float) -> None:
-        """Waits for running jobs, their pushes included."""
+        """Waits for running jobs, their pushes included; those that are left go on elsewhere."""
         if self._loaded is None:
             return
+        jobs = self._loaded.jobs
         try:
             async with asyncio.timeout(grace_s):
-                await self._loaded.jobs.wait_idle()
+                await jobs.wait_idle()
         except TimeoutError:
-            logger.warning("drain cut off", extra={"num_jobs": len(self._loaded.jobs)})
+            logger.warning("drain cut off", extra={"num_jobs": len(jobs)})
+        finally:  # a drain that is cut short leaves by here too
+            jobs.stop_all(WorkerDraining("the worker stops, and its grace is over"))
 
     async def stop(self) -> None:
         """Ends what still runs and unloads the model."""
