@@ -7,7 +7,9 @@ import torch
 
 from baton.core.errors import InvalidRequest, KvLayoutMismatch
 from baton.core.hashing import KvLayout
+from baton.engine import kv_cache
 from baton.engine.kv_cache import KvCache, choose_num_blocks
+from baton.engine.staging import StagedCopies
 
 CPU = torch.device("cpu")
 
@@ -48,6 +50,42 @@ def test_the_number_of_blocks() -> None:
     assert choose_num_blocks(100, None, 1050, CPU) == 10
     block_bytes = 1 << 20
     assert 1 <= choose_num_blocks(block_bytes, None, None, CPU) <= 2048
+
+
+def test_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_bytes = 100 << 30
+    monkeypatch.setattr(kv_cache, "_free_memory_bytes", lambda _: free_bytes)
+    cuda = torch.device("cuda:0")
+    block_bytes = 1 << 20
+    assert choose_num_blocks(block_bytes, None, None, cuda, 0.5) == 50 << 10
+    assert choose_num_blocks(block_bytes, None, None, CPU, 0.5) == 50 << 10
+    assert choose_num_blocks(block_bytes, None, None, cuda) == 40 << 10, "room for two workers"
+    assert choose_num_blocks(block_bytes, None, None, CPU) == 2 << 10
+    monkeypatch.setattr(kv_cache, "_free_memory_bytes", lambda _: None)
+    with pytest.raises(InvalidRequest, match="does not say what is free; set kv_bytes"):
+        choose_num_blocks(block_bytes, None, None, CPU, 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_staged_copies_are_those_of_a_cpu(dtype: str) -> None:
+    """What a device's cache does, on CPU memory: only streams and pinned memory are missing."""
+    layout = KvLayout(4, dtype, (2, 1), (8, 16))
+    plain, staged = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
+    staged._staged = StagedCopies(CPU)
+    for part in plain._parts(0, 2):
+        part.copy_(torch.randn(part.shape))
+    for layers in ((0, 2), (1, 2)):
+        payload = plain.read([5, 0, 3], *layers)
+        staged.write([1, 2, 4], *layers, payload.toreadonly())
+        assert bytes(staged.read([1, 2, 4], *layers)) == bytes(payload)
+        out = memoryview(bytearray(payload.nbytes))
+        assert staged.read([1, 2, 4], *layers, out) is out
+        assert bytes(out) == bytes(payload)
+    for mine, theirs in zip(plain._parts(0, 2), staged._parts(0, 2), strict=True):
+        assert torch.equal(mine[[5, 0, 3]], theirs[[1, 2, 4]])
+        assert not theirs[[0, 3, 5]].any()
+    with pytest.raises(KvLayoutMismatch):
+        staged.write([1], 0, 1, memoryview(b"1"))
 
 
 def test_what_does_not_fit_is_refused_with_numbers() -> None:

@@ -22,13 +22,18 @@ class DecodeSettings(ServiceSettings):
     model_name: str = ""
     """Name that the model is served under; empty takes the folder's."""
     device: str = "cpu"
-    """Device that computes, such as "cpu" or "cuda"."""
+    """Device that computes: cpu, cuda, or one of several such as cuda:1."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type to compute with; auto takes the model's own."""
     num_blocks: int | None = Field(default=None, ge=2)
-    """KV blocks to keep; empty takes as many as `kv_bytes` allows."""
+    """KV blocks to keep; empty takes as many as `kv_bytes` or `kv_share` allow."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens per KV block, on all workers of a model alike; empty takes 256 on CUDA, else 16."""
     kv_bytes: int | None = Field(default=None, ge=1)
-    """Memory for KV; empty takes a quarter of what is free, at most 2 GiB."""
+    """Memory for KV; empty leaves it to `kv_share`."""
+    kv_share: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Memory for KV as a share of what is free on the device once the weights are there; empty
+    takes 0.4 on CUDA, else 0.25 and at most 2 GiB."""
     max_model_len_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt and output together; empty takes the model's own."""
     max_num_batched_tokens: int = Field(default=512, ge=1)
@@ -68,7 +73,9 @@ class DecodeSettings(ServiceSettings):
             device=self.device,
             dtype=self.dtype,
             num_blocks=self.num_blocks,
+            block_size=self.block_size,
             kv_bytes=self.kv_bytes,
+            kv_share=self.kv_share,
             max_model_len_tokens=self.max_model_len_tokens,
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_num_seqs=self.max_num_seqs,

@@ -31,7 +31,9 @@ class EngineConfig:
     the varlen attention backend takes, else 16."""
     num_blocks: int | None = None
     kv_bytes: int | None = None
-    """At most one of `num_blocks` and `kv_bytes`. Default: 25 % of free memory, at most 2 GiB."""
+    kv_share: float | None = None
+    """Of the device's free memory once the weights are there. At most one of `num_blocks`,
+    `kv_bytes` and `kv_share`. Default: 0.4 on CUDA, else 0.25 and at most 2 GiB."""
     max_model_len_tokens: int | None = None
     """Default: what the model and the KV cache can hold."""
     max_num_batched_tokens: int = 512
@@ -62,8 +64,11 @@ class EngineConfig:
             raise InvalidRequest(
                 f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization}"
             )
-        if self.num_blocks is not None and self.kv_bytes is not None:
-            raise InvalidRequest("set num_blocks or kv_bytes, not both")
+        sizes = (self.num_blocks, self.kv_bytes, self.kv_share)
+        if len(sizes) - sizes.count(None) > 1:
+            raise InvalidRequest("set one of num_blocks, kv_bytes and kv_share, not several")
+        if self.kv_share is not None and not 0.0 < self.kv_share < 1.0:
+            raise InvalidRequest(f"kv_share must be between 0 and 1, got {self.kv_share}")
         if self.speculation and self.draft_model_path is None:
             raise InvalidRequest("speculation needs draft_model_path")
         for name in (

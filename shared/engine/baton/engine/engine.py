@@ -52,7 +52,7 @@ class Engine:
         report(0.95, "allocating KV blocks")
         block_bytes = model.layout.block_bytes + (draft.layout.block_bytes if draft else 0)
         num_blocks = choose_num_blocks(
-            block_bytes, config.num_blocks, config.kv_bytes, model.device
+            block_bytes, config.num_blocks, config.kv_bytes, model.device, config.kv_share
         )
         self.config = config
         self.vocab_size = model.vocab_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,12 @@ import torch
 
 from baton.core.errors import InvalidRequest, KvLayoutMismatch
 from baton.core.hashing import KvLayout
+from baton.engine.staging import StagedCopies, cut_up
 
 _DEFAULT_SHARE = 0.25
 _DEFAULT_MAX_BYTES = 2 << 30
+_DEFAULT_CUDA_SHARE = 0.4
+"""So that two workers fit on one device, with room for what they compute with."""
 _TORCH_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -50,6 +53,7 @@ class KvCache:
                 for heads, dim in zip(layout.num_kv_heads, layout.head_dim, strict=True)
             ]
 
+        self._staged = None if device.type == "cpu" else StagedCopies(device)
         self.keys = allocate()
         self.values = allocate()
 
@@ -77,12 +81,13 @@ class KvCache:
             out = np.empty(num_bytes, dtype=np.uint8).data
         self._check_size(out, len(block_ids), layer_start, layer_end)
         content = torch.frombuffer(out, dtype=torch.uint8)
-        index = torch.tensor(block_ids, dtype=torch.int64, device=self.device)
-        for part, target in self._parts(content, len(block_ids), layer_start, layer_end):
-            if self.device.type == "cpu":
-                torch.index_select(part, 0, index, out=target)
-            else:
-                target.copy_(part.index_select(0, index))
+        parts = self._parts(layer_start, layer_end)
+        if self._staged is not None:
+            content.copy_(self._staged.read(parts, block_ids))
+            return out
+        index = torch.tensor(block_ids, dtype=torch.int64)
+        for part, target in cut_up(content, parts, len(block_ids)):
+            torch.index_select(part, 0, index, out=target)
         return out
 
     def write(
@@ -94,27 +99,24 @@ class KvCache:
             KvLayoutMismatch: the payload has the wrong size; nothing was written.
         """
         self._check_size(payload, len(block_ids), layer_start, layer_end)
+        parts = self._parts(layer_start, layer_end)
+        if self._staged is not None:
+            self._staged.write(parts, block_ids, payload)
+            return
         if payload.readonly:
             # torch does not take read-only memory, which is what gRPC brings; a copy is cheap.
             content = torch.empty(payload.nbytes, dtype=torch.uint8)
             content.numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
         else:
             content = torch.frombuffer(payload, dtype=torch.uint8)
-        index = torch.tensor(block_ids, dtype=torch.int64, device=self.device)
-        for part, source in self._parts(content, len(block_ids), layer_start, layer_end):
-            part.index_copy_(0, index, source.to(self.device))
+        index = torch.tensor(block_ids, dtype=torch.int64)
+        for part, source in cut_up(content, parts, len(block_ids)):
+            part.index_copy_(0, index, source)
 
-    def _parts(
-        self, content: torch.Tensor, num_blocks: int, layer_start: int, layer_end: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each tensor of the layers, and where its blocks are in `content`."""
-        offset = 0
-        for layer in range(layer_start, layer_end):
-            for part in (self.keys[layer], self.values[layer]):
-                end = offset + part[0].nbytes * num_blocks
-                cut = content[offset:end].view(part.dtype)
-                yield part, cut.view(num_blocks, *part.shape[1:])
-                offset = end
+    def _parts(self, layer_start: int, layer_end: int) -> list[torch.Tensor]:
+        """Tensors of the layers in the order of the wire."""
+        layers = range(layer_start, layer_end)
+        return [part for layer in layers for part in (self.keys[layer], self.values[layer])]
 
     def _check_size(
         self, payload: memoryview, num_blocks: int, layer_start: int, layer_end: int
@@ -128,7 +130,11 @@ class KvCache:
 
 
 def choose_num_blocks(
-    block_bytes: int, num_blocks: int | None, kv_bytes: int | None, device: torch.device
+    block_bytes: int,
+    num_blocks: int | None,
+    kv_bytes: int | None,
+    device: torch.device,
+    kv_share: float | None = None,
 ) -> int:
     """Blocks that the settings ask for, or that a share of the free memory holds.
 
@@ -138,9 +144,7 @@ def choose_num_blocks(
     free_bytes = _free_memory_bytes(device)
     if num_blocks is None:
         if kv_bytes is None:
-            kv_bytes = _DEFAULT_MAX_BYTES
-            if free_bytes is not None:
-                kv_bytes = min(kv_bytes, int(free_bytes * _DEFAULT_SHARE))
+            kv_bytes = _shared_bytes(free_bytes, kv_share, device)
         num_blocks = kv_bytes // block_bytes
         if num_blocks < 1:
             raise InvalidRequest(
@@ -154,6 +158,18 @@ def choose_num_blocks(
             f"lower num_blocks or kv_bytes"
         )
     return num_blocks
+
+
+def _shared_bytes(free_bytes: int | None, kv_share: float | None, device: torch.device) -> int:
+    if kv_share is not None:
+        if free_bytes is None:
+            raise InvalidRequest("kv_share: this system does not say what is free; set kv_bytes")
+        return int(free_bytes * kv_share)
+    if free_bytes is None:
+        return _DEFAULT_MAX_BYTES
+    if device.type == "cuda":
+        return int(free_bytes * _DEFAULT_CUDA_SHARE)
+    return min(_DEFAULT_MAX_BYTES, int(free_bytes * _DEFAULT_SHARE))
 
 
 def _mib(num_bytes: int) -> int:
