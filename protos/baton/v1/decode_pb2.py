@@ -26,7 +26,7 @@ from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/decode.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe6\x01\n\x0eReserveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12/\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x1a.baton.v1.ModelFingerprint\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\t\"\xa7\x01\n\x0fReserveResponse\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x19\n\x11num_cached_blocks\x18\x05 \x01(\r\x12\x14\n\x0cpush_address\x18\x06 \x01(\t\"M\n\rDecodeRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rlocal_prefill\x18\x03 \x01(\x08\"\xc9\x02\n\x0e\x44\x65\x63odeResponse\x12\x13\n\x0btoken_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x08logprobs\x18\x03 \x03(\x0b\x32\x16.baton.v1.TokenLogprob\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0c\x64raft_tokens\x18\x06 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x07 \x01(\r\x12(\n\x07timings\x18\x08 \x01(\x0b\x32\x17.baton.v1.DecodeTimings\x12/\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x16.baton.v1.TokenLogprobB\x10\n\x0e_stop_token_id\"\xd8\x01\n\rDecodeTimings\x12.\n\x0bwait_for_kv\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nfirst_step\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\'\n\tkv_chunks\x18\x05 \x03(\x0b\x32\x14.baton.v1.StageSlice\"L\n\x0eReleaseRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"*\n\x0fReleaseResponse\x12\x17\n\x0freleased_blocks\x18\x01 \x01(\r\"-\n\x12RenewLeasesRequest\x12\x17\n\x0freservation_ids\x18\x01 \x03(\t\"`\n\x13RenewLeasesResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x17unknown_reservation_ids\x18\x02 \x03(\t2\x9a\x02\n\rDecodeService\x12>\n\x07Reserve\x12\x18.baton.v1.ReserveRequest\x1a\x19.baton.v1.ReserveResponse\x12=\n\x06\x44\x65\x63ode\x12\x17.baton.v1.DecodeRequest\x1a\x18.baton.v1.DecodeResponse0\x01\x12>\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x19.baton.v1.ReleaseResponse\x12J\n\x0bRenewLeases\x12\x1c.baton.v1.RenewLeasesRequest\x1a\x1d.baton.v1.RenewLeasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/decode.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf7\x01\n\x0eReserveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12/\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x1a.baton.v1.ModelFingerprint\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12\x0f\n\x07\x66ork_of\x18\t \x01(\t\"\xa7\x01\n\x0fReserveResponse\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x19\n\x11num_cached_blocks\x18\x05 \x01(\r\x12\x14\n\x0cpush_address\x18\x06 \x01(\t\"M\n\rDecodeRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x15\n\rlocal_prefill\x18\x03 \x01(\x08\"\xc9\x02\n\x0e\x44\x65\x63odeResponse\x12\x13\n\x0btoken_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x08logprobs\x18\x03 \x03(\x0b\x32\x16.baton.v1.TokenLogprob\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0c\x64raft_tokens\x18\x06 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x07 \x01(\r\x12(\n\x07timings\x18\x08 \x01(\x0b\x32\x17.baton.v1.DecodeTimings\x12/\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x16.baton.v1.TokenLogprobB\x10\n\x0e_stop_token_id\"\xd8\x01\n\rDecodeTimings\x12.\n\x0bwait_for_kv\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nfirst_step\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\'\n\tkv_chunks\x18\x05 \x03(\x0b\x32\x14.baton.v1.StageSlice\"L\n\x0eReleaseRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"*\n\x0fReleaseResponse\x12\x17\n\x0freleased_blocks\x18\x01 \x01(\r\"-\n\x12RenewLeasesRequest\x12\x17\n\x0freservation_ids\x18\x01 \x03(\t\"`\n\x13RenewLeasesResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x17unknown_reservation_ids\x18\x02 \x03(\t2\x9a\x02\n\rDecodeService\x12>\n\x07Reserve\x12\x18.baton.v1.ReserveRequest\x1a\x19.baton.v1.ReserveResponse\x12=\n\x06\x44\x65\x63ode\x12\x17.baton.v1.DecodeRequest\x1a\x18.baton.v1.DecodeResponse0\x01\x12>\n\x07Release\x12\x18.baton.v1.ReleaseRequest\x1a\x19.baton.v1.ReleaseResponse\x12J\n\x0bRenewLeases\x12\x1c.baton.v1.RenewLeasesRequest\x1a\x1d.baton.v1.RenewLeasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,23 +34,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.decode_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RESERVEREQUEST']._serialized_start=91
-  _globals['_RESERVEREQUEST']._serialized_end=321
-  _globals['_RESERVERESPONSE']._serialized_start=324
-  _globals['_RESERVERESPONSE']._serialized_end=491
-  _globals['_DECODEREQUEST']._serialized_start=493
-  _globals['_DECODEREQUEST']._serialized_end=570
-  _globals['_DECODERESPONSE']._serialized_start=573
-  _globals['_DECODERESPONSE']._serialized_end=902
-  _globals['_DECODETIMINGS']._serialized_start=905
-  _globals['_DECODETIMINGS']._serialized_end=1121
-  _globals['_RELEASEREQUEST']._serialized_start=1123
-  _globals['_RELEASEREQUEST']._serialized_end=1199
-  _globals['_RELEASERESPONSE']._serialized_start=1201
-  _globals['_RELEASERESPONSE']._serialized_end=1243
-  _globals['_RENEWLEASESREQUEST']._serialized_start=1245
-  _globals['_RENEWLEASESREQUEST']._serialized_end=1290
-  _globals['_RENEWLEASESRESPONSE']._serialized_start=1292
-  _globals['_RENEWLEASESRESPONSE']._serialized_end=1388
-  _globals['_DECODESERVICE']._serialized_start=1391
-  _globals['_DECODESERVICE']._serialized_end=1673
+  _globals['_RESERVEREQUEST']._serialized_end=338
+  _globals['_RESERVERESPONSE']._serialized_start=341
+  _globals['_RESERVERESPONSE']._serialized_end=508
+  _globals['_DECODEREQUEST']._serialized_start=510
+  _globals['_DECODEREQUEST']._serialized_end=587
+  _globals['_DECODERESPONSE']._serialized_start=590
+  _globals['_DECODERESPONSE']._serialized_end=919
+  _globals['_DECODETIMINGS']._serialized_start=922
+  _globals['_DECODETIMINGS']._serialized_end=1138
+  _globals['_RELEASEREQUEST']._serialized_start=1140
+  _globals['_RELEASEREQUEST']._serialized_end=1216
+  _globals['_RELEASERESPONSE']._serialized_start=1218
+  _globals['_RELEASERESPONSE']._serialized_end=1260
+  _globals['_RENEWLEASESREQUEST']._serialized_start=1262
+  _globals['_RENEWLEASESREQUEST']._serialized_end=1307
+  _globals['_RENEWLEASESRESPONSE']._serialized_start=1309
+  _globals['_RENEWLEASESRESPONSE']._serialized_end=1405
+  _globals['_DECODESERVICE']._serialized_start=1408
+  _globals['_DECODESERVICE']._serialized_end=1690
 # @@protoc_insertion_point(module_scope)

@@ -113,6 +113,30 @@ def test_quarantined_blocks_cannot_be_taken_until_it_ends() -> None:
     pool.check()
 
 
+def test_a_fork_shares_full_blocks_and_borrows_the_partly_filled_one() -> None:
+    pool = BlockPool(8, 16)
+    table = pool.allocate(3)
+    forks = [pool.fork(table, 40) for _ in range(3)]
+    assert [fork.shared for fork in forks] == [table[:2]] * 3
+    assert [fork.source for fork in forks] == [table[2]] * 3
+    assert pool.counts()["in_use"] == 3, "no block for a prompt that is there"
+    own = [pool.allocate(1)[0] for _ in forks]
+    for fork in forks:
+        pool.release([table[2]])
+        assert fork.source == table[2]
+    assert not pool.is_shared(table[2])
+    assert pool.is_shared(table[0])
+    assert pool.counts()["in_use"] == 6
+    pool.release(table)
+    for fork, block in zip(forks, own, strict=True):
+        pool.release([*fork.shared, block])
+    assert pool.counts()["free"] == 8
+    assert pool.fork([], 0).source is None
+    with pytest.raises(ValueError, match="1 blocks do not hold 17 tokens"):
+        pool.fork(pool.allocate(1), 17)
+    pool.check()
+
+
 @pytest.mark.parametrize("name", ["release", "hold", "release_hold", "end_quarantine"])
 def test_giving_back_what_is_not_owned_is_refused(name: str) -> None:
     pool = BlockPool(2, 16)
@@ -163,6 +187,22 @@ class BlockPoolMachine(RuleBasedStateMachine):
         found = self.pool.match([_hash(index), _hash(index + 1)])
         self.pool.share(found)
         self.tables.append(found)
+
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data(), num_copies=st.integers(1, 3), is_copied=st.booleans())
+    def fork(self, data: st.DataObject, num_copies: int, is_copied: bool) -> None:
+        table = data.draw(st.sampled_from(self.tables))
+        num_tokens = data.draw(st.integers(0, len(table) * 4))
+        for _ in range(num_copies):
+            fork = self.pool.fork(table, num_tokens)
+            sources = [] if fork.source is None else [fork.source]
+            assert [*fork.shared, *sources] == table[: -(-num_tokens // 4)]
+            if is_copied and self.pool.num_available:
+                fork.shared.extend(self.pool.allocate(len(sources)))
+                self.pool.release(sources)
+            else:
+                fork.shared.extend(sources)
+            self.tables.append(fork.shared)
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data(), way=st.sampled_from(["release", "hold", "quarantine", "stage"]))

@@ -54,7 +54,9 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         loaded = self._service.admitting()
         spec = _spec_from_pb(loaded.engine, request)
         await loaded.worker.prepare(spec.sampling.guide)
-        session = loaded.sessions.reserve(spec, request.request_id, request.attempt)
+        session = loaded.sessions.reserve(
+            spec, request.request_id, request.attempt, fork_of=request.fork_of
+        )
         return decode_pb2.ReserveResponse(
             reservation_id=session.reservation.reservation_id,
             epoch=session.reservation.epoch,

@@ -128,8 +128,12 @@ class Sessions:
         """Returns once there is no session."""
         await self._is_idle.wait()
 
-    def reserve(self, spec: SequenceSpec, request_id: str, attempt: int) -> Session:
+    def reserve(
+        self, spec: SequenceSpec, request_id: str, attempt: int, *, fork_of: str = ""
+    ) -> Session:
         """Room for an attempt; earlier attempts of the request end.
+
+        `fork_of` is the id of a request whose prompt's KV may be shared.
 
         Raises:
             StaleEpoch: this attempt or a later one is here already.
@@ -139,7 +143,8 @@ class Sessions:
             self.release(
                 self._by_id[older.reservation_id], StaleEpoch(f"attempt {attempt} replaced it")
             )
-        grant = self._engine.reserve(spec)
+        origins = self._table.of_request(fork_of) if fork_of else []
+        grant = self._engine.reserve(spec, origins[-1].seq_id if origins else "")
         reservation = self._table.open(
             make_id("res", self._rng), request_id, attempt, time.monotonic()
         )

@@ -92,6 +92,9 @@ class Generation:
         for index, job in enumerate(self._plan.jobs):
             job.options["timeout_s"] = self._plan.timeout_s
             job.options["request_id"] = request_id if num_jobs == 1 else f"{request_id}-{index}"
+            first = index - index % self._plan.outputs_per_prompt
+            if index != first:
+                job.options["fork_of"] = f"{request_id}-{first}"
             streams.append(self._client.generate(job.prompt, stream=True, **job.options))
         return streams
 

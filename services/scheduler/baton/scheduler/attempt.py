@@ -143,6 +143,7 @@ class Attempt:
             live.state.transition(RequestStatus.DECODING, live.clock())
             batch = await self._next_batch(decode, self._prefill_bound_s())
             self._prefilled()
+            live.prompt_computed(worker_id)
             if timings := batch.timings:
                 self._prefill_cached_tokens = timings.cached_tokens
                 self._note_placement()
@@ -247,6 +248,7 @@ class Attempt:
     ) -> None:
         live = self._live
         batch = await self._first_batch(decode, handoff)
+        live.prompt_computed(self._placement.decode.worker_id)
         now = live.clock()
         live.state.transition(RequestStatus.COMMITTED, now)
         live.state.transition(RequestStatus.DECODING, now)

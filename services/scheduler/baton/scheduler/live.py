@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from baton.core.errors import BatonError, DeadlineExceeded
-from baton.core.placement import Placement
+from baton.core.placement import SHARED_PROMPT, Placement
 from baton.core.request import RequestState, StageLog
 from baton.core.sampling import FinishReason, SamplingParams
 from baton.core.timeline import Slices
@@ -92,6 +93,12 @@ class LiveRequest:
         self.placement: PlacementTaken | None = None
         self.tracks: dict[tuple[str, str], Slices] = {}
         """What the stages consisted of, relative to the arrival, by name and worker id."""
+        self.origin: LiveRequest | None = None
+        """Running request with the same prompt; None once its KV was asked for."""
+        self.has_prompt = asyncio.Event()
+        """Set when the prompt's KV is at `home`, or will be nowhere."""
+        self.home = ""
+        """Decode worker that has the prompt's KV."""
         self.attempts = 0
         """Tries that got a placement and did not end for lack of room."""
 
@@ -118,6 +125,11 @@ class LiveRequest:
             f" {len(self.output_ids)} tokens"
         )
 
+    def prompt_computed(self, worker_id: str) -> None:
+        """The prompt's KV is at a decode worker: requests that share it may go there."""
+        self.home = worker_id
+        self.has_prompt.set()
+
     def order(self, placement: Placement) -> WorkOrder:
         """What the present attempt asks of its workers."""
         return WorkOrder(
@@ -129,6 +141,7 @@ class LiveRequest:
             fingerprint=placement.decode.status.fingerprint,
             priority=self.job.priority,
             cache_salt=self.job.cache_salt,
+            fork_of=self.job.fork_of if placement.reason == SHARED_PROMPT else "",
         )
 
 

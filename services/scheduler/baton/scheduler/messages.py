@@ -45,6 +45,8 @@ class GenerateJob:
     priority: int = 0
     cache_salt: str = ""
     keep_special_tokens: bool = False
+    fork_of: str = ""
+    """Id of a request with the same prompt, whose KV is to be shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ class WorkOrder:
     """What the decode worker computes with, as it announced it."""
     priority: int = 0
     cache_salt: str = ""
+    fork_of: str = ""
+    """Id of a request at the decode worker whose prompt's KV is to be shared."""
 
 
 @dataclass(frozen=True, slots=True)

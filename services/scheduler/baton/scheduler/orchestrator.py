@@ -17,7 +17,7 @@ from baton.core.errors import (
     PromptTooLong,
     WorkerDraining,
 )
-from baton.core.placement import Placement, PlacementJob, place
+from baton.core.placement import Placement, PlacementJob, place, place_beside
 from baton.core.request import RequestStatus
 from baton.rpc.telemetry import trace_id_hex
 from baton.scheduler.attempt import Attempt, AttemptTools
@@ -102,6 +102,7 @@ class Orchestrator:
             raise InvalidRequest(f"request_id {job.request_id!r} is in use by a running request")
         model = self._cluster.resolve_model(job.model)
         live = LiveRequest(job, self._clock, timeout_s, model)
+        live.origin = self._origin(live)
         self._live[job.request_id] = live
         self.recent.started(live)
         task = asyncio.current_task()
@@ -112,6 +113,7 @@ class Orchestrator:
             await self._run_to_an_end(live, emit(live))
         finally:
             del self._live[job.request_id]
+            live.has_prompt.set()
             if task is not None:
                 self._tasks.discard(task)
 
@@ -129,6 +131,18 @@ class Orchestrator:
     def close(self) -> None:
         """Stops timers."""
         self._gate.close()
+
+    def _origin(self, live: LiveRequest) -> LiveRequest | None:
+        """The earlier request whose prompt this one shares, if it says so and that one is here."""
+        origin = self._live.get(live.job.fork_of)
+        if (
+            origin is None
+            or origin.model != live.model
+            or origin.job.cache_salt != live.job.cache_salt
+            or live.sampling.prompt_logprobs is not None
+        ):
+            return None
+        return origin
 
     async def _run_to_an_end(self, live: LiveRequest, emit: Emit) -> None:
         status = "internal"
@@ -177,6 +191,9 @@ class Orchestrator:
         failover = Failover(self._settings.max_attempts, self._around.rng)
         try:
             with self._around.tools.spans.stage("admit", {"baton.priority": job.priority}) as span:
+                if live.origin is not None:
+                    # Outside the gate, so that it is not in that one's way.
+                    await live.origin.has_prompt.wait()
                 ticket = await self._gate.enter(
                     job.request_id, live.model, priority=job.priority, deadline_s=live.deadline_s
                 )
@@ -255,10 +272,15 @@ class Orchestrator:
             loads=self._cluster.loads(),
             excluded=failover.excluded,
         )
+        origin, live.origin = live.origin, None
         while True:
             now = self._clock()
+            view = self._cluster.view()
+            beside = None
+            if origin is not None and origin.prompt_ids == live.prompt_ids:
+                beside = place_beside(view, origin.home, job, now)
             try:
-                placement = place(self._cluster.view(), job, self._settings.placement_rules, now)
+                placement = beside or place(view, job, self._settings.placement_rules, now)
             except NoWorker:
                 if now >= give_up_s:
                     raise

@@ -199,6 +199,7 @@ class DecodePeer:
             fingerprint=_fingerprint(order),
             priority=order.priority,
             cache_salt=order.cache_salt,
+            fork_of=order.fork_of,
         )
         response = await _answer(self._stub.Reserve(request, timeout=timeout_s))
         return Reservation(

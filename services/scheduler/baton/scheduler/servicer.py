@@ -159,6 +159,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             ),
             priority=request.priority,
             cache_salt=request.cache_salt,
+            fork_of=request.fork_of,
             keep_special_tokens=request.keep_special_tokens,
         )
 

@@ -51,6 +51,7 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> inference_
             request_id=options.get("request_id", ""),
             priority=options.get("priority", 0),
             cache_salt=options.get("cache_salt", ""),
+            fork_of=options.get("fork_of", ""),
             explain=options.get("explain", False),
             return_token_ids=options.get("return_token_ids", False),
             keep_special_tokens=options.get("keep_special_tokens", False),

@@ -47,6 +47,9 @@ class ChatOptions(TypedDict, total=False):
     request_id: str
     priority: int
     cache_salt: str
+    fork_of: str
+    """Request id of a call with the same prompt, started just before: this one waits for its
+    prompt, and shares the prompt's KV."""
     timeout_s: float | None
     """Deadline of the whole call, retries included; None takes the client's."""
 

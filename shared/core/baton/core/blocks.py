@@ -40,6 +40,17 @@ STAGES = frozenset({
 """States that a sole owner may set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Blocks of one sequence that another one of the same tokens uses too."""
+
+    shared: list[int]
+    """Full ones, which nobody writes any more."""
+    source: int | None
+    """The partly filled one behind them: the newcomer copies it before its first write. Until then
+    it has a reference of its own, which the newcomer releases."""
+
+
 @dataclass(slots=True)
 class _Block:
     epoch: int = 0
@@ -142,13 +153,26 @@ class BlockPool:
         return sum(self._blocks[block_id].state is BlockState.CACHED for block_id in block_ids)
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Takes one more use reference on blocks that `match` found."""
+        """Takes one more use reference on blocks with content."""
         for block_id in block_ids:
             block = self._blocks[block_id]
             self._cached.pop(block_id, None)
             block.num_uses += 1
             block.stage = BlockState.IN_USE
             self._set_state(block, BlockState.IN_USE)
+
+    def fork(self, block_ids: Sequence[int], num_tokens: int) -> Fork:
+        """Takes one more use reference on the blocks that hold the first `num_tokens` tokens.
+
+        The owner goes on writing behind those tokens, in the partly filled block too: a copy made
+        at any time has all that the newcomer needs of it.
+        """
+        num_full, num_rest = divmod(num_tokens, self.block_size)
+        wanted = block_ids[: num_full + bool(num_rest)]
+        if len(wanted) < num_full + bool(num_rest):
+            raise ValueError(f"{len(block_ids)} blocks do not hold {num_tokens} tokens")
+        self.share(wanted)
+        return Fork(list(wanted[:num_full]), wanted[num_full] if num_rest else None)
 
     def publish(self, block_id: int, block_hash: bytes) -> None:
         """Offers a full block in use to the prefix cache. A second copy of a hash stays private."""

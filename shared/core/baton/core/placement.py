@@ -17,6 +17,8 @@ from baton.core.errors import NoWorker
 DECODE_ROLE = "decode"
 PREFILL_ROLE = "prefill"
 NO_WORKER_RETRY_AFTER_S = 1.0
+SHARED_PROMPT = "shared_prompt"
+"""Reason of a placement beside another request with the same prompt."""
 _DEFAULT_PREFILL_TOKENS_PER_S = 2000.0
 _DEFAULT_PUSH_BYTES_PER_S = 500e6
 _DEFAULT_DECODE_STEP_S = 0.03
@@ -74,7 +76,8 @@ class Placement:
     prefill: Member | None
     """None when the decode worker computes the prompt itself."""
     reason: str
-    """short_suffix, no_prefill_worker, local_predicted_faster, forced, or the policy's reason."""
+    """shared_prompt, short_suffix, no_prefill_worker, local_predicted_faster, forced, or the
+    policy's reason."""
     num_candidates: int
     decode_cached_tokens: int
     prefill_cached_tokens: int
@@ -145,6 +148,21 @@ def place(view: ClusterView, job: PlacementJob, rules: PlacementRules, now: floa
         _cached_tokens(prefill, job),
         remote_s,
     )
+
+
+def place_beside(
+    view: ClusterView, worker_id: str, job: PlacementJob, now: float
+) -> Placement | None:
+    """At the decode worker that has the prompt's KV, of another request; None if it is not usable.
+
+    Only the prompt's last token is left to compute.
+    """
+    decode = view.get(worker_id)
+    if decode is None or worker_id in job.excluded or not decode.is_usable(now):
+        return None
+    num_cached = job.num_tokens - 1
+    predicted_s = decode.rates.decode_step_s or _DEFAULT_DECODE_STEP_S
+    return Placement(decode, None, SHARED_PROMPT, 1, num_cached, num_cached, predicted_s)
 
 
 def candidates(view: ClusterView, role: str, job: PlacementJob, now: float) -> list[Member]:

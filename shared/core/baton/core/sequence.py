@@ -105,7 +105,9 @@ class Sequence:
     num_published_blocks: int = 0
     """Leading blocks offered to the prefix cache."""
     num_cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache at the first start."""
+    """Prompt tokens whose KV was here at the first start: cached, or another sequence's."""
+    copy_source: int | None = None
+    """Another sequence's block, to be copied into the partly filled one before the first write."""
     has_started: bool = False
     num_pins: int = 0
     """Steps and transfers that touch the blocks right now: while any does, none is let go."""
@@ -157,6 +159,9 @@ class Sequence:
     def forget_kv(self) -> list[int]:
         """Drops the block table and all progress; returns the blocks, which the caller frees."""
         blocks, self.block_table = self.block_table, []
+        if self.copy_source is not None:
+            blocks.append(self.copy_source)
+            self.copy_source = None
         self.prompt_logprobs.clear()
         self.num_computed_tokens = 0
         self.num_draft_computed_tokens = 0

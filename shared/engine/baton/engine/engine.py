@@ -106,9 +106,9 @@ class Engine:
         """See Reservations.submit."""
         self._reservations.submit(spec)
 
-    def reserve(self, spec: SequenceSpec) -> Grant:
+    def reserve(self, spec: SequenceSpec, fork_of: str = "") -> Grant:
         """See Reservations.reserve."""
-        return self._reservations.reserve(spec)
+        return self._reservations.reserve(spec, fork_of)
 
     def begin_fill(self, seq_id: str) -> None:
         """See Reservations.begin_fill."""

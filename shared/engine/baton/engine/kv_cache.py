@@ -128,6 +128,13 @@ class KvCache:
                 f"{expected} bytes, got {payload.nbytes}"
             )
 
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies whole blocks; only the engine thread may."""
+        source = torch.tensor(sources, dtype=torch.int64, device=self.device)
+        target = torch.tensor(targets, dtype=torch.int64, device=self.device)
+        for part in (*self.keys, *self.values):
+            part.index_copy_(0, target, part.index_select(0, source))
+
 
 def choose_num_blocks(
     block_bytes: int,

@@ -87,10 +87,11 @@ class Reservations:
             self._state.waiting[spec.seq_id] = sequence
             self._state.touch()
 
-    def reserve(self, spec: SequenceSpec) -> Grant:
+    def reserve(self, spec: SequenceSpec, fork_of: str = "") -> Grant:
         """Takes blocks for a prompt and some output, all or nothing.
 
         Leading full blocks that are in the prefix cache are shared, but never the whole prompt.
+        With `fork_of`, the id of a sequence with the same prompt, all of that prompt's KV is.
 
         Raises:
             InvalidRequest, PromptTooLong: it can never run.
@@ -106,20 +107,20 @@ class Reservations:
         with state.lock:
             sequence = state.add(spec, SequenceStatus.RESERVED)
             sequence.constraint = constraint
-            cached = state.match(sequence)
-            state.pool.share(cached)
+            if not (fork_of and state.fork(sequence, fork_of)):
+                state.share_cached(sequence)
+            num_cached = len(sequence.block_table)
             try:
-                fresh = state.pool.allocate(num_blocks - len(cached), BlockState.RESERVED)
+                fresh = state.pool.allocate(num_blocks - num_cached, BlockState.RESERVED)
             except KvCacheFull as error:
-                state.pool.release(cached)
+                state.pool.release(sequence.forget_kv())
                 del state.sequences[spec.seq_id]
                 state.counters["refused_reservations"] += 1
                 raise KvCacheFull(error.message, retry_after_s=_RETRY_AFTER_S) from error
-            sequence.block_table = cached + fresh
-            sequence.num_computed_tokens = len(cached) * state.pool.block_size
-            sequence.num_published_blocks = len(cached)
+            sequence.block_table += fresh
+            sequence.num_published_blocks = num_cached
             sequence.num_cached_tokens = sequence.num_computed_tokens
-            return Grant(num_blocks, len(cached))
+            return Grant(num_blocks, num_cached)
 
     def begin_fill(self, seq_id: str) -> None:
         """Says that KV begins to arrive for a reservation.
@@ -151,6 +152,7 @@ class Reservations:
         state = self._state
         with state.lock:
             sequence = self._reserved(seq_id)
+            state.drop_copy_source(sequence)
             sequence.num_computed_tokens = sequence.num_tokens
             sequence.token_ids.append(first_token_id)
             state.make_ready(sequence)

@@ -98,6 +98,10 @@ class Drafter:
     def observe(self, sequence: TokenSequence, num_proposed: int, num_accepted: int) -> None:
         """Says what became of drafts: what an adaptive `draft_length` will learn from."""
 
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies the draft's KV along with the target's."""
+        self._runner.kv.copy(sources, targets)
+
     def propose(self, requests: Sequence[DraftRequest]) -> dict[str, list[int]]:
         """Drafts by sequence id. One that the draft has not caught up with yet gets none."""
         active = self._catch_up(requests)

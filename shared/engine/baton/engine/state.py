@@ -99,6 +99,44 @@ class EngineState:
         num_blocks = (sequence.num_tokens - 1) // self.pool.block_size
         return self.pool.match(self.hashes(sequence, num_blocks))
 
+    def fork(self, sequence: Sequence, origin_seq_id: str) -> bool:
+        """Gives a new sequence the KV of another one with the same prompt, all but the last token.
+
+        False if that one is not here any more, has not computed it yet, or is of another tenant.
+        """
+        origin = self.sequences.get(origin_seq_id)
+        num_tokens = sequence.num_tokens - 1
+        if (
+            origin is None
+            or origin.status is SequenceStatus.RESERVED
+            or origin.copy_source is not None
+            or origin.num_computed_tokens < num_tokens
+            or origin.spec.cache_salt != sequence.spec.cache_salt
+            or origin.token_ids[: sequence.num_tokens] != sequence.token_ids
+            or sequence.wants_prompt_logprobs
+        ):
+            return False
+        fork = self.pool.fork(origin.block_table, num_tokens)
+        sequence.block_table, sequence.copy_source = fork.shared, fork.source
+        sequence.num_computed_tokens = num_tokens
+        sequence.num_draft_computed_tokens = min(origin.num_draft_computed_tokens, num_tokens)
+        self.counters["forks"] += 1
+        return True
+
+    def drop_copy_source(self, sequence: Sequence) -> bool:
+        """The sequence's partly filled block has its content; False if it had it before."""
+        if sequence.copy_source is None:
+            return False
+        self.pool.release([sequence.copy_source])
+        sequence.copy_source = None
+        return True
+
+    def share_cached(self, sequence: Sequence) -> None:
+        """Gives a new sequence the cached blocks of its longest prefix."""
+        sequence.block_table = self.match(sequence)
+        self.pool.share(sequence.block_table)
+        sequence.num_computed_tokens = len(sequence.block_table) * self.pool.block_size
+
     def publish(self, sequence: Sequence) -> None:
         """Offers the blocks that are full and computed to the prefix cache."""
         num_full = sequence.num_computed_tokens // self.pool.block_size

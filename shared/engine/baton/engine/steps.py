@@ -228,7 +228,22 @@ class StepLoop:
             queued_s = now - sequence.arrived_at_s
             state.outbox.append(Started(sequence.seq_id, queued_s, sequence.num_cached_tokens, now))
 
+    def _copy_shared(self, work: Sequence[_Work]) -> None:
+        """Copies the partly filled blocks that forked sequences are about to write to."""
+        size = self._config.block_size
+        copies = [
+            (entry.sequence.copy_source, entry.sequence.block_table[entry.item.start // size])
+            for entry in work
+            if entry.sequence.copy_source is not None
+        ]
+        if copies:
+            sources, targets = zip(*copies, strict=True)
+            self._runner.kv.copy(sources, targets)
+            if self._drafter is not None:
+                self._drafter.copy_blocks(sources, targets)
+
     def _execute(self, work: Sequence[_Work]) -> None:
+        self._copy_shared(work)
         if self._drafter is not None:
             wanted = [
                 DraftRequest(entry.sequence, entry.item.num_draft_tokens)
@@ -278,6 +293,7 @@ class StepLoop:
         state.counters["steps"] += 1
         for entry in work:
             constraint = entry.sequence.constraint
+            state.counters["copied_blocks"] += state.drop_copy_source(entry.sequence)
             if entry.sequence.is_released:
                 pass
             elif constraint is not None and constraint.failure is not None:
