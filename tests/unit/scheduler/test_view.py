@@ -206,3 +206,40 @@ def test_load_counts_until_the_prompt_is_computed_and_the_attempt_ends(has_prefi
 def test_index_is_the_shared_one() -> None:
     bench = Bench()
     assert isinstance(bench.prefixes.index, PrefixIndex)
+
+
+OTHER = Fingerprint("m", "c", "other", "t", FINGERPRINT.layout)
+
+
+def _serving(bench: Bench) -> set[str]:
+    return {member.worker_id for member in bench.cluster.view()}
+
+
+async def test_a_worker_that_computes_something_else_is_refused_readably(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.join("decode-0")
+    assert _serving(bench) == {"decode-0"}
+    bench.join("decode-1", fingerprint=OTHER, uptime_s=99.0)
+    bench.join("prefill-0", fingerprint=OTHER)
+    bench.join("prefill-1")
+    assert _serving(bench) == {"decode-0", "prefill-1"}
+    bench.join("decode-1", fingerprint=OTHER, uptime_s=100.0)
+    assert _serving(bench) == {"decode-0", "prefill-1"}
+    assert bench.cluster.num_refused() == {"decode": 1, "prefill": 1}
+    assert {status.worker_id for status in bench.cluster.statuses()} >= {"decode-1", "prefill-0"}
+    refusals = [r for r in caplog.records if r.message.startswith("worker refused")]
+    assert sorted(r.worker for r in refusals) == ["decode-1", "prefill-0"]  # type: ignore[attr-defined]
+    assert refusals[0].differences == "weights: w != other"  # type: ignore[attr-defined]
+
+
+async def test_new_weights_take_over_when_the_last_old_worker_has_left(bench: Bench) -> None:
+    bench.join("decode-0")
+    bench.cluster.view()
+    bench.join("decode-1", fingerprint=OTHER)
+    assert _serving(bench) == {"decode-0"}
+    bench.join("decode-0", state=ServiceState.DRAINING)
+    assert _serving(bench) == {"decode-1"}
+    assert bench.cluster.num_refused() == {"decode": 1}
+    bench.join("decode-0", leaving=True)
+    assert bench.cluster.num_refused() == {}

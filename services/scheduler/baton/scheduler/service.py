@@ -45,6 +45,12 @@ class SchedulerService:
         self._orchestrator = Orchestrator(
             Surroundings(cluster, encoder, self._text, tools, metrics, runtime.clock, runtime.rng)
         )
+        runtime.metrics.gauge_at_scrape(
+            "members_refused",
+            "Workers that do not compute what their model's others do",
+            "role",
+            cluster.num_refused,
+        )
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
         runtime.members.on_change(lambda view: _warm_channels(view, runtime.channels))
         self._servicer = InferenceServicer(

@@ -18,6 +18,7 @@ from baton.rpc.bus import Bus
 from baton.rpc.convert import kv_event_from_bytes
 from baton.rpc.membership import MembershipView
 from baton.rpc.peers import ControlClient
+from baton.scheduler.compatibility import Compatibility
 
 logger = logging.getLogger(__name__)
 
@@ -108,19 +109,25 @@ class ClusterWatch:
         self._members = members
         self._index = index
         self._clock = clock
+        self._compatibility = Compatibility()
         self._loads: dict[str, Load] = {}
         self._turns = count()
+        members.on_change(lambda _: self.view())  # so that a worker is refused when it joins
 
     def view(self) -> ClusterView:
-        """The members now."""
-        return self._members.view()
+        """The members now, but for workers that compute something else than their model's."""
+        return self._compatibility.admitted(self._members.view())
+
+    def num_refused(self) -> Mapping[str, int]:
+        """Workers that are left out of the view, by role. May be called from any thread."""
+        return self._compatibility.num_refused()
 
     def statuses(self) -> list[ServiceStatus]:
         """Every process, those included that were lost lately; speeds are among the stats."""
         lost = [replace(m.status, state=ServiceState.LOST) for m in self._members.lost()]
         return lost + [
             replace(member.status, stats={**member.status.stats, **_speeds(member)})
-            for member in self.view()
+            for member in self._members.view()
         ]
 
     def suspect(self, worker_id: str) -> None:
