@@ -8,9 +8,10 @@ import grpc
 import pytest
 import xxhash
 
-from baton.cache.service import make_metrics
+from baton.cache.metrics import make_metrics
 from baton.cache.servicer import CacheLimits, CacheServicer
-from baton.cache.store import BLOCK_OVERHEAD_BYTES, BlockStore
+from baton.cache.store import BLOCK_OVERHEAD_BYTES
+from baton.cache.tiers import TieredStore
 from baton.core.errors import (
     BatonError,
     InvalidRequest,
@@ -54,7 +55,7 @@ def blocks(
 
 class Cache:
     def __init__(self, memory_bytes: int) -> None:
-        self.store = BlockStore(memory_bytes)
+        self.store = TieredStore(memory_bytes)
         self.index = PrefixIndex()
         self.metrics = Metrics("cache", "c1", "0")
         servicer = CacheServicer(
@@ -132,7 +133,7 @@ async def test_corrupt_block_is_refused_and_those_before_it_stay(
 ) -> None:
     with pytest.raises(KvChecksum):
         await store(stub, [1, 2, 3], corrupt=2)
-    assert len(cache.store) == 1
+    assert len(cache.store.memory) == 1
     assert cache.value("cache_stored_blocks", outcome="refused") == 1
     assert [response.payload for response in await fetch(stub, [1, 2])] == [payload(1)]
 
@@ -152,9 +153,10 @@ async def test_budget_holds_and_evictions_are_counted(
     cache: Cache, stub: cache_pb2_grpc.CacheServiceStub
 ) -> None:
     await store(stub, range(1, 13))
-    assert len(cache.store) == 8
-    assert cache.store.used_bytes <= cache.store.memory_bytes
-    assert cache.value("cache_evicted_blocks") == 4
+    memory = cache.store.memory
+    assert len(memory) == 8
+    assert memory.used_bytes <= memory.memory_bytes
+    assert cache.value("cache_evicted_blocks", tier="memory") == 4
 
 
 async def test_drop_empties_the_store(stub: cache_pb2_grpc.CacheServiceStub) -> None:

@@ -17,6 +17,7 @@ METRIC_CALLS = {
     "gauge": "gauge",
     "histogram": "histogram",
     "gauge_at_scrape": "gauge",
+    "counter_at_scrape": "counter",
 }
 SPAN_CALLS = {"start_span", "record_span", "_record", "stage"}
 NAMESPACES = ("baton", "gen_ai", "rpc", "messaging", "http", "error", "service", "server", "url")

@@ -81,7 +81,7 @@ class System:
             models = ",".join(f"{name}={path}" for name, path in self.models.items())
             light = [
                 self.spawn("tokenizer", models=models),
-                self.spawn("cache"),
+                self.spawn("cache", **self.cache_settings()),
                 self.spawn("scheduler", **self.scheduler_settings()),
             ]
             await self.wait_ready(*light)
@@ -106,6 +106,10 @@ class System:
     def scheduler_settings(self) -> dict[str, object]:
         """Disaggregation is forced, so that a test never passes by computing locally."""
         return {"force_disaggregation": "true"}
+
+    def cache_settings(self) -> dict[str, object]:
+        """Memory only."""
+        return {}
 
     def start_nats(self) -> None:
         """Starts the broker at this system's port, or starts it again."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/cache.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"+\n\x13LookupPrefixRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"Z\n\x14LookupPrefixResponse\x12\x19\n\x11num_stored_blocks\x18\x01 \x01(\r\x12\'\n\x07holders\x18\x02 \x03(\x0b\x32\x16.baton.v1.PrefixHolder\"5\n\x0cPrefixHolder\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\"*\n\x12\x46\x65tchBlocksRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"M\n\x13\x46\x65tchBlocksResponse\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.baton.v1.BlockHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"W\n\x0b\x42lockHeader\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\x12\"\n\x06layout\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvLayout\"L\n\x12StoreBlocksRequest\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.baton.v1.BlockHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\">\n\x13StoreBlocksResponse\x12\x12\n\nnum_stored\x18\x01 \x01(\r\x12\x13\n\x0bnum_skipped\x18\x02 \x01(\r\"\x13\n\x11\x44ropBlocksRequest\")\n\x12\x44ropBlocksResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r2\xc2\x02\n\x0c\x43\x61\x63heService\x12M\n\x0cLookupPrefix\x12\x1d.baton.v1.LookupPrefixRequest\x1a\x1e.baton.v1.LookupPrefixResponse\x12L\n\x0b\x46\x65tchBlocks\x12\x1c.baton.v1.FetchBlocksRequest\x1a\x1d.baton.v1.FetchBlocksResponse0\x01\x12L\n\x0bStoreBlocks\x12\x1c.baton.v1.StoreBlocksRequest\x1a\x1d.baton.v1.StoreBlocksResponse(\x01\x12G\n\nDropBlocks\x12\x1b.baton.v1.DropBlocksRequest\x1a\x1c.baton.v1.DropBlocksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/cache.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"+\n\x13LookupPrefixRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"Z\n\x14LookupPrefixResponse\x12\x19\n\x11num_stored_blocks\x18\x01 \x01(\r\x12\'\n\x07holders\x18\x02 \x03(\x0b\x32\x16.baton.v1.PrefixHolder\"5\n\x0cPrefixHolder\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\"*\n\x12\x46\x65tchBlocksRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"M\n\x13\x46\x65tchBlocksResponse\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.baton.v1.BlockHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"~\n\x0b\x42lockHeader\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\x12\"\n\x06layout\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvLayout\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x13\n\x0bparent_hash\x18\x05 \x01(\x0c\"L\n\x12StoreBlocksRequest\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.baton.v1.BlockHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\">\n\x13StoreBlocksResponse\x12\x12\n\nnum_stored\x18\x01 \x01(\r\x12\x13\n\x0bnum_skipped\x18\x02 \x01(\r\"\x13\n\x11\x44ropBlocksRequest\")\n\x12\x44ropBlocksResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r2\xc2\x02\n\x0c\x43\x61\x63heService\x12M\n\x0cLookupPrefix\x12\x1d.baton.v1.LookupPrefixRequest\x1a\x1e.baton.v1.LookupPrefixResponse\x12L\n\x0b\x46\x65tchBlocks\x12\x1c.baton.v1.FetchBlocksRequest\x1a\x1d.baton.v1.FetchBlocksResponse0\x01\x12L\n\x0bStoreBlocks\x12\x1c.baton.v1.StoreBlocksRequest\x1a\x1d.baton.v1.StoreBlocksResponse(\x01\x12G\n\nDropBlocks\x12\x1b.baton.v1.DropBlocksRequest\x1a\x1c.baton.v1.DropBlocksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,15 +43,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHBLOCKSRESPONSE']._serialized_start=293
   _globals['_FETCHBLOCKSRESPONSE']._serialized_end=370
   _globals['_BLOCKHEADER']._serialized_start=372
-  _globals['_BLOCKHEADER']._serialized_end=459
-  _globals['_STOREBLOCKSREQUEST']._serialized_start=461
-  _globals['_STOREBLOCKSREQUEST']._serialized_end=537
-  _globals['_STOREBLOCKSRESPONSE']._serialized_start=539
-  _globals['_STOREBLOCKSRESPONSE']._serialized_end=601
-  _globals['_DROPBLOCKSREQUEST']._serialized_start=603
-  _globals['_DROPBLOCKSREQUEST']._serialized_end=622
-  _globals['_DROPBLOCKSRESPONSE']._serialized_start=624
-  _globals['_DROPBLOCKSRESPONSE']._serialized_end=665
-  _globals['_CACHESERVICE']._serialized_start=668
-  _globals['_CACHESERVICE']._serialized_end=990
+  _globals['_BLOCKHEADER']._serialized_end=498
+  _globals['_STOREBLOCKSREQUEST']._serialized_start=500
+  _globals['_STOREBLOCKSREQUEST']._serialized_end=576
+  _globals['_STOREBLOCKSRESPONSE']._serialized_start=578
+  _globals['_STOREBLOCKSRESPONSE']._serialized_end=640
+  _globals['_DROPBLOCKSREQUEST']._serialized_start=642
+  _globals['_DROPBLOCKSREQUEST']._serialized_end=661
+  _globals['_DROPBLOCKSRESPONSE']._serialized_start=663
+  _globals['_DROPBLOCKSRESPONSE']._serialized_end=704
+  _globals['_CACHESERVICE']._serialized_start=707
+  _globals['_CACHESERVICE']._serialized_end=1029
 # @@protoc_insertion_point(module_scope)

@@ -44,14 +44,18 @@ class FetchBlocksResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[BlockHeader, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class BlockHeader(_message.Message):
-    __slots__ = ("block_hash", "checksum", "layout")
+    __slots__ = ("block_hash", "checksum", "layout", "position", "parent_hash")
     BLOCK_HASH_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    PARENT_HASH_FIELD_NUMBER: _ClassVar[int]
     block_hash: bytes
     checksum: int
     layout: _common_pb2.KvLayout
-    def __init__(self, block_hash: _Optional[bytes] = ..., checksum: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ...) -> None: ...
+    position: int
+    parent_hash: bytes
+    def __init__(self, block_hash: _Optional[bytes] = ..., checksum: _Optional[int] = ..., layout: _Optional[_Union[_common_pb2.KvLayout, _Mapping]] = ..., position: _Optional[int] = ..., parent_hash: _Optional[bytes] = ...) -> None: ...
 
 class StoreBlocksRequest(_message.Message):
     __slots__ = ("header", "payload")

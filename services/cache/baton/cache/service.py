@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from contextlib import suppress
 from typing import Any
 
+from baton.cache.disk_tier import DiskTier
 from baton.cache.index import KV_SUBJECT, ClusterIndex
-from baton.cache.servicer import SERVICE_NAME, CacheLimits, CacheMetrics, CacheServicer
+from baton.cache.metrics import make_metrics
+from baton.cache.servicer import SERVICE_NAME, CacheLimits, CacheServicer
 from baton.cache.settings import CacheSettings
-from baton.cache.store import BlockStore
-from baton.rpc.metrics import Metrics
+from baton.cache.tiers import TieredStore
 from baton.rpc.process import Runtime, ServiceSnapshot
+
+logger = logging.getLogger(__name__)
+_FINISH_WRITES_S = 5.0
 
 
 class CacheService:
@@ -18,7 +25,8 @@ class CacheService:
     def __init__(self, runtime: Runtime[CacheSettings]) -> None:
         settings = runtime.settings
         self._runtime = runtime
-        self._store = BlockStore(settings.memory_bytes)
+        self._store = TieredStore(settings.memory_bytes)
+        self._tasks: list[asyncio.Task[None]] = []
         self._index = ClusterIndex(runtime.control, runtime.members.view)
         limits = CacheLimits(
             max_prefix_blocks=settings.max_prefix_blocks,
@@ -33,7 +41,15 @@ class CacheService:
         return [SERVICE_NAME]
 
     async def start(self) -> None:
-        """Listens to KV events and to who comes and goes."""
+        """Opens the disk, and listens to KV events and to who comes and goes."""
+        settings = self._runtime.settings
+        if settings.disk_path is not None:
+            disk = await DiskTier.open(
+                settings.disk_path, settings.disk_bytes, settings.disk_queue_bytes
+            )
+            self._store.disk = disk
+            self._tasks.append(asyncio.create_task(disk.run(), name="write to disk"))
+            logger.info("disk tier open", extra={"num_blocks": len(disk), "store": disk.store_id})
         await self._runtime.bus.subscribe(KV_SUBJECT, self._index.on_event)
         self._runtime.bus.on_connect(self._index.on_bus_connected)
         self._runtime.members.on_change(self._index.on_members)
@@ -41,16 +57,27 @@ class CacheService:
 
     def snapshot(self) -> ServiceSnapshot:
         """What `baton status` shows."""
-        counters = self._store.counters
+        memory, disk = self._store.memory, self._store.disk
+        stats: dict[str, float] = {
+            "stored_blocks": len(memory),
+            "stored_bytes": memory.used_bytes,
+            "memory_bytes": memory.memory_bytes,
+            "hits": memory.counters.num_hits,
+            "evicted": memory.counters.num_evicted,
+            "corrupt": memory.counters.num_corrupt,
+        }
+        if disk is not None:
+            stats |= {
+                "disk_blocks": len(disk),
+                "disk_used_bytes": disk.used_bytes,
+                "disk_queued_bytes": disk.queued_bytes,
+                "disk_hits": disk.counters.num_hits,
+                "disk_evicted": disk.counters.num_evicted,
+                "disk_corrupt": disk.counters.num_corrupt,
+            }
         return ServiceSnapshot(
             stats={
-                "stored_blocks": len(self._store),
-                "stored_bytes": self._store.used_bytes,
-                "memory_bytes": self._store.memory_bytes,
-                "hits": counters.num_hits,
-                "misses": counters.num_misses,
-                "evicted": counters.num_evicted,
-                "corrupt": counters.num_corrupt,
+                **stats,
                 "indexed_workers": len(self._index.blocks.worker_ids),
                 "kv_events": self._index.num_events,
                 "kv_snapshots": self._index.num_snapshots,
@@ -61,30 +88,19 @@ class CacheService:
         """Nothing to do: the server lets running calls end."""
 
     async def stop(self) -> None:
-        """Ends running snapshots."""
+        """Ends running snapshots, and writes what waits for the disk."""
         await self._index.close()
+        disk = self._store.disk
+        if disk is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FINISH_WRITES_S):
+                    await disk.idle()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if disk is not None:
+            await disk.close()
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:
         """Stored blocks are looked up, not announced."""
         return 0, []
-
-
-def make_metrics(metrics: Metrics, store: BlockStore) -> CacheMetrics:
-    """Registers the cache's metrics."""
-    metrics.gauge_at_scrape(
-        "cache_store_bytes",
-        "Memory for stored blocks, used and in all",
-        "kind",
-        lambda: {"used": float(store.used_bytes), "budget": float(store.memory_bytes)},
-    )
-    return CacheMetrics(
-        fetched_blocks=metrics.counter(
-            "cache_fetched_blocks", "Blocks sent (hit) and first missing ones (miss)", ("outcome",)
-        ),
-        fetched_bytes=metrics.counter("cache_fetched_bytes", "Bytes of KV sent"),
-        stored_blocks=metrics.counter(
-            "cache_stored_blocks", "Blocks received: stored, skipped or refused", ("outcome",)
-        ),
-        stored_bytes=metrics.counter("cache_stored_bytes", "Bytes of KV stored"),
-        evicted_blocks=metrics.counter("cache_evicted_blocks", "Blocks evicted for room"),
-    )

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from baton.cache.store import BlockStore, check_hash
+from baton.cache.store import check_hash, received_block
+from baton.cache.tiers import TieredStore
 from baton.core.errors import InvalidRequest, KvChecksum, Stalled
+from baton.core.eviction import ChainLink
 from baton.core.hashing import KvLayout
 from baton.rpc.convert import layout_from_pb
 from baton.rpc.frames import decode_frame, encode_frame
 from baton.v1 import cache_pb2, common_pb2
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter
-
+    from baton.cache.metrics import CacheMetrics
     from baton.core.prefix_index import PrefixIndex
 
 SERVICE_NAME: str = cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
@@ -33,24 +35,11 @@ class CacheLimits:
     stall_timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class CacheMetrics:
-    """Counts of what went through."""
-
-    fetched_blocks: Counter
-    """By `outcome`: hit or miss (the first missing block of a fetch)."""
-    fetched_bytes: Counter
-    stored_blocks: Counter
-    """By `outcome`: stored, skipped or refused."""
-    stored_bytes: Counter
-    evicted_blocks: Counter
-
-
 class CacheServicer:
     """Answers CacheService from a store and an index."""
 
     def __init__(
-        self, store: BlockStore, index: PrefixIndex, limits: CacheLimits, metrics: CacheMetrics
+        self, store: TieredStore, index: PrefixIndex, limits: CacheLimits, metrics: CacheMetrics
     ) -> None:
         self._store = store
         self._index = index
@@ -104,19 +93,22 @@ class CacheServicer:
         layout: KvLayout | None = None
         num_sent = 0
         try:
-            for block_hash in hashes:
-                block = self._store.get(block_hash)
-                if block is None or (layout is not None and block.layout != layout):
-                    self._metrics.fetched_blocks.labels("miss").inc()
-                    return
-                header = cache_pb2.BlockHeader(block_hash=block_hash, checksum=block.checksum)
-                if layout is None:
-                    layout = block.layout
-                    header.layout.CopyFrom(_layout_to_pb(layout))
-                yield encode_frame(header.SerializeToString(), block.payload)
-                num_sent += 1
-                self._metrics.fetched_blocks.labels("hit").inc()
-                self._metrics.fetched_bytes.inc(len(block.payload))
+            async with aclosing(self._store.read(hashes)) as blocks:
+                async for block in blocks:
+                    if layout is not None and block.layout != layout:
+                        break
+                    header = cache_pb2.BlockHeader(
+                        block_hash=block.block_hash, checksum=block.checksum
+                    )
+                    if layout is None:
+                        layout = block.layout
+                        header.layout.CopyFrom(_layout_to_pb(layout))
+                    yield encode_frame(header.SerializeToString(), block.payload)
+                    num_sent += 1
+                    self._metrics.fetched_blocks.labels("hit").inc()
+                    self._metrics.fetched_bytes.inc(len(block.payload))
+            if num_sent < len(hashes):
+                self._metrics.fetched_blocks.labels("miss").inc()
         finally:
             self._store.touch(hashes[:num_sent])
 
@@ -125,42 +117,36 @@ class CacheServicer:
     ) -> cache_pb2.StoreBlocksResponse:
         """Stores a stream of blocks; those before an error stay stored."""
         layout: KvLayout | None = None
-        hashes: list[bytes] = []
-        num_stored = 0
-        num_evicted_before = self._store.counters.num_evicted
+        num_received = num_stored = 0
         frames = aiter(request_iterator)
-        try:
-            while (frame := await self._next_frame(frames)) is not None:
-                header, payload = _parse(frame)
-                if layout is None:
-                    layout = _layout_of(header)
-                if len(hashes) >= self._limits.max_prefix_blocks:
-                    raise InvalidRequest(
-                        f"store at most {self._limits.max_prefix_blocks} blocks in one call"
-                    )
-                is_new = self._put(header, layout, payload)
-                hashes.append(header.block_hash)
-                num_stored += is_new
-        finally:
-            self._store.touch(hashes)
-            num_evicted = self._store.counters.num_evicted - num_evicted_before
-            self._metrics.evicted_blocks.inc(num_evicted)
+        while (frame := await self._next_frame(frames)) is not None:
+            header, payload = _parse(frame)
+            if layout is None:
+                layout = _layout_of(header)
+            if num_received >= self._limits.max_prefix_blocks:
+                raise InvalidRequest(
+                    f"store at most {self._limits.max_prefix_blocks} blocks in one call"
+                )
+            num_stored += self._put(header, layout, payload)
+            num_received += 1
         return cache_pb2.StoreBlocksResponse(
-            num_stored=num_stored, num_skipped=len(hashes) - num_stored
+            num_stored=num_stored, num_skipped=num_received - num_stored
         )
 
     async def DropBlocks(
         self, request: cache_pb2.DropBlocksRequest, context: Any
     ) -> cache_pb2.DropBlocksResponse:
         """Empties the store."""
-        return cache_pb2.DropBlocksResponse(num_dropped=self._store.clear())
+        return cache_pb2.DropBlocksResponse(num_dropped=await self._store.clear())
 
     def _put(self, header: cache_pb2.BlockHeader, layout: KvLayout, payload: memoryview) -> bool:
         try:
-            is_new = self._store.put(header.block_hash, header.checksum, layout, payload)
+            link = ChainLink(header.parent_hash, header.position)
+            block = received_block(header.block_hash, header.checksum, layout, payload, link)
         except KvChecksum:
             self._metrics.stored_blocks.labels("refused").inc()
             raise
+        is_new = self._store.put(block)
         self._metrics.stored_blocks.labels("stored" if is_new else "skipped").inc()
         if is_new:
             self._metrics.stored_bytes.inc(len(payload))

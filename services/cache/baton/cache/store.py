@@ -1,50 +1,61 @@
-"""KV blocks in memory under a byte budget.
+"""KV blocks in memory under a byte budget: the first tier.
 
 Content is verified when it comes and again when it goes: a flipped bit costs a recomputation, never
-a wrong token. Blocks are evicted least recently used first; of blocks used together the later in a
-prefix count as older, because without its start the rest of a prefix is of no use.
+a wrong token. What is given up first is decided in `baton.core.eviction`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import xxhash
 
 from baton.core.errors import InvalidRequest, KvChecksum, KvLayoutMismatch
+from baton.core.eviction import FIRST_LINK, ChainLink, EvictionOrder, recompute_cost
 from baton.core.hashing import HASH_BYTES, KvLayout
 
 logger = logging.getLogger(__name__)
 
-BLOCK_OVERHEAD_BYTES = 256
+BLOCK_OVERHEAD_BYTES = 512
 """What a block costs besides its payload (keys, entry and object headers), roughly."""
+MAX_POSITION = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
     """One block's content. The payload's layout is described in cache.proto."""
 
+    block_hash: bytes
     layout: KvLayout
     checksum: int
     """XXH3-64 of the payload."""
     payload: bytes
+    link: ChainLink = FIRST_LINK
 
     @property
     def cost_bytes(self) -> int:
-        """What it takes from the budget."""
+        """What it takes from a memory budget."""
         return len(self.payload) + BLOCK_OVERHEAD_BYTES
+
+    @property
+    def recompute_cost(self) -> float:
+        """What it would cost to have it computed again."""
+        return recompute_cost(self.link.position, self.layout.block_size)
+
+    @property
+    def is_intact(self) -> bool:
+        """False when the payload is not what the checksum was made of."""
+        return xxhash.xxh3_64_intdigest(self.payload) == self.checksum
 
 
 @dataclass(slots=True)
-class StoreCounters:
+class TierCounters:
     """Counted since the start."""
 
     num_stored: int = 0
     num_hits: int = 0
-    num_misses: int = 0
     num_evicted: int = 0
     num_corrupt: int = 0
     """Blocks whose content had changed while stored, dropped when read."""
@@ -53,14 +64,22 @@ class StoreCounters:
 class BlockStore:
     """Blocks by chained hash. Not thread-safe: the event loop's alone."""
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(
+        self, memory_bytes: int, on_evict: Callable[[StoredBlock], None] = lambda _: None
+    ) -> None:
+        """`on_evict` gets each block that is given up for room."""
         self._memory_bytes = memory_bytes
-        self._blocks: OrderedDict[bytes, StoredBlock] = OrderedDict()
+        self._on_evict = on_evict
+        self._blocks: dict[bytes, StoredBlock] = {}
         self._used_bytes = 0
-        self.counters = StoreCounters()
+        self.order = EvictionOrder()
+        self.counters = TierCounters()
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    def __contains__(self, block_hash: bytes) -> bool:
+        return block_hash in self._blocks
 
     @property
     def used_bytes(self) -> int:
@@ -72,79 +91,94 @@ class BlockStore:
         """The budget."""
         return self._memory_bytes
 
-    def put(
-        self, block_hash: bytes, checksum: int, layout: KvLayout, payload: bytes | memoryview
-    ) -> bool:
-        """Stores a copy of a block, evicting others as needed.
+    def put(self, block: StoredBlock) -> bool:
+        """Stores a verified block, evicting others as needed.
 
         Returns:
-            False when it was there already, or is larger than the whole budget.
-
-        Raises:
-            InvalidRequest: the hash has a wrong length.
-            KvLayoutMismatch: the payload's length is not that of the layout.
-            KvChecksum: the payload does not match its checksum.
+            False when it was there already, or there is no room that is better given to it: it is
+            larger than the budget, the rest is pinned, or the block before it is not here.
         """
-        check_hash(block_hash)
-        if len(payload) != layout.block_bytes:
-            raise KvLayoutMismatch(
-                f"a block of this layout has {layout.block_bytes} bytes, got {len(payload)}"
-            )
-        if xxhash.xxh3_64_intdigest(payload) != checksum:
-            raise KvChecksum("a block's content does not match its checksum; send it again")
-        if block_hash in self._blocks:
-            self._blocks.move_to_end(block_hash)
+        if block.block_hash in self._blocks:
+            self.order.use(block.block_hash)
             return False
-        cost_bytes = len(payload) + BLOCK_OVERHEAD_BYTES
-        if cost_bytes > self._memory_bytes:
+        if block.cost_bytes > self._memory_bytes or not self._make_room(block):
             return False
-        while self._used_bytes + cost_bytes > self._memory_bytes:
-            self._evict()
-        self._blocks[block_hash] = StoredBlock(layout, checksum, bytes(payload))
-        self._used_bytes += cost_bytes
+        self._blocks[block.block_hash] = block
+        self.order.add(
+            block.block_hash, block.link, cost=block.recompute_cost, num_bytes=block.cost_bytes
+        )
+        self._used_bytes += block.cost_bytes
         self.counters.num_stored += 1
         return True
 
     def get(self, block_hash: bytes) -> StoredBlock | None:
         """The block, verified; None when it is not here, or is no longer what was stored."""
         block = self._blocks.get(block_hash)
-        if block is not None and xxhash.xxh3_64_intdigest(block.payload) != block.checksum:
+        if block is None:
+            return None
+        if not block.is_intact:
             self.counters.num_corrupt += 1
             logger.error("stored block is corrupt", extra={"num_bytes": len(block.payload)})
-            self._remove(block_hash)
-            block = None
-        if block is None:
-            self.counters.num_misses += 1
+            self.order.remove(block_hash)
+            self._forget(block_hash)
             return None
         self.counters.num_hits += 1
         return block
 
-    def num_leading(self, block_hashes: Sequence[bytes]) -> int:
-        """How many leading blocks of a prefix are here. Not a use of them."""
-        for index, block_hash in enumerate(block_hashes):
-            if block_hash not in self._blocks:
-                return index
-        return len(block_hashes)
-
     def touch(self, block_hashes: Sequence[bytes]) -> None:
-        """Marks a prefix as used just now, its first block as the most recent."""
-        for block_hash in reversed(block_hashes):
-            if block_hash in self._blocks:
-                self._blocks.move_to_end(block_hash)
+        """Notes a use of each block that is here."""
+        for block_hash in block_hashes:
+            self.order.use(block_hash)
 
-    def clear(self) -> int:
-        """Drops everything; returns the number of blocks."""
-        num_dropped = len(self._blocks)
+    def clear(self) -> None:
+        """Drops everything."""
         self._blocks.clear()
+        self.order.clear()
         self._used_bytes = 0
-        return num_dropped
 
-    def _evict(self) -> None:
-        self._remove(next(iter(self._blocks)))
-        self.counters.num_evicted += 1
+    def _make_room(self, block: StoredBlock) -> bool:
+        while self._used_bytes + block.cost_bytes > self._memory_bytes:
+            # Without the block before it, it takes only room that nobody needs.
+            is_useful = self.order.has_parent(block.link)
+            victim = self.order.evict(keep=block.link.parent) if is_useful else None
+            if victim is None:
+                return False
+            self.counters.num_evicted += 1
+            self._on_evict(self._forget(victim))
+        return True
 
-    def _remove(self, block_hash: bytes) -> None:
-        self._used_bytes -= self._blocks.pop(block_hash).cost_bytes
+    def _forget(self, block_hash: bytes) -> StoredBlock:
+        block = self._blocks.pop(block_hash)
+        self._used_bytes -= block.cost_bytes
+        return block
+
+
+def received_block(
+    block_hash: bytes,
+    checksum: int,
+    layout: KvLayout,
+    payload: bytes | memoryview,
+    link: ChainLink = FIRST_LINK,
+) -> StoredBlock:
+    """A block from outside, checked; the payload is copied.
+
+    Raises:
+        InvalidRequest: a hash has a wrong length, or the position is out of range.
+        KvLayoutMismatch: the payload's length is not that of the layout.
+        KvChecksum: the payload does not match its checksum.
+    """
+    check_hash(block_hash)
+    if link.parent:
+        check_hash(link.parent)
+    if link.position > MAX_POSITION:
+        raise InvalidRequest(f"a block's position is at most {MAX_POSITION}, got {link.position}")
+    if len(payload) != layout.block_bytes:
+        raise KvLayoutMismatch(
+            f"a block of this layout has {layout.block_bytes} bytes, got {len(payload)}"
+        )
+    if xxhash.xxh3_64_intdigest(payload) != checksum:
+        raise KvChecksum("a block's content does not match its checksum; send it again")
+    return StoredBlock(block_hash, layout, checksum, bytes(payload), link)
 
 
 def check_hash(block_hash: bytes) -> None:

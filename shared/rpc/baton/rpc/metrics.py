@@ -15,7 +15,7 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 RPC_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 60)
@@ -77,6 +77,14 @@ class Metrics:
         """
         self.registry.register(_AtScrape(_PREFIX + name, help_text, label, read))
 
+    def counter_at_scrape(
+        self, name: str, help_text: str, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """A counter `baton_<name>{label}`, read as in `gauge_at_scrape`."""
+        self.registry.register(
+            _AtScrape(_PREFIX + name, help_text, label, read, CounterMetricFamily)
+        )
+
     def serve(self, host: str, port: int) -> int:
         """Serves http://host:port/metrics from a thread; returns the port, chosen if it was 0."""
         self._server, _ = start_http_server(port, addr=host, registry=self.registry)
@@ -92,20 +100,26 @@ class Metrics:
 
 class _AtScrape(Collector):
     def __init__(
-        self, name: str, help_text: str, label: str, read: Callable[[], Mapping[str, float]]
+        self,
+        name: str,
+        help_text: str,
+        label: str,
+        read: Callable[[], Mapping[str, float]],
+        family: type[GaugeMetricFamily | CounterMetricFamily] = GaugeMetricFamily,
     ) -> None:
         self._name = name
         self._help_text = help_text
         self._labels = [label] if label else []
         self._read = read
+        self._family = family
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
+    def describe(self) -> Iterable[Metric]:
         """The family without values, so that registering does not call `read`."""
-        return [GaugeMetricFamily(self._name, self._help_text, labels=self._labels)]
+        return [self._family(self._name, self._help_text, labels=self._labels)]
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         """The family with the values of now."""
-        family = GaugeMetricFamily(self._name, self._help_text, labels=self._labels)
+        family = self._family(self._name, self._help_text, labels=self._labels)
         for key, value in self._read().items():
             family.add_metric([key] if self._labels else [], value)
         return [family]

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from baton.core.cluster import Announcement
 from baton.core.errors import KvChecksum
+from baton.core.eviction import FIRST_LINK, ChainLink
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.rpc import convert
 from baton.rpc.channel import ChannelPool
@@ -82,6 +83,8 @@ class Block:
 
     block_hash: bytes
     payload: bytes | memoryview
+    link: ChainLink = FIRST_LINK
+    """Needed to store it; not known of a fetched one."""
 
 
 class CachePeer:
@@ -146,6 +149,8 @@ class CachePeer:
                         block_hash=block.block_hash,
                         checksum=xxhash.xxh3_64_intdigest(block.payload),
                         layout=layout if is_first else None,
+                        position=block.link.position,
+                        parent_hash=block.link.parent,
                     )
                     is_first = False
                     await call.write(encode_frame(header.SerializeToString(), block.payload))

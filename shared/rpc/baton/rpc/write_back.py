@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from baton.core.errors import BatonError
+from baton.core.eviction import ChainLink
 from baton.core.hashing import Fingerprint
 from baton.rpc.peers import Block, CachePeer
 
@@ -97,16 +98,19 @@ class WriteBack:
         num_stored = await cache.num_stored(hashes, timeout_s=_STORE_TIMEOUT_S)
         if num_stored < len(hashes):
             self.num_stored_blocks += await cache.store(
-                self._exported(hashes[num_stored:]),
+                self._exported(hashes, num_stored),
                 self._source.fingerprint,
                 timeout_s=_STORE_TIMEOUT_S,
             )
 
-    async def _exported(self, hashes: list[bytes]) -> AsyncIterator[Block]:
+    async def _exported(self, hashes: list[bytes], first: int) -> AsyncIterator[Block]:
         loop = asyncio.get_running_loop()
-        for start in range(0, len(hashes), _BATCH_BLOCKS):
+        positions = {block_hash: position for position, block_hash in enumerate(hashes)}
+        for start in range(first, len(hashes), _BATCH_BLOCKS):
             exported = await loop.run_in_executor(
                 self._executor, self._source.export_blocks, hashes[start : start + _BATCH_BLOCKS]
             )
             for block_hash, payload in exported:
-                yield Block(block_hash, payload)
+                position = positions[block_hash]
+                parent = hashes[position - 1] if position else b""
+                yield Block(block_hash, payload, ChainLink(parent, position))

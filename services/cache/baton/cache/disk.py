@@ -1,0 +1,237 @@
+"""KV blocks in a file: LMDB, read through a memory map, written by copy-on-write transactions.
+
+A process that is killed at any instant leaves a store that opens with its last finished
+transaction. Each record carries checksums over its key, its description and its payload, checked on
+every read, so that only what was stored is ever returned. All methods block: for threads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import lmdb
+import xxhash
+
+from baton.cache.store import StoredBlock
+from baton.core.errors import InvalidRequest
+from baton.core.eviction import ChainLink
+from baton.core.hashing import HASH_BYTES, KvLayout
+
+logger = logging.getLogger(__name__)
+
+DiskError = lmdb.Error
+"""What reading and writing raise."""
+PAGE_BYTES = 4096
+_FILE = "blocks.lmdb"
+_LOCK = "lock"
+_MAX_REPLICAS = 256
+_ID_KEY = b"store_id"
+_PREFIX = struct.Struct("<4sHQQ")
+"""Magic and version, length of the description, checksum of key and description, of the payload."""
+_MAGIC = b"BKV1"
+_USABLE = 0.8
+"""Part of the budget that records may take: a transaction writes before it frees."""
+MIN_BUDGET_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DiskEntry:
+    """What is known of a record without reading its payload."""
+
+    block_hash: bytes
+    link: ChainLink
+    block_size: int
+    num_bytes: int
+    """What it takes from the budget."""
+
+
+class DamagedRecord(Exception):
+    """A record is not what was stored."""
+
+
+class DiskStore:
+    """One replica's blocks on disk. Reads from any thread, writes from one at a time."""
+
+    def __init__(self, folder: Path, budget_bytes: int) -> None:
+        """Takes the first folder `folder/0`, `folder/1`, … that no other process holds.
+
+        Raises:
+            InvalidRequest: the folder cannot be used.
+        """
+        lmdb.enable_drop_gil()
+        self.folder, self._lock = _claim(folder)
+        self.usable_bytes = int(budget_bytes * _USABLE)
+        # Never smaller than the file is, and then with room to delete in.
+        file = self.folder / _FILE
+        held_bytes = file.stat().st_size if file.exists() else 0
+        size = budget_bytes if held_bytes <= budget_bytes else int(held_bytes / _USABLE)
+        self._map_bytes = max(size, MIN_BUDGET_BYTES) // PAGE_BYTES * PAGE_BYTES
+        self._env = self._open(file)
+        self._main = self._env.open_db(None)
+        self.store_id = self._load_id()
+
+    def scan(self) -> Iterator[DiskEntry | bytes]:
+        """All records' descriptions, or the key of one whose description is damaged."""
+        with self._env.begin(buffers=True) as txn:
+            for key, value in txn.cursor():
+                block_hash = bytes(key)
+                if block_hash == _ID_KEY:
+                    continue
+                try:
+                    layout, link, _, _ = _described(block_hash, value)
+                except DamagedRecord:
+                    yield block_hash
+                else:
+                    num_bytes = disk_bytes(len(value))
+                    yield DiskEntry(block_hash, link, layout.block_size, num_bytes)
+
+    def write(self, blocks: Sequence[StoredBlock], removed: Sequence[bytes]) -> None:
+        """Removes some records and writes others, all or nothing.
+
+        Raises:
+            DiskError: it did not work; nothing has changed.
+        """
+        with self._env.begin(write=True) as txn:
+            for block_hash in removed:
+                txn.delete(block_hash)
+            for block in blocks:
+                txn.put(block.block_hash, _record(block))
+
+    def read(self, block_hash: bytes) -> StoredBlock | None:
+        """The block, verified; None when there is none.
+
+        Raises:
+            DamagedRecord: it is not what was stored.
+            DiskError: it could not be read.
+        """
+        with self._env.begin(buffers=True) as txn:
+            value = txn.get(block_hash)
+            if value is None:
+                return None
+            layout, link, checksum, start = _described(block_hash, value)
+            # The one copy out of the map: it may be overwritten once the transaction is over.
+            block = StoredBlock(block_hash, layout, checksum, bytes(value[start:]), link)
+        if len(block.payload) != layout.block_bytes or not block.is_intact:
+            raise DamagedRecord
+        return block
+
+    def clear(self) -> None:
+        """Removes all records."""
+        with self._env.begin(write=True) as txn:
+            txn.drop(self._main, delete=False)
+            txn.put(_ID_KEY, self.store_id.encode())
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self._env.close()
+        os.close(self._lock)
+
+    def _open(self, file: Path) -> lmdb.Environment:
+        """Opens the file; one that cannot be used is set aside for an empty one."""
+        try:
+            env = self._open_map(file)
+            if file.stat().st_size >= (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
+                return env
+            env.close()
+            reason = "it is shorter than it says"
+        except DiskError as error:
+            reason = str(error)
+        logger.error("stored blocks cannot be read, set aside", extra={"error": reason})
+        file.replace(file.with_suffix(".damaged"))
+        return self._open_map(file)
+
+    def _open_map(self, file: Path) -> lmdb.Environment:
+        # metasync=False: a power cut may lose the last transaction, and damages none before it.
+        env = lmdb.open(str(file), map_size=self._map_bytes, subdir=False, metasync=False)
+        env.reader_check()
+        return env
+
+    def _load_id(self) -> str:
+        with self._env.begin(write=True) as txn:
+            found = txn.get(_ID_KEY)
+            if found is not None:
+                return bytes(found).decode(errors="replace")
+            store_id = uuid4().hex[:16]
+            txn.put(_ID_KEY, store_id.encode())
+            return store_id
+
+
+def disk_bytes(record_bytes: int) -> int:
+    """What a record takes in the file: whole pages, and its part of the tree."""
+    pages = -(-(record_bytes + HASH_BYTES) // PAGE_BYTES)
+    return (pages + 1) * PAGE_BYTES
+
+
+def block_disk_bytes(block: StoredBlock) -> int:
+    """What a block will take in the file."""
+    return disk_bytes(_PREFIX.size + len(_description(block)) + len(block.payload))
+
+
+def _claim(folder: Path) -> tuple[Path, int]:
+    """The first folder that is free, and the lock that keeps it until this process ends."""
+    try:
+        for number in range(_MAX_REPLICAS):
+            own = folder / str(number)
+            own.mkdir(parents=True, exist_ok=True)
+            lock = os.open(own / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+            else:
+                return own, lock
+    except OSError as error:
+        raise InvalidRequest(f"disk_path {folder} cannot be used: {error}") from error
+    raise InvalidRequest(f"all {_MAX_REPLICAS} folders of {folder} are in use")
+
+
+def _description(block: StoredBlock) -> bytes:
+    described = {
+        "layout": asdict(block.layout),
+        "parent": block.link.parent.hex(),
+        "position": block.link.position,
+    }
+    return json.dumps(described, separators=(",", ":")).encode()
+
+
+def _record(block: StoredBlock) -> bytes:
+    description = _description(block)
+    checksum = xxhash.xxh3_64_intdigest(block.block_hash + description)
+    prefix = _PREFIX.pack(_MAGIC, len(description), checksum, block.checksum)
+    return b"".join((prefix, description, block.payload))
+
+
+def _described(block_hash: bytes, value: memoryview) -> tuple[KvLayout, ChainLink, int, int]:
+    """Layout, link, the payload's checksum, and where it starts.
+
+    Raises:
+        DamagedRecord: this is no record of that block.
+    """
+    if len(value) < _PREFIX.size:
+        raise DamagedRecord
+    magic, num_bytes, expected, checksum = _PREFIX.unpack_from(value)
+    start = _PREFIX.size + num_bytes
+    description = bytes(value[_PREFIX.size : start])
+    if magic != _MAGIC or xxhash.xxh3_64_intdigest(block_hash + description) != expected:
+        raise DamagedRecord
+    fields = json.loads(description)
+    layout = fields["layout"]
+    return (
+        KvLayout(
+            layout["block_size"],
+            layout["dtype"],
+            tuple(layout["num_kv_heads"]),
+            tuple(layout["head_dim"]),
+        ),
+        ChainLink(bytes.fromhex(fields["parent"]), fields["position"]),
+        checksum,
+        start,
+    )

@@ -1,0 +1,92 @@
+"""The cache service's processes: restarted, killed, several of them."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from tests.support.eventually import eventually
+from tests.support.system import Process, System, collect
+from tests.support.tiny_models import make_tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+MODEL = "llama"
+BLOCK_SIZE = 16
+NUM_TOKENS = 8
+
+
+class CachingSystem(System):
+    """Its cache keeps blocks on disk."""
+
+    def cache_settings(self) -> dict[str, object]:
+        return {"disk_path": self.directory / "kv", "disk_bytes": 64 << 20}
+
+
+@pytest_asyncio.fixture
+async def system(tmp_path: Path) -> AsyncIterator[CachingSystem]:
+    models = {MODEL: make_tiny_model(MODEL, tmp_path / "model")}
+    async with CachingSystem(tmp_path / "system", models) as running:
+        yield running
+
+
+def prompt_of(seed: int, length: int = 300) -> list[int]:
+    rng = Random(seed)
+    return [rng.randrange(8, 320) for _ in range(length)]
+
+
+async def generate(system: System, prompt: list[int]) -> list[int]:
+    stream = system.client.generate(
+        token_ids=prompt,
+        model=MODEL,
+        max_tokens=NUM_TOKENS,
+        temperature=0.0,
+        ignore_eos=True,
+        return_token_ids=True,
+        stream=True,
+    )
+    return await collect(stream)
+
+
+async def stat(system: System, process: Process, name: str) -> float:
+    return float((await system.service_status(process)).stats[name])
+
+
+async def wait_for_stat(system: System, process: Process, name: str, least: float) -> None:
+    async def enough() -> bool:
+        return await stat(system, process, name) >= least
+
+    await eventually(enough, timeout_s=15.0, interval_s=0.05)
+
+
+@pytest.mark.timeout(120)
+async def test_killed_cache_serves_prefixes_from_disk_after_its_restart(
+    system: CachingSystem,
+) -> None:
+    (cache,) = [process for process in system.processes if process.role == "cache"]
+    prefill, _ = await system.workers(MODEL)
+    prompt = prompt_of(1)
+    expected = await generate(system, prompt)
+    num_blocks = (len(prompt) - 1) // BLOCK_SIZE
+    await wait_for_stat(system, cache, "disk_blocks", num_blocks)
+    await wait_for_stat(system, cache, "disk_queued_bytes", 0)
+
+    cache.kill()
+    await system.retire(prefill)
+    cache = system.spawn("cache", **system.cache_settings())
+    await system.wait_ready(cache)
+    assert await stat(system, cache, "stored_blocks") == 0
+    assert await stat(system, cache, "disk_blocks") >= num_blocks
+    prefill = await system.worker("prefill", MODEL)
+    await system.wait_ready(prefill)
+    await system.wait_members(prefill, cache)
+
+    assert await generate(system, prompt) == expected
+    assert await stat(system, prefill, "fetched_blocks") == num_blocks
+    assert await stat(system, cache, "disk_hits") >= num_blocks
+    assert await stat(system, cache, "disk_corrupt") == 0
