@@ -64,7 +64,7 @@ async def wait_for_stat(system: System, process: Process, name: str, least: floa
     await eventually(enough, timeout_s=15.0, interval_s=0.05)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 async def test_killed_cache_serves_prefixes_from_disk_after_its_restart(
     system: CachingSystem,
 ) -> None:
