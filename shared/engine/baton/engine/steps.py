@@ -230,7 +230,7 @@ class StepLoop:
 
     def _copy_shared(self, work: Sequence[_Work]) -> None:
         """Copies the partly filled blocks that forked sequences are about to write to."""
-        size = self._config.block_size
+        size = self._state.pool.block_size
         copies = [
             (entry.sequence.copy_source, entry.sequence.block_table[entry.item.start // size])
             for entry in work
