@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from baton.client import AsyncClient, BatonError, InvalidRequest, ModelNotFound, QueueFull
+from baton.gateway.console.routes import console_routes
 from baton.gateway.edge import Edge
 from baton.gateway.failures import (
     HttpError,
@@ -74,6 +75,12 @@ class Gateway:
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
         ]
+
+    def console(self) -> list[Route]:
+        """Paths of the console, where it is served."""
+        if not self._settings.console:
+            return []
+        return console_routes(self._schedulers, lambda: self.is_draining, self._admitted)
 
     async def completions(self, request: Request) -> ASGIApp:
         """POST /v1/completions."""
@@ -243,7 +250,7 @@ class Gateway:
 def make_app(gateway: Gateway, telemetry: Telemetry, metrics: Metrics, rng: Random) -> ASGIApp:
     """The whole ASGI application."""
     app = Starlette(
-        routes=gateway.routes(),
+        routes=[*gateway.routes(), *gateway.console()],
         exception_handlers={
             BatonError: _on_baton_error,
             HttpError: _on_http_error,

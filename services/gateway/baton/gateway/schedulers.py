@@ -30,7 +30,18 @@ class Schedulers:
         Raises:
             NoWorker: none is known.
         """
-        address = self._address or self._pick()
+        return await self._client_to(self._address or self._pick())
+
+    async def clients(self) -> list[AsyncClient]:
+        """Clients to all usable schedulers, at most as many as are kept open.
+
+        Raises:
+            NoWorker: none is known.
+        """
+        addresses = [self._address] if self._address else self._usable()
+        return [await self._client_to(address) for address in addresses[:MAX_CLIENTS]]
+
+    async def _client_to(self, address: str) -> AsyncClient:
         client = self._clients.pop(address, None)
         if client is None:
             # A refusal goes back to the HTTP caller, who is told when to come again.
@@ -52,7 +63,11 @@ class Schedulers:
             await client.close()
 
     def _pick(self) -> str:
+        usable = self._usable()
+        return usable[next(self._turns) % len(usable)]
+
+    def _usable(self) -> list[str]:
         usable = self._members.view().usable("scheduler", time.monotonic())
         if not usable:
             raise NoWorker("no scheduler is known yet; try again soon", retry_after_s=1.0)
-        return usable[next(self._turns) % len(usable)].status.address
+        return [member.status.address for member in usable]

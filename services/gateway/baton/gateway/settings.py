@@ -46,6 +46,10 @@ class GatewaySettings(ServiceSettings):
     tenant_burst: int = Field(default=10, ge=1)
     """Requests that a tenant without a burst of its own may send at once, within its rate."""
 
+    console: bool = True
+    """Serve the console page at /console. Where API keys are set, its data needs one, and every key
+    shows the whole cluster and the times of all tenants' requests; never their texts."""
+
     @model_validator(mode="after")
     def _check_tenants(self) -> Self:
         self.make_tenants()

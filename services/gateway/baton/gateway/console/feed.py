@@ -1,0 +1,107 @@
+"""What the console shows: the cluster and the latest requests, asked of all schedulers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+from typing import Any
+
+from baton.client import (
+    AsyncClient,
+    BatonError,
+    RequestList,
+    RequestNotFound,
+    RequestRecord,
+    Track,
+)
+from baton.core.cluster import ServiceStatus
+from baton.gateway.schedulers import Schedulers
+
+MAX_REQUESTS = 64
+_TIMEOUT_S = 3.0
+
+Json = dict[str, Any]
+
+
+class Feed:
+    """Asks, and puts the answers together as JSON."""
+
+    def __init__(self, schedulers: Schedulers) -> None:
+        self._schedulers = schedulers
+
+    async def now(self) -> Json:
+        """Everything that the page shows without being asked.
+
+        Raises:
+            BatonError: no scheduler answers.
+        """
+        clients = await self._schedulers.clients()
+        status, lists = await asyncio.gather(
+            clients[0].status(timeout_s=_TIMEOUT_S),
+            asyncio.gather(*(_requests(client) for client in clients)),
+        )
+        records = sorted(
+            (record for found in lists for record in found.requests), key=lambda r: r.age_s
+        )
+        return {
+            "clock_s": time.monotonic(),
+            "bus_connected": status.bus_connected,
+            "services": [_service(service) for service in status.services],
+            "requests": [_request(record) for record in records[:MAX_REQUESTS]],
+            "prompt_tokens": sum(found.prompt_tokens for found in lists),
+            "output_tokens": sum(found.output_tokens for found in lists),
+        }
+
+    async def request(self, request_id: str) -> Json:
+        """One request with its time line.
+
+        Raises:
+            RequestNotFound: no scheduler remembers it.
+            BatonError: no scheduler answers.
+        """
+        for client in await self._schedulers.clients():
+            try:
+                record = await client.request(request_id, timeout_s=_TIMEOUT_S)
+            except RequestNotFound:
+                continue
+            return {**_request(record), "tracks": [_track(track) for track in record.tracks]}
+        raise RequestNotFound(f"request {request_id!r} is not among those remembered")
+
+
+async def _requests(client: AsyncClient) -> RequestList:
+    """Those of one scheduler; none when it does not answer, for the others still do."""
+    try:
+        return await client.requests(limit=MAX_REQUESTS, timeout_s=_TIMEOUT_S)
+    except BatonError:
+        return RequestList((), 0, 0)
+
+
+def _service(status: ServiceStatus) -> Json:
+    return {
+        "worker_id": status.worker_id,
+        "role": status.role,
+        "state": status.state.value,
+        "address": status.address,
+        "model": status.model,
+        "running": status.num_requests_running,
+        "waiting": status.num_requests_waiting,
+        "uptime_s": status.uptime_s,
+        "version": status.version,
+        "kv_blocks": dict(status.kv_blocks),
+        "stats": dict(status.stats),
+    }
+
+
+def _request(record: RequestRecord) -> Json:
+    body = asdict(record)
+    del body["tracks"]
+    return body
+
+
+def _track(track: Track) -> Json:
+    return {
+        "name": track.name,
+        "worker_id": track.worker_id,
+        "slices": [asdict(part) for part in track.slices],
+    }
