@@ -1,7 +1,8 @@
 from baton.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -27,34 +28,38 @@ class PushHeader(_message.Message):
     def __init__(self, open: _Optional[_Union[PushOpen, _Mapping]] = ..., chunk: _Optional[_Union[PushChunk, _Mapping]] = ..., manifest: _Optional[_Union[PushManifest, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class PushOpen(_message.Message):
-    __slots__ = ("reservation_id", "request_id", "attempt", "fingerprint", "worker_id")
+    __slots__ = ("reservation_id", "request_id", "attempt", "fingerprint", "worker_id", "transports")
     RESERVATION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     reservation_id: str
     request_id: str
     attempt: int
     fingerprint: _common_pb2.ModelFingerprint
     worker_id: str
-    def __init__(self, reservation_id: _Optional[str] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., worker_id: _Optional[str] = ...) -> None: ...
+    transports: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, reservation_id: _Optional[str] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., worker_id: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PushChunk(_message.Message):
-    __slots__ = ("sequence", "layer_start", "layer_end", "block_start", "num_blocks", "checksum")
+    __slots__ = ("sequence", "layer_start", "layer_end", "block_start", "num_blocks", "checksum", "slot_bytes")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LAYER_START_FIELD_NUMBER: _ClassVar[int]
     LAYER_END_FIELD_NUMBER: _ClassVar[int]
     BLOCK_START_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     layer_start: int
     layer_end: int
     block_start: int
     num_blocks: int
     checksum: int
-    def __init__(self, sequence: _Optional[int] = ..., layer_start: _Optional[int] = ..., layer_end: _Optional[int] = ..., block_start: _Optional[int] = ..., num_blocks: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    slot_bytes: int
+    def __init__(self, sequence: _Optional[int] = ..., layer_start: _Optional[int] = ..., layer_end: _Optional[int] = ..., block_start: _Optional[int] = ..., num_blocks: _Optional[int] = ..., checksum: _Optional[int] = ..., slot_bytes: _Optional[int] = ...) -> None: ...
 
 class PushManifest(_message.Message):
     __slots__ = ("num_chunks", "num_bytes", "block_start", "num_blocks", "num_tokens", "tokens_hash", "checksum", "first_token_id", "first_token_logprob")
@@ -79,20 +84,42 @@ class PushManifest(_message.Message):
     def __init__(self, num_chunks: _Optional[int] = ..., num_bytes: _Optional[int] = ..., block_start: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_tokens: _Optional[int] = ..., tokens_hash: _Optional[bytes] = ..., checksum: _Optional[int] = ..., first_token_id: _Optional[int] = ..., first_token_logprob: _Optional[_Union[_common_pb2.TokenLogprob, _Mapping]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
-    __slots__ = ("credit", "committed", "failed")
+    __slots__ = ("credit", "committed", "failed", "offer")
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
     credit: PushCredit
     committed: PushCommitted
     failed: PushFailed
-    def __init__(self, credit: _Optional[_Union[PushCredit, _Mapping]] = ..., committed: _Optional[_Union[PushCommitted, _Mapping]] = ..., failed: _Optional[_Union[PushFailed, _Mapping]] = ...) -> None: ...
+    offer: PushOffer
+    def __init__(self, credit: _Optional[_Union[PushCredit, _Mapping]] = ..., committed: _Optional[_Union[PushCommitted, _Mapping]] = ..., failed: _Optional[_Union[PushFailed, _Mapping]] = ..., offer: _Optional[_Union[PushOffer, _Mapping]] = ...) -> None: ...
 
 class PushCredit(_message.Message):
     __slots__ = ("num_chunks",)
     NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     num_chunks: int
     def __init__(self, num_chunks: _Optional[int] = ...) -> None: ...
+
+class PushOffer(_message.Message):
+    __slots__ = ("num_slots", "slot_bytes", "token", "shared_memory")
+    NUM_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    num_slots: int
+    slot_bytes: int
+    token: bytes
+    shared_memory: SharedMemory
+    def __init__(self, num_slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., token: _Optional[bytes] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
+
+class SharedMemory(_message.Message):
+    __slots__ = ("pid", "fd")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    FD_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    fd: int
+    def __init__(self, pid: _Optional[int] = ..., fd: _Optional[int] = ...) -> None: ...
 
 class PushCommitted(_message.Message):
     __slots__ = ("num_bytes", "num_chunks")

@@ -16,14 +16,17 @@ import xxhash
 from baton.core.errors import (
     BatonError,
     InvalidRequest,
+    KvLayoutMismatch,
     KvTransferLost,
     RequestNotFound,
     StaleEpoch,
     Stalled,
 )
 from baton.core.handoff import Chunk, Manifest, Opening, Receiver, Span
+from baton.decode.regions import Regions
 from baton.decode.sessions import Session, Sessions
 from baton.engine.worker import EngineWorker
+from baton.rpc.shared_memory import ReceiverSlots, SlotOffer
 
 _NUM_WRITERS = 2
 
@@ -34,6 +37,8 @@ class ChunkFrame:
 
     chunk: Chunk
     payload: memoryview
+    slot_bytes: int = 0
+    """Payload bytes that lie in the chunk's slot instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,14 @@ class Intake:
         self,
         worker: EngineWorker,
         sessions: Sessions,
+        regions: Regions,
         *,
         num_credits: int,
         progress_timeout_s: float,
     ) -> None:
         self._engine = worker.engine
         self._sessions = sessions
+        self._regions = regions
         self._num_credits = num_credits
         self._progress_timeout_s = progress_timeout_s
         self._writers = ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="baton-intake")
@@ -86,7 +93,7 @@ class Intake:
 
     async def receive(
         self, frames: AsyncIterator[Frame]
-    ) -> AsyncGenerator[Credit | Committed, None]:
+    ) -> AsyncGenerator[SlotOffer | Credit | Committed, None]:
         """Serves one push to its end.
 
         Raises:
@@ -99,13 +106,15 @@ class Intake:
         if not isinstance(opening, Opening):
             raise KvTransferLost("the first frame of a push must open it")
         session = self._sessions.find(opening.reservation_id, opening.epoch)
-        receiver = Receiver(
-            session.reservation, self._sessions.expected(session), xxhash.xxh3_64_intdigest
-        )
+        expected = self._sessions.expected(session)
+        receiver = Receiver(session.reservation, expected, xxhash.xxh3_64_intdigest)
         receiver.open(opening)
-        push = _Push(self, self._sessions, session, receiver)
+        slots = self._regions.open(opening.transports, self._num_credits, expected.num_bytes)
+        push = _Push(self, self._sessions, session, receiver, slots)
         try:
             self._sessions.push_opened(session)
+            if slots is not None:
+                yield slots.offer
             yield Credit(self._num_credits)
             while True:
                 frame = await self._next(frames, session)
@@ -163,24 +172,35 @@ class Intake:
             payload,
         )
 
+    def end_region(self, slots: ReceiverSlots) -> None:
+        """Nothing is taken from a push's slots any more."""
+        self._regions.close(slots)
+
 
 class _Push:
     """One push, and its write under way."""
 
     def __init__(
-        self, intake: Intake, sessions: Sessions, session: Session, receiver: Receiver
+        self,
+        intake: Intake,
+        sessions: Sessions,
+        session: Session,
+        receiver: Receiver,
+        slots: ReceiverSlots | None,
     ) -> None:
         self._intake = intake
         self._sessions = sessions
         self._session = session
         self._receiver = receiver
+        self._slots = slots
         self._writing: asyncio.Future[None] | None = None
         self._is_closed = False
 
     async def write(self, frame: ChunkFrame) -> None:
         """Verifies and writes a chunk. When this is cancelled the write goes on: see `close`."""
-        self._receiver.chunk(frame.chunk, frame.payload)
-        self._writing = self._intake.start_write(self._session, frame.chunk.span, frame.payload)
+        payload = self._taken(frame) if frame.slot_bytes else frame.payload
+        self._receiver.chunk(frame.chunk, payload)
+        self._writing = self._intake.start_write(self._session, frame.chunk.span, payload)
         try:
             await asyncio.shield(self._writing)
         except (RequestNotFound, InvalidRequest) as error:
@@ -196,11 +216,22 @@ class _Push:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._slots is not None:
+            self._intake.end_region(self._slots)
         self._sessions.push_ended(self._session, error)
         if self._writing is None or self._writing.done():
             self._sessions.writes_ended(self._session)
         else:
             self._writing.add_done_callback(self._after_write)
+
+    def _taken(self, frame: ChunkFrame) -> memoryview:
+        """This side's own copy of what the sender put into a slot."""
+        if self._slots is None:
+            raise KvTransferLost("a chunk came in a slot, and none were offered")
+        try:
+            return self._slots.take(frame.chunk.sequence, frame.slot_bytes)
+        except ValueError as error:
+            raise KvLayoutMismatch(str(error)) from error
 
     def _after_write(self, done: asyncio.Future[None]) -> None:
         if not done.cancelled():

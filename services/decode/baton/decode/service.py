@@ -15,6 +15,7 @@ from baton.core.cluster import WorkerRates
 from baton.core.errors import BatonError, WorkerDraining
 from baton.decode import spans
 from baton.decode.intake import Intake
+from baton.decode.regions import Regions
 from baton.decode.servicer import DecodeServicer, KvTransferServicer, register
 from baton.decode.sessions import Session, Sessions
 from baton.decode.settings import DecodeSettings
@@ -23,6 +24,7 @@ from baton.engine.worker import EngineWorker
 from baton.rpc.convert import KvEvent, kv_event_to_bytes
 from baton.rpc.peers import CachePeer
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.rpc.shared_memory import parse_transports
 from baton.rpc.write_back import CacheAccess, WriteBack
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class DecodeService:
         intake = Intake(
             worker,
             sessions,
+            Regions(parse_transports(settings.kv_transports), settings.transport_bytes),
             num_credits=settings.credits,
             progress_timeout_s=settings.progress_timeout_s,
         )

@@ -29,6 +29,7 @@ from baton.rpc.convert import (
 from baton.rpc.convert_timing import slice_to_pb
 from baton.rpc.errors import public_message
 from baton.rpc.frames import decode_frame
+from baton.rpc.shared_memory import SlotOffer
 from baton.v1 import decode_pb2, decode_pb2_grpc, kv_transfer_pb2
 
 if TYPE_CHECKING:
@@ -230,11 +231,14 @@ def _frame_from_bytes(message: bytes) -> Frame:
             epoch=header.epoch,
             fingerprint=fingerprint_from_pb(header.open.fingerprint),
             worker_id=header.open.worker_id,
+            transports=tuple(header.open.transports),
         )
     if kind == "chunk":
         chunk = header.chunk
         span = Span(chunk.layer_start, chunk.layer_end, chunk.block_start, chunk.num_blocks)
-        return ChunkFrame(Chunk(header.epoch, chunk.sequence, span, chunk.checksum), payload)
+        return ChunkFrame(
+            Chunk(header.epoch, chunk.sequence, span, chunk.checksum), payload, chunk.slot_bytes
+        )
     if kind == "manifest":
         return _manifest_from_pb(header.manifest, header.epoch)
     return SignOfLife(header.epoch)
@@ -256,7 +260,17 @@ def _manifest_from_pb(manifest: kv_transfer_pb2.PushManifest, epoch: int) -> Man
     )
 
 
-def _answer_to_pb(answer: Credit | Committed) -> kv_transfer_pb2.PushResponse:
+def _answer_to_pb(answer: SlotOffer | Credit | Committed) -> kv_transfer_pb2.PushResponse:
+    if isinstance(answer, SlotOffer):
+        memory = kv_transfer_pb2.SharedMemory(pid=answer.pid, fd=answer.fd)
+        return kv_transfer_pb2.PushResponse(
+            offer=kv_transfer_pb2.PushOffer(
+                num_slots=answer.num_slots,
+                slot_bytes=answer.slot_bytes,
+                token=answer.token,
+                shared_memory=memory,
+            )
+        )
     if isinstance(answer, Credit):
         return kv_transfer_pb2.PushResponse(
             credit=kv_transfer_pb2.PushCredit(num_chunks=answer.num_chunks)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from baton.engine.config import EngineConfig
 from baton.rpc.settings import ServiceSettings, parse_cores
+from baton.rpc.shared_memory import parse_transports
 
 
 class DecodeSettings(ServiceSettings):
@@ -64,6 +65,16 @@ class DecodeSettings(ServiceSettings):
     """Blocks that may wait to be stored in the cache service; more are not. 0 stores none."""
     credits: int = Field(default=8, ge=1, le=1024)
     """Chunks that a push may have on their way."""
+    kv_transports: str = "shm,grpc"
+    """Ways for KV, best first, the last one "grpc": "shm" is memory shared on one machine."""
+    transport_bytes: int = Field(default=256 << 20, ge=0)
+    """Shared memory that pushes may have at once; those beyond it send over gRPC."""
+
+    @field_validator("kv_transports")
+    @classmethod
+    def _check_kv_transports(cls, value: str) -> str:
+        parse_transports(value)
+        return value
 
     def engine_config(self) -> EngineConfig:
         """What the engine is told."""

@@ -133,6 +133,16 @@ class FaultyCall(PushCall):
         """Sends the first frame."""
         await self._inner.open(opening)
 
+    @property
+    def transport(self) -> str:
+        """Name of what carries the bytes of chunks."""
+        return self._inner.transport
+
+    @property
+    def max_chunk_bytes(self) -> int:
+        """Most bytes that a chunk should have."""
+        return self._inner.max_chunk_bytes
+
     def room(self, sequence: int, num_bytes: int) -> memoryview:
         """Memory to put a chunk into."""
         return self._inner.room(sequence, num_bytes)

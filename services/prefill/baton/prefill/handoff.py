@@ -43,6 +43,8 @@ class PushTarget:
 class PushReport:
     """What a committed push was."""
 
+    transport: str
+    """What carried its bytes."""
     num_bytes: int
     num_blocks: int
     num_chunks: int
@@ -166,6 +168,7 @@ class Push:
 
     async def _send(self, call: PushCall) -> PushReport:
         num_sent = block_start = self._target.num_cached_blocks
+        await self._until(lambda: self._num_credits > 0)  # and then the transport is known
         while self._first is None or num_sent < self._num_blocks:
             await self._wait_for_blocks(call, num_sent)
             block_end = self._num_blocks if self._first else self._num_ready
@@ -177,6 +180,7 @@ class Push:
         await self._until(lambda: self._committed is not None)
         ended_at_s = time.monotonic()
         return PushReport(
+            transport=call.transport,
             num_bytes=self._sent.num_bytes,
             num_blocks=self._num_blocks - block_start,
             num_chunks=self._sent.num_chunks,

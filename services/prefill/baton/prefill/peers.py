@@ -10,13 +10,17 @@ import grpc
 
 from baton.core.errors import BatonError, ErrorReason, KvTransferLost, error_for
 from baton.core.handoff import Chunk, Manifest, Opening
+from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
 from baton.rpc.convert import fingerprint_to_pb, logprob_to_pb, reason_from_pb
 from baton.rpc.errors import error_from_rpc
 from baton.rpc.frames import encode_frame
+from baton.rpc.shared_memory import SenderSlots, SlotOffer
 from baton.v1 import kv_transfer_pb2
 
 _NOTHING = memoryview(b"")
+_MAX_FRAME_BYTES = 1 << 20
+"""Larger messages are slower over gRPC, and hold up what shares their connection."""
 _PUSH = "/baton.v1.KvTransferService/Push"
 _EOF = cast("Any", grpc.aio).EOF
 _SAYS_WHY = frozenset({
@@ -48,10 +52,15 @@ class Committed:
 class PushCall:
     """One push to a decode worker. `cancel` it when leaving early."""
 
-    max_chunk_bytes = 1 << 20
-    """Larger messages are slower over gRPC, and hold up what shares their connection."""
-
-    def __init__(self, channels: ChannelPool, address: str, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        channels: ChannelPool,
+        address: str,
+        *,
+        timeout_s: float,
+        transports: Transports | None = None,
+    ) -> None:
+        """Without `transports` the bytes of chunks come in the frames."""
         start: Any = channels.get(address, is_bulk=True).stream_stream(
             _PUSH,
             request_serializer=None,
@@ -59,9 +68,24 @@ class PushCall:
         )
         self._address = address
         self._call: Any = start(timeout=timeout_s)
+        self._transports = transports
+        self._wanted: list[str] = []
+        self._slots: SenderSlots | None = None
+
+    @property
+    def transport(self) -> str:
+        """Name of what carries the bytes of chunks."""
+        return "shm" if self._slots is not None else "grpc"
+
+    @property
+    def max_chunk_bytes(self) -> int:
+        """Most bytes that a chunk should have; known once there is credit."""
+        return self._slots.slot_bytes if self._slots is not None else _MAX_FRAME_BYTES
 
     async def open(self, opening: Opening) -> None:
         """Sends the first frame."""
+        if self._transports is not None:
+            self._wanted = self._transports.wanted(self._address)
         await self._write(
             kv_transfer_pb2.PushHeader(
                 epoch=opening.epoch,
@@ -71,17 +95,21 @@ class PushCall:
                     attempt=opening.attempt,
                     fingerprint=fingerprint_to_pb(opening.fingerprint),
                     worker_id=opening.worker_id,
+                    transports=self._wanted,
                 ),
             )
         )
 
-    def room(self, _sequence: int, num_bytes: int) -> memoryview:
+    def room(self, sequence: int, num_bytes: int) -> memoryview:
         """Memory to put a chunk into before it is sent; there must be credit for it."""
+        if self._slots is not None and num_bytes <= self._slots.slot_bytes:
+            return self._slots.slot(sequence, num_bytes)
         return memoryview(bytearray(num_bytes))
 
     async def chunk(self, chunk: Chunk, payload: memoryview) -> None:
         """Sends a chunk, which lies in its room."""
         span = chunk.span
+        is_in_slot = self._slots is not None and payload.nbytes <= self._slots.slot_bytes
         header = kv_transfer_pb2.PushHeader(
             epoch=chunk.epoch,
             chunk=kv_transfer_pb2.PushChunk(
@@ -91,9 +119,10 @@ class PushCall:
                 block_start=span.block_start,
                 num_blocks=span.num_blocks,
                 checksum=chunk.checksum,
+                slot_bytes=payload.nbytes if is_in_slot else 0,
             ),
         )
-        await self._write(header, payload)
+        await self._write(header, _NOTHING if is_in_slot else payload)
 
     async def sign_of_life(self, epoch: int) -> None:
         """Tells the receiver that there will be more."""
@@ -128,15 +157,19 @@ class PushCall:
         Raises:
             BatonError: what the receiver says, or KvTransferLost.
         """
-        try:
-            answer = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from error
-        if answer is _EOF:
-            raise KvTransferLost(f"the decode worker at {self._address} ended the push")
+        answer = await self._read()
+        if answer.HasField("offer"):
+            self._take(answer.offer)
+            answer = await self._read()
+        elif self._transports is not None and self._wanted and answer.HasField("credit"):
+            self._transports.declined(self._wanted[0])
+        self._wanted = []
         if answer.HasField("failed"):
             reason = reason_from_pb(answer.failed.reason)
-            raise self._as_sender(error_for(reason, answer.failed.message))
+            failure = error_for(reason, answer.failed.message)
+            if self._slots is not None and reason is ErrorReason.KV_CHECKSUM:
+                self._give_up(failure)
+            raise self._as_sender(failure)
         if answer.HasField("committed"):
             return Committed(answer.committed.num_bytes, answer.committed.num_chunks)
         return Credit(answer.credit.num_chunks)
@@ -144,6 +177,29 @@ class PushCall:
     def cancel(self) -> None:
         """Ends the call at once; harmless when it is over."""
         self._call.cancel()
+        self._slots = None
+
+    async def _read(self) -> kv_transfer_pb2.PushResponse:
+        try:
+            answer = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(error) from error
+        if answer is _EOF:
+            raise KvTransferLost(f"the decode worker at {self._address} ended the push")
+        return cast("kv_transfer_pb2.PushResponse", answer)
+
+    def _take(self, offer: kv_transfer_pb2.PushOffer) -> None:
+        memory = offer.shared_memory
+        if self._transports is not None and offer.num_slots and offer.slot_bytes:
+            self._slots = self._transports.open(
+                self._address,
+                SlotOffer(offer.num_slots, offer.slot_bytes, offer.token, memory.pid, memory.fd),
+            )
+
+    def _give_up(self, failure: BatonError) -> None:
+        """Has the next push to this worker go another way."""
+        if self._transports is not None:
+            self._transports.failed(self._address, self.transport, "checksum", failure)
 
     async def _write(
         self, header: kv_transfer_pb2.PushHeader, payload: memoryview = _NOTHING

@@ -23,9 +23,11 @@ from baton.prefill.prefix import PrefixSource
 from baton.prefill.servicer import PrefillServicer, register
 from baton.prefill.settings import PrefillSettings
 from baton.prefill.spans import Recorder
+from baton.prefill.transports import Transports
 from baton.rpc.convert import KvEvent, kv_event_to_bytes
 from baton.rpc.peers import CachePeer
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.rpc.shared_memory import parse_transports
 from baton.rpc.write_back import CacheAccess, WriteBack
 
 logger = logging.getLogger(__name__)
@@ -62,7 +64,17 @@ class PrefillService:
         runtime.members.on_change(self._warm_channels)
         self._loaded: Loaded | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._sent = runtime.metrics.counter("handoff_sent_bytes", "KV bytes pushed and committed")
+        self._sent = runtime.metrics.counter(
+            "handoff_sent_bytes", "KV bytes pushed and committed", ("transport",)
+        )
+        fallbacks = runtime.metrics.counter(
+            "handoff_fallbacks", "Transports that were not used though wanted", ("transport", "at")
+        )
+        self._transports = Transports(
+            parse_transports(runtime.settings.kv_transports),
+            clock=runtime.clock,
+            on_fallback=lambda name, at: fallbacks.labels(name, at).inc(),
+        )
         self._transfer_s = runtime.metrics.histogram(
             "handoff_duration_seconds", "From a push's first chunk to its commit"
         )
@@ -130,7 +142,7 @@ class PrefillService:
     def count(self, done: JobDone) -> None:
         """Counts a job that ended well."""
         if done.report is not None:
-            self._sent.inc(done.report.num_bytes)
+            self._sent.labels(done.report.transport).inc(done.report.num_bytes)
             self._transfer_s.observe(done.report.ended_at_s - done.report.began_at_s)
 
     def snapshot(self) -> ServiceSnapshot:
@@ -196,7 +208,12 @@ class PrefillService:
         loaded = self.loaded()
 
         def connect() -> PushCall:
-            call = PushCall(self._runtime.channels, target.address, timeout_s=_MAX_PUSH_S)
+            call = PushCall(
+                self._runtime.channels,
+                target.address,
+                timeout_s=_MAX_PUSH_S,
+                transports=self._transports,
+            )
             return call if faults == NO_FAULTS else FaultyCall(call, faults)
 
         return Push(

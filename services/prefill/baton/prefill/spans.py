@@ -40,6 +40,7 @@ class Recorder:
                     report.began_at_s,
                     report.ended_at_s,
                     {
+                        "baton.kv.transport": report.transport,
                         "baton.kv.bytes": report.num_bytes,
                         "baton.kv.blocks": report.num_blocks,
                         "baton.kv.chunks": report.num_chunks,

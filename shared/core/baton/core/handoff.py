@@ -29,6 +29,8 @@ class Opening:
     epoch: int
     fingerprint: Fingerprint
     worker_id: str
+    transports: tuple[str, ...] = ()
+    """What the sender can use for the bytes of chunks beside the stream, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,11 @@ class Expected:
     block_end: int
     num_tokens: int
     tokens_hash: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all its KV."""
+        return self.fingerprint.layout.block_bytes * (self.block_end - self.block_start)
 
 
 class Ledger:
