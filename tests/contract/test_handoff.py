@@ -137,6 +137,7 @@ async def test_a_request_that_ends_with_its_first_token_is_not_pushed(pair: Pair
     assert released.released_blocks >= 0
 
 
+@pytest.mark.parametrize("transports", ["shm,grpc", "grpc"])
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -151,12 +152,16 @@ async def test_a_request_that_ends_with_its_first_token_is_not_pushed(pair: Pair
     ],
 )
 async def test_a_broken_push_fails_both_calls_and_leaks_nothing(
-    model_path: Path, fault: str, reason: ErrorReason
+    model_path: Path, fault: str, reason: ErrorReason, transports: str
 ) -> None:
     prompt = _prompt(150)
     async with worker_pair(
         model_path,
-        prefill={"fault": f"{fault},times=1", "progress_timeout_s": 5.0},
+        prefill={
+            "fault": f"{fault},times=1",
+            "progress_timeout_s": 5.0,
+            "kv_transports": transports,
+        },
         decode={"progress_timeout_s": 0.5},
     ) as pair:
         grant = await pair.reserve(prompt)

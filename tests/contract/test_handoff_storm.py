@@ -62,15 +62,18 @@ async def _served(pair: Pair, prompt: list[int]) -> list[int]:
     return (await pair.generate(prompt, "last")).token_ids
 
 
+@pytest.mark.parametrize("transports", ["shm,grpc", "grpc"])
 @pytest.mark.parametrize("fault", ["", "corrupt_chunk=1,times=10", "wrong_epoch,times=10"])
-async def test_nothing_stays_behind(tmp_path: Path, fault: str) -> None:
+async def test_nothing_stays_behind(tmp_path: Path, fault: str, transports: str) -> None:
     model_path = make_tiny_model("llama", tmp_path / "tiny")
     rng = Random(fault)
     prompts = [[rng.randrange(256) for _ in range(rng.randrange(1, 200))] for _ in range(8)]
     reference = load_reference(model_path)
     expected = [list(reference_greedy(reference, prompt, 8)) for prompt in prompts]
     async with worker_pair(
-        model_path, prefill={"num_blocks": 64, "fault": fault}, decode={"num_blocks": 48}
+        model_path,
+        prefill={"num_blocks": 64, "fault": fault, "kv_transports": transports},
+        decode={"num_blocks": 48},
     ) as pair:
         picks = [rng.randrange(len(prompts)) for _ in range(NUM_REQUESTS)]
         outs = await asyncio.gather(

@@ -40,6 +40,11 @@ class ChunkFrame:
     slot_bytes: int = 0
     """Payload bytes that lie in the chunk's slot instead."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Payload bytes, wherever they are."""
+        return self.payload.nbytes or self.slot_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class SignOfLife:
@@ -122,7 +127,7 @@ class Intake:
                 if isinstance(frame, ChunkFrame):
                     received_at_s = session.progressed_at_s
                     await push.write(frame)
-                    self._sessions.chunk_arrived(session, received_at_s, frame.payload.nbytes)
+                    self._sessions.chunk_arrived(session, received_at_s, frame.num_bytes)
                     yield Credit(1)
                 elif isinstance(frame, Manifest):
                     receiver.manifest(frame)
