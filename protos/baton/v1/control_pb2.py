@@ -24,33 +24,34 @@ _sym_db = _symbol_database.Default()
 
 from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/control.proto\x12\x08\x62\x61ton.v1\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x1egoogle/protobuf/duration.proto\"\x12\n\x10GetStatusRequest\"b\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.baton.v1.ServiceStatus\x12$\n\x05rates\x18\x02 \x01(\x0b\x32\x15.baton.v1.WorkerRates\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\rDrainResponse\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\"\x16\n\x14GetKvSnapshotRequest\"R\n\x15GetKvSnapshotResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x0c\"O\n\x07KvEvent\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06stored\x18\x03 \x03(\x0c\x12\x0f\n\x07removed\x18\x04 \x03(\x0c\"\x98\x01\n\x0c\x41nnouncement\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.baton.v1.ServiceStatus\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\x12$\n\x05rates\x18\x04 \x01(\x0b\x32\x15.baton.v1.WorkerRates\"\x91\x01\n\x0bWorkerRates\x12\x1c\n\x14prefill_tokens_per_s\x18\x01 \x01(\x01\x12\x15\n\rdecode_step_s\x18\x02 \x01(\x01\x12\x1d\n\x15queued_prefill_tokens\x18\x03 \x01(\x04\x12\x18\n\x10push_bytes_per_s\x18\x04 \x01(\x01\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r2\xe2\x01\n\x0e\x43ontrolService\x12\x44\n\tGetStatus\x12\x1a.baton.v1.GetStatusRequest\x1a\x1b.baton.v1.GetStatusResponse\x12\x38\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x17.baton.v1.DrainResponse\x12P\n\rGetKvSnapshot\x12\x1e.baton.v1.GetKvSnapshotRequest\x1a\x1f.baton.v1.GetKvSnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/control.proto\x12\x08\x62\x61ton.v1\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x8b\x01\n\x11GetStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.baton.v1.ServiceStatus\x12$\n\x05rates\x18\x02 \x01(\x0b\x32\x15.baton.v1.WorkerRates\x12\'\n\x03now\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\x0c\x44rainRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"-\n\rDrainResponse\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\"\x16\n\x14GetKvSnapshotRequest\"R\n\x15GetKvSnapshotResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x0c\"O\n\x07KvEvent\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06stored\x18\x03 \x03(\x0c\x12\x0f\n\x07removed\x18\x04 \x03(\x0c\"\x98\x01\n\x0c\x41nnouncement\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.baton.v1.ServiceStatus\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\x12$\n\x05rates\x18\x04 \x01(\x0b\x32\x15.baton.v1.WorkerRates\"\x91\x01\n\x0bWorkerRates\x12\x1c\n\x14prefill_tokens_per_s\x18\x01 \x01(\x01\x12\x15\n\rdecode_step_s\x18\x02 \x01(\x01\x12\x1d\n\x15queued_prefill_tokens\x18\x03 \x01(\x04\x12\x18\n\x10push_bytes_per_s\x18\x04 \x01(\x01\x12\x14\n\x0cmax_num_seqs\x18\x05 \x01(\r2\xe2\x01\n\x0e\x43ontrolService\x12\x44\n\tGetStatus\x12\x1a.baton.v1.GetStatusRequest\x1a\x1b.baton.v1.GetStatusResponse\x12\x38\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x17.baton.v1.DrainResponse\x12P\n\rGetKvSnapshot\x12\x1e.baton.v1.GetKvSnapshotRequest\x1a\x1f.baton.v1.GetKvSnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATUSREQUEST']._serialized_start=94
-  _globals['_GETSTATUSREQUEST']._serialized_end=112
-  _globals['_GETSTATUSRESPONSE']._serialized_start=114
-  _globals['_GETSTATUSRESPONSE']._serialized_end=212
-  _globals['_DRAINREQUEST']._serialized_start=214
-  _globals['_DRAINREQUEST']._serialized_end=270
-  _globals['_DRAINRESPONSE']._serialized_start=272
-  _globals['_DRAINRESPONSE']._serialized_end=317
-  _globals['_GETKVSNAPSHOTREQUEST']._serialized_start=319
-  _globals['_GETKVSNAPSHOTREQUEST']._serialized_end=341
-  _globals['_GETKVSNAPSHOTRESPONSE']._serialized_start=343
-  _globals['_GETKVSNAPSHOTRESPONSE']._serialized_end=425
-  _globals['_KVEVENT']._serialized_start=427
-  _globals['_KVEVENT']._serialized_end=506
-  _globals['_ANNOUNCEMENT']._serialized_start=509
-  _globals['_ANNOUNCEMENT']._serialized_end=661
-  _globals['_WORKERRATES']._serialized_start=664
-  _globals['_WORKERRATES']._serialized_end=809
-  _globals['_CONTROLSERVICE']._serialized_start=812
-  _globals['_CONTROLSERVICE']._serialized_end=1038
+  _globals['_GETSTATUSREQUEST']._serialized_start=127
+  _globals['_GETSTATUSREQUEST']._serialized_end=145
+  _globals['_GETSTATUSRESPONSE']._serialized_start=148
+  _globals['_GETSTATUSRESPONSE']._serialized_end=287
+  _globals['_DRAINREQUEST']._serialized_start=289
+  _globals['_DRAINREQUEST']._serialized_end=345
+  _globals['_DRAINRESPONSE']._serialized_start=347
+  _globals['_DRAINRESPONSE']._serialized_end=392
+  _globals['_GETKVSNAPSHOTREQUEST']._serialized_start=394
+  _globals['_GETKVSNAPSHOTREQUEST']._serialized_end=416
+  _globals['_GETKVSNAPSHOTRESPONSE']._serialized_start=418
+  _globals['_GETKVSNAPSHOTRESPONSE']._serialized_end=500
+  _globals['_KVEVENT']._serialized_start=502
+  _globals['_KVEVENT']._serialized_end=581
+  _globals['_ANNOUNCEMENT']._serialized_start=584
+  _globals['_ANNOUNCEMENT']._serialized_end=736
+  _globals['_WORKERRATES']._serialized_start=739
+  _globals['_WORKERRATES']._serialized_end=884
+  _globals['_CONTROLSERVICE']._serialized_start=887
+  _globals['_CONTROLSERVICE']._serialized_end=1113
 # @@protoc_insertion_point(module_scope)

@@ -2,6 +2,7 @@ import datetime
 
 from baton.v1 import inference_pb2 as _inference_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -15,12 +16,14 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("status", "rates")
+    __slots__ = ("status", "rates", "now")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     RATES_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     status: _inference_pb2.ServiceStatus
     rates: WorkerRates
-    def __init__(self, status: _Optional[_Union[_inference_pb2.ServiceStatus, _Mapping]] = ..., rates: _Optional[_Union[WorkerRates, _Mapping]] = ...) -> None: ...
+    now: _timestamp_pb2.Timestamp
+    def __init__(self, status: _Optional[_Union[_inference_pb2.ServiceStatus, _Mapping]] = ..., rates: _Optional[_Union[WorkerRates, _Mapping]] = ..., now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("grace",)

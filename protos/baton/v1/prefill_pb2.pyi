@@ -115,3 +115,21 @@ class ReleasePrefillResponse(_message.Message):
     RELEASED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     released_blocks: int
     def __init__(self, released_blocks: _Optional[int] = ...) -> None: ...
+
+class MeasurePathRequest(_message.Message):
+    __slots__ = ("decode_worker_id", "num_bytes")
+    DECODE_WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    decode_worker_id: str
+    num_bytes: int
+    def __init__(self, decode_worker_id: _Optional[str] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class MeasurePathResponse(_message.Message):
+    __slots__ = ("num_bytes", "transfer", "round_trip")
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
+    num_bytes: int
+    transfer: _duration_pb2.Duration
+    round_trip: _duration_pb2.Duration
+    def __init__(self, num_bytes: _Optional[int] = ..., transfer: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., round_trip: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...

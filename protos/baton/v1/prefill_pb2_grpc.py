@@ -45,6 +45,11 @@ class PrefillServiceStub(object):
                 request_serializer=baton_dot_v1_dot_prefill__pb2.ReleasePrefillRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_prefill__pb2.ReleasePrefillResponse.FromString,
                 _registered_method=True)
+        self.MeasurePath = channel.unary_unary(
+                '/baton.v1.PrefillService/MeasurePath',
+                request_serializer=baton_dot_v1_dot_prefill__pb2.MeasurePathRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_prefill__pb2.MeasurePathResponse.FromString,
+                _registered_method=True)
 
 
 class PrefillServiceServicer(object):
@@ -67,6 +72,13 @@ class PrefillServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MeasurePath(self, request, context):
+        """Measures the way to a decode worker that this one knows, by sending it bytes that go nowhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PrefillServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +91,11 @@ def add_PrefillServiceServicer_to_server(servicer, server):
                     servicer.ReleasePrefill,
                     request_deserializer=baton_dot_v1_dot_prefill__pb2.ReleasePrefillRequest.FromString,
                     response_serializer=baton_dot_v1_dot_prefill__pb2.ReleasePrefillResponse.SerializeToString,
+            ),
+            'MeasurePath': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasurePath,
+                    request_deserializer=baton_dot_v1_dot_prefill__pb2.MeasurePathRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_prefill__pb2.MeasurePathResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +153,33 @@ class PrefillService(object):
             '/baton.v1.PrefillService/ReleasePrefill',
             baton_dot_v1_dot_prefill__pb2.ReleasePrefillRequest.SerializeToString,
             baton_dot_v1_dot_prefill__pb2.ReleasePrefillResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasurePath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.PrefillService/MeasurePath',
+            baton_dot_v1_dot_prefill__pb2.MeasurePathRequest.SerializeToString,
+            baton_dot_v1_dot_prefill__pb2.MeasurePathResponse.FromString,
             options,
             channel_credentials,
             insecure,

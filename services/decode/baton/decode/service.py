@@ -151,6 +151,7 @@ class DecodeService:
             num_waiting=stats.num_waiting,
             stats={
                 **stats.counters,
+                "num_kv_blocks": loaded.engine.num_kv_blocks,
                 "reservations": len(loaded.sessions),
                 "leases_expired": loaded.sessions.num_leases_expired,
                 "stored_blocks": loaded.write_back.num_stored_blocks,

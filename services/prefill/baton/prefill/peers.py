@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from baton.core.handoff import Chunk, Manifest, Opening
 from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
 from baton.rpc.convert import fingerprint_to_pb, logprob_to_pb, reason_from_pb
-from baton.rpc.errors import error_from_rpc
+from baton.rpc.errors import error_from_rpc, rpc_errors
 from baton.rpc.frames import encode_frame
 from baton.rpc.shared_memory import SenderSlots, SlotOffer
 from baton.v1 import kv_transfer_pb2
@@ -22,6 +23,9 @@ _NOTHING = memoryview(b"")
 _MAX_FRAME_BYTES = 1 << 20
 """Larger messages are slower over gRPC, and hold up what shares their connection."""
 _PUSH = "/baton.v1.KvTransferService/Push"
+_PROBE = "/baton.v1.KvTransferService/Probe"
+_PROBE_CHUNK_BYTES = 1 << 20
+_PROBE_TIMEOUT_S = 20.0
 _EOF = cast("Any", grpc.aio).EOF
 _SAYS_WHY = frozenset({
     ErrorReason.STALE_EPOCH,
@@ -32,6 +36,52 @@ _SAYS_WHY = frozenset({
     ErrorReason.DEADLINE,
 })
 """Reasons that a receiver gives itself; all others mean that it is not reachable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What the way to a decode worker is like."""
+
+    num_bytes: int
+    """Bytes that arrived."""
+    transfer_s: float
+    round_trip_s: float
+
+
+async def measure_path(channels: ChannelPool, address: str, num_bytes: int) -> Path:
+    """Sends bytes that go nowhere, over the connection that pushes use.
+
+    Raises:
+        BatonError: the worker cannot be reached.
+    """
+    await _probe(channels, address, 0)  # connects
+    _, round_trip_s = await _probe(channels, address, 0)
+    num_arrived, transfer_s = await _probe(channels, address, num_bytes)
+    return Path(num_arrived, transfer_s, round_trip_s)
+
+
+async def _probe(channels: ChannelPool, address: str, num_bytes: int) -> tuple[int, float]:
+    """Bytes that arrived, and the time from the first write to the answer."""
+    start: Any = channels.get(address, is_bulk=True).stream_unary(
+        _PROBE,
+        request_serializer=None,
+        response_deserializer=kv_transfer_pb2.ProbeResponse.FromString,
+    )
+    call = start(timeout=_PROBE_TIMEOUT_S)
+    began_at_s = time.monotonic()
+    try:
+        with rpc_errors():
+            for sent in range(0, max(1, num_bytes), _PROBE_CHUNK_BYTES):
+                payload = bytes(min(_PROBE_CHUNK_BYTES, num_bytes - sent))
+                # The payload is field 1 of its message, as a frame's header is.
+                await call.write(encode_frame(payload, b""))
+            await call.done_writing()
+            answer = await call
+    except asyncio.InvalidStateError as error:
+        raise KvTransferLost(f"the decode worker at {address} ended the probe") from error
+    finally:
+        call.cancel()
+    return int(answer.num_bytes), time.monotonic() - began_at_s
 
 
 @dataclass(frozen=True, slots=True)

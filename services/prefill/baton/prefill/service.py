@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import grpc
 
 from baton.core.cluster import ClusterView, WorkerRates
-from baton.core.errors import WorkerDraining
+from baton.core.errors import RequestNotFound, WorkerDraining
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
 from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, FaultyCall
 from baton.prefill.handoff import Push, PushTarget
 from baton.prefill.jobs import Job, JobDone, Jobs
-from baton.prefill.peers import PushCall
+from baton.prefill.peers import Path, PushCall, measure_path
 from baton.prefill.prefix import PrefixSource
 from baton.prefill.servicer import PrefillServicer, register
 from baton.prefill.settings import PrefillSettings
@@ -158,6 +158,7 @@ class PrefillService:
             num_waiting=stats.num_waiting,
             stats={
                 **stats.counters,
+                "num_kv_blocks": loaded.engine.num_kv_blocks,
                 "jobs": len(loaded.jobs),
                 "holds": loaded.jobs.num_holds,
                 "holds_expired": loaded.jobs.num_holds_expired,
@@ -175,6 +176,18 @@ class PrefillService:
                 max_num_seqs=self._settings.max_num_seqs,
             ),
         )
+
+    async def measure_path(self, decode_worker_id: str, num_bytes: int) -> Path:
+        """What the way to a decode worker is like.
+
+        Raises:
+            RequestNotFound: no such worker is known here.
+            BatonError: it cannot be reached.
+        """
+        member = self._runtime.members.view().get(decode_worker_id)
+        if member is None or member.status.role != "decode":
+            raise RequestNotFound(f"decode worker {decode_worker_id!r} is not known here")
+        return await measure_path(self._runtime.channels, member.status.address, num_bytes)
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:
         """Hashes in the prefix cache."""

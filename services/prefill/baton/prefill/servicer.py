@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from baton.prefill.service import PrefillService
 
 MAX_SALT_CHARS = 256
+MAX_PROBE_BYTES = 64 << 20
 _Context = grpc.aio.ServicerContext[Any, Any]
 _PREFILL = "baton.v1.PrefillService"
 
@@ -61,6 +62,19 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
             raise InvalidRequest("request_id must be set")
         num_blocks = self._service.loaded().jobs.release(request.request_id, request.attempt)
         return prefill_pb2.ReleasePrefillResponse(released_blocks=num_blocks)
+
+    async def MeasurePath(
+        self, request: prefill_pb2.MeasurePathRequest, context: _Context
+    ) -> prefill_pb2.MeasurePathResponse:
+        """Sends bytes to a decode worker and says how long that took."""
+        if not 0 < request.num_bytes <= MAX_PROBE_BYTES:
+            raise InvalidRequest(f"num_bytes must be in [1, {MAX_PROBE_BYTES}]")
+        path = await self._service.measure_path(request.decode_worker_id, request.num_bytes)
+        return prefill_pb2.MeasurePathResponse(
+            num_bytes=path.num_bytes,
+            transfer=duration_to_pb(path.transfer_s),
+            round_trip=duration_to_pb(path.round_trip_s),
+        )
 
 
 def register(server: grpc.aio.Server, servicer: PrefillServicer) -> list[str]:

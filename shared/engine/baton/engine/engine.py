@@ -183,6 +183,11 @@ class Engine:
         with self._state.lock:
             return len(self._state.pool.match(hashes))
 
+    @property
+    def num_kv_blocks(self) -> int:
+        """Blocks in the pool, in whatever state."""
+        return self._state.pool.num_blocks
+
     def kv_counts(self) -> dict[str, int]:
         """Blocks by lower-case state name; they sum to all blocks."""
         with self._state.lock:

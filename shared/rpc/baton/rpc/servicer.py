@@ -41,10 +41,12 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
     ) -> control_pb2.GetStatusResponse:
         """State and load."""
         announcement = self._describe()
-        return control_pb2.GetStatusResponse(
+        response = control_pb2.GetStatusResponse(
             status=convert.status_to_pb(announcement.status),
             rates=convert.rates_to_pb(announcement.rates),
         )
+        response.now.GetCurrentTime()
+        return response
 
     async def Drain(
         self, request: control_pb2.DrainRequest, context: _Context
