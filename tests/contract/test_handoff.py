@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -89,13 +91,43 @@ async def test_blocks_are_pushed_while_the_rest_is_computed(pair: Pair) -> None:
     assert 0.0 <= exposed_s < transfer_s
 
 
+async def test_a_prompt_of_one_step_is_pushed_while_it_is_computed(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = _prompt(60)
+    async with worker_pair(model_path, prefill={"layer_group_bytes": 1}) as pair:
+        sampler = pair.prefill.engine._steps._sampler
+        sample, may_sample = sampler.sample, threading.Event()
+
+        def sample_late(*arguments: Any) -> Any:
+            assert may_sample.wait(20)
+            return sample(*arguments)
+
+        monkeypatch.setattr(sampler, "sample", sample_late)
+        generating = asyncio.create_task(pair.generate(prompt))
+        intake = pair.decode.service.loaded().intake
+        num_bytes = 4 * pair.decode.engine.fingerprint.layout.block_bytes
+        try:
+            await eventually(lambda: intake.num_bytes == num_bytes)
+        finally:
+            may_sample.set()
+        out = await generating
+        assert out.token_ids == list(reference_greedy(load_reference(model_path), prompt, 8))
+        assert out.done.bytes == num_bytes
+        await _assert_clean(pair)
+
+
 async def test_blocks_that_decode_has_are_not_sent(pair: Pair) -> None:
     prompt = _prompt(80)
+    received = pair.decode.service.loaded().intake
+    block_bytes = pair.decode.engine.fingerprint.layout.block_bytes
     first = await pair.generate(prompt, "req", 1)
+    assert received.num_bytes == first.done.bytes == 5 * block_bytes
     second = await pair.generate(prompt, "req", 2)
     assert second.token_ids == first.token_ids
     assert first.done.blocks == 5
     assert second.done.blocks == 1
+    assert received.num_bytes - first.done.bytes == second.done.bytes == block_bytes
     assert second.started.cached_tokens == 64
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import random
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -22,9 +21,9 @@ from baton.core.handoff import (
     Manifest,
     Opening,
     Receiver,
-    split,
 )
 from baton.core.hashing import Fingerprint, KvLayout
+from baton.core.outgoing import Outgoing
 from baton.core.reservation import Reservation, ReservationState, ReservationTable
 
 LAYOUT = KvLayout(block_size=4, dtype="float32", num_kv_heads=(2, 1, 2), head_dim=(4, 8, 4))
@@ -48,7 +47,9 @@ def _push(block_start: int, block_end: int, max_chunk_bytes: int, epoch: int = 1
     ledger = Ledger(_digest)
     rng = random.Random(block_end)
     chunks = []
-    for span in split(LAYOUT, block_start, block_end, max_chunk_bytes):
+    outgoing = Outgoing(LAYOUT, block_start, block_end)
+    outgoing.blocks_ready(block_end)
+    while (span := outgoing.take(max_chunk_bytes)) is not None:
         payload = rng.randbytes(span.num_bytes(LAYOUT))
         chunks.append((Chunk(epoch, ledger.num_chunks, span, _digest(payload)), payload))
         ledger.add(len(payload), _digest(payload))
@@ -93,19 +94,6 @@ pushes = st.builds(
     st.integers(1, 9),
     st.integers(1, 4000),
 )
-
-
-@given(st.integers(0, 9), st.integers(0, 20), st.integers(1, 5000))
-def test_split_covers_every_block_of_every_layer_once(start: int, num: int, limit: int) -> None:
-    seen = []
-    for span in split(LAYOUT, start, start + num, limit):
-        is_smallest = span.num_blocks == 1 and span.layer_end == span.layer_start + 1
-        assert span.num_bytes(LAYOUT) <= limit or is_smallest
-        seen += itertools.product(
-            range(span.layer_start, span.layer_end),
-            range(span.block_start, span.block_start + span.num_blocks),
-        )
-    assert sorted(seen) == list(itertools.product(range(3), range(start, start + num)))
 
 
 @given(pushes)

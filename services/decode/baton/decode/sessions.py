@@ -30,7 +30,7 @@ from baton.core.reservation import Reservation, ReservationState, ReservationTab
 from baton.core.sequence import SequenceSpec
 from baton.core.timeline import Slice, Slices
 from baton.decode.outbox import Outbox, Timings, TokenBatch, merge
-from baton.engine.events import BlocksReady, Event, Failed, Grant, Started, Tokens
+from baton.engine.events import BlocksReady, Event, Failed, Grant, LayersReady, Started, Tokens
 from baton.engine.worker import EngineWorker
 
 logger = logging.getLogger(__name__)
@@ -369,7 +369,7 @@ class Sessions:
                     session.num_cached_tokens = event.num_cached_tokens
                 case Failed():
                     self.release(session, event.error)
-                case BlocksReady():
+                case LayersReady() | BlocksReady():
                     pass
         except Stalled as error:
             self.release(session, error)

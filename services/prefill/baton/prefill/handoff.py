@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import xxhash
 
 from baton.core.errors import BatonError, KvTransferLost, Stalled
-from baton.core.handoff import Chunk, Ledger, Manifest, Opening, Span, split
+from baton.core.handoff import Chunk, Ledger, Manifest, Opening, Span
 from baton.core.hashing import tokens_hash
+from baton.core.outgoing import Outgoing
 from baton.core.sampling import TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
@@ -93,7 +94,7 @@ class Push:
         self._progress_timeout_s = progress_timeout_s
         self._layout = engine.fingerprint.layout
         self._num_blocks = -(-len(spec.token_ids) // self._layout.block_size)
-        self._num_ready = 0
+        self._outgoing = Outgoing(self._layout, target.num_cached_blocks, self._num_blocks)
         self._first: _FirstToken | None = None
         self._num_credits = 0
         self._committed: Committed | None = None
@@ -106,13 +107,18 @@ class Push:
 
     def ready(self, num_blocks: int) -> None:
         """The first `num_blocks` blocks can be read."""
-        self._num_ready = max(self._num_ready, num_blocks)
+        self._outgoing.blocks_ready(num_blocks)
+        self._news.set()
+
+    def layers_ready(self, num_blocks: int, layer_end: int) -> None:
+        """Of the first `num_blocks` blocks, the layers before `layer_end` can be read."""
+        self._outgoing.layers_ready(num_blocks, layer_end)
         self._news.set()
 
     def finish(self, token_id: int, logprob: TokenLogprob | None, at_s: float) -> None:
         """All blocks can be read, and this is the first token."""
         self._first = _FirstToken(token_id, logprob, at_s)
-        self._news.set()
+        self.ready(self._num_blocks)
 
     async def run(self, request_id: str, attempt: int, worker_id: str) -> PushReport:
         """Does the push.
@@ -167,14 +173,16 @@ class Push:
         return self._failure or error
 
     async def _send(self, call: PushCall) -> PushReport:
-        num_sent = block_start = self._target.num_cached_blocks
+        block_start = self._target.num_cached_blocks
         await self._until(lambda: self._num_credits > 0)  # and then the transport is known
-        while self._first is None or num_sent < self._num_blocks:
-            await self._wait_for_blocks(call, num_sent)
-            block_end = self._num_blocks if self._first else self._num_ready
-            for span in split(self._layout, num_sent, block_end, call.max_chunk_bytes):
+        while not self._outgoing.is_empty:
+            span = self._outgoing.take(call.max_chunk_bytes)
+            if span is None:
+                await self._wait_for_computation(call)
+            else:
                 await self._send_chunk(call, span)
-            num_sent = max(num_sent, block_end)
+        while self._first is None:
+            await self._wait_for_computation(call)
         await call.manifest(self._manifest(self._first, block_start))
         await call.end()
         await self._until(lambda: self._committed is not None)
@@ -230,14 +238,13 @@ class Push:
             first_logprob=first.logprob,
         )
 
-    async def _wait_for_blocks(self, call: PushCall, num_sent: int) -> None:
-        """Waits for the computation, however long, and tells the receiver so meanwhile."""
+    async def _wait_for_computation(self, call: PushCall) -> None:
+        """Waits for news of it, and gives the receiver a sign of life when there are none."""
         interval_s = min(_MAX_SIGN_OF_LIFE_INTERVAL_S, self._progress_timeout_s / 3)
         waits_since_s = time.monotonic()
-        while self._first is None and self._num_ready <= num_sent:
-            if not await self._has_news(interval_s):
-                async with asyncio.timeout(self._progress_timeout_s):
-                    await call.sign_of_life(self._target.epoch)
+        if not await self._has_news(interval_s):
+            async with asyncio.timeout(self._progress_timeout_s):
+                await call.sign_of_life(self._target.epoch)
         if self._began_at_s:
             self._idle_s += time.monotonic() - waits_since_s
 

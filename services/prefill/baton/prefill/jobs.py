@@ -18,7 +18,7 @@ from baton.core.errors import BatonError, Internal, StaleEpoch
 from baton.core.sampling import FinishReason, TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.core.timeline import Slice
-from baton.engine.events import BlocksReady, Event, Failed, Started, Tokens
+from baton.engine.events import BlocksReady, Event, Failed, LayersReady, Started, Tokens
 from baton.engine.worker import EngineWorker
 from baton.prefill.faults import Faults
 from baton.prefill.handoff import Push, PushReport, PushTarget
@@ -135,6 +135,7 @@ class Jobs:
     ) -> None:
         self._worker = worker
         self._engine = worker.engine
+        self._block_size = worker.engine.fingerprint.layout.block_size
         self._prefix = prefix
         self._worker_id = worker_id
         self._make_push = make_push
@@ -262,7 +263,10 @@ class Jobs:
                         started_at_s = event.at_s
                         progress.started(event.at_s, event.num_cached_tokens)
                         pushing.start()
+                        pushing.ready(event.num_cached_tokens // self._block_size)
                         yield self._started(event, arrived_at_s, num_fetched)
+                    case LayersReady() if not faults.delay_chunk_s:
+                        pushing.layers_ready(event.num_blocks, event.layer_end)
                     case BlocksReady():
                         progress.computed(event.num_blocks, event.at_s)
                         if faults.delay_chunk_s:
@@ -293,13 +297,12 @@ class Jobs:
                 yield JobDone(None)
 
     def _started(self, event: Started, arrived_at_s: float, num_fetched: int) -> JobStarted:
-        block_size = self._engine.fingerprint.layout.block_size
         return JobStarted(
             arrived_at_s=arrived_at_s,
             at_s=event.at_s,
             queue_s=event.at_s - arrived_at_s,
             cached_tokens=event.num_cached_tokens,
-            fetched_tokens=min(num_fetched * block_size, event.num_cached_tokens),
+            fetched_tokens=min(num_fetched * self._block_size, event.num_cached_tokens),
         )
 
     def begin_push(self, job: Job, faults: Faults) -> Push | None:
@@ -343,6 +346,11 @@ class _Pushing:
         """So many blocks can be sent."""
         if self._push is not None:
             self._push.ready(num_blocks)
+
+    def layers_ready(self, num_blocks: int, layer_end: int) -> None:
+        """Of so many blocks, the layers before `layer_end` can be sent."""
+        if self._push is not None:
+            self._push.layers_ready(num_blocks, layer_end)
 
     def finish(self, token: JobFirstToken) -> None:
         """The rest can be sent, and the manifest."""

@@ -52,6 +52,9 @@ class PrefillSettings(ServiceSettings):
     """Inputs that share a scale; for int4."""
     quantize_lm_head: bool = False
     """Round the output layer too."""
+    layer_group_bytes: int = Field(default=512 << 10, ge=1)
+    """A prompt's KV is handed over by groups of layers of about this size while a step computes;
+    KV of a step that is not more is handed over after it."""
     hold_lease_s: float = Field(default=30.0, gt=0.0, le=3600.0)
     """A prompt's KV is kept for a fail-over for at most this long after its hand-off."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
@@ -96,4 +99,5 @@ class PrefillSettings(ServiceSettings):
             quantization=self.quantization,
             quantization_group_size=self.quantization_group_size,
             quantize_lm_head=self.quantize_lm_head,
+            layer_group_bytes=self.layer_group_bytes,
         )

@@ -7,7 +7,7 @@ belongs to one event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from baton.core.errors import KvChecksum, KvLayoutMismatch, StaleEpoch
@@ -234,25 +234,3 @@ class Receiver:
                 f"{block_end}) are outside of layers [0, {len(self._written)}), blocks "
                 f"[{expected.block_start}, {expected.block_end})"
             )
-
-
-def split(
-    layout: KvLayout, block_start: int, block_end: int, max_chunk_bytes: int
-) -> Iterator[Span]:
-    """Cuts blocks into spans of at most `max_chunk_bytes`, as far as one block of one layer allows.
-
-    Whole blocks stay together where they fit; larger ones are cut between layers.
-    """
-    num_layers = layout.num_layers
-    blocks_per_chunk = max(1, max_chunk_bytes // layout.block_bytes)
-    for start in range(block_start, block_end, blocks_per_chunk):
-        num_blocks = min(blocks_per_chunk, block_end - start)
-        layer_start = 0
-        while layer_start < num_layers:
-            layer_end = num_layers
-            while layer_end > layer_start + 1 and (
-                layout.layers_block_bytes(layer_start, layer_end) * num_blocks > max_chunk_bytes
-            ):
-                layer_end -= 1
-            yield Span(layer_start, layer_end, start, num_blocks)
-            layer_start = layer_end

@@ -7,7 +7,7 @@ new K and V into the pool and lets a backend attend.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -82,6 +82,7 @@ class PagedAttention:
         self._backends: Mapping[int, AttentionBackend] = {}
         self._kv: KvCache | None = None
         self._batch: AttentionBatch | None = None
+        self._on_written: Callable[[int], None] | None = None
         # No mask function goes with it: transformers then makes no mask at all.
         AttentionInterface.register(self.name, self)
 
@@ -102,9 +103,13 @@ class PagedAttention:
         self._kv = None
         self._batch = None
 
-    def use(self, batch: AttentionBatch) -> None:
-        """Sets the batch that the next forward computes."""
+    def use(self, batch: AttentionBatch, on_written: Callable[[int], None] | None = None) -> None:
+        """Sets the batch that the next forward computes.
+
+        `on_written` is called with each layer whose K and V of the batch are in the pool.
+        """
         self._batch = batch
+        self._on_written = on_written
 
     def __call__(
         self,
@@ -130,6 +135,8 @@ class PagedAttention:
         keys, values = self._kv.keys[layer], self._kv.values[layer]
         for pool, new in ((keys, key), (values, value)):
             pool.view(-1, *pool.shape[2:]).index_copy_(0, self._batch.slots, new[0].transpose(0, 1))
+        if self._on_written is not None:
+            self._on_written(layer)
         options = AttentionOptions(
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
             window=kwargs.get("sliding_window"),

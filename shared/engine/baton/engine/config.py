@@ -47,6 +47,9 @@ class EngineConfig:
     num_draft_tokens: int = 4
     headroom_tokens: int = 64
     """Output tokens that a reservation has room for."""
+    layer_group_bytes: int | None = None
+    """KV of a step's prompts is announced by groups of layers of about this size, while the step
+    computes. None announces it after the step only."""
     prepack_linears: bool = True
     """Use pre-packed oneDNN linears where this CPU and dtype have them."""
     quantization: str | None = None
@@ -81,6 +84,7 @@ class EngineConfig:
             "max_num_waiting",
             "num_threads",
             "num_draft_tokens",
+            "layer_group_bytes",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

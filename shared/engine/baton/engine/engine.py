@@ -6,7 +6,7 @@ held while planning and updating, never while a model runs or KV bytes are copie
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from baton.core.blocks import BlockPool
 from baton.core.errors import BatonError, InvalidRequest, Unsupported
@@ -259,6 +259,10 @@ class Engine:
         with self._state.lock:
             events, self._state.outbox = self._state.outbox, []
             return events
+
+    def deliver_with(self, deliver: Callable[[], None]) -> None:
+        """Has `deliver` called on the engine thread when a step has events before it ends."""
+        self._state.deliver = deliver
 
     def fail_all(self, error: BatonError) -> None:
         """Ends every sequence with an error, and refuses new ones with it."""

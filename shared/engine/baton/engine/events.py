@@ -30,6 +30,19 @@ class BlocksReady:
 
 
 @dataclass(frozen=True, slots=True)
+class LayersReady:
+    """Of the first `num_blocks` blocks, the layers before `layer_end` can be read.
+
+    Sent while the step that completes these blocks computes.
+    """
+
+    seq_id: str
+    num_blocks: int
+    layer_end: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """Output tokens of one step. The event with a finish reason is the last one."""
 
@@ -60,7 +73,7 @@ class Failed:
     error: BatonError
 
 
-Event = Started | BlocksReady | Tokens | Failed
+Event = Started | LayersReady | BlocksReady | Tokens | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -20,14 +20,20 @@ class ModelRunner:
         model.attention.attach(self.kv)
 
     @torch.inference_mode()
-    def forward(self, rows: Sequence[Row]) -> torch.Tensor:
+    def forward(
+        self, rows: Sequence[Row], on_written: Callable[[int], None] | None = None
+    ) -> torch.Tensor:
         """Computes rows, writes their KV, and returns the logits that they want.
+
+        Args:
+            rows: what to compute.
+            on_written: called with each layer whose KV is written.
 
         Returns:
             float32 [sum of num_logits, vocab_size], in the order of `rows`.
         """
         inputs = make_inputs(rows, self.kv.layout.block_size, self.kv.device)
-        self.model.attention.use(inputs.batch)
+        self.model.attention.use(inputs.batch, on_written)
         output = self.model.module(
             input_ids=inputs.input_ids,
             position_ids=inputs.position_ids,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from baton.core.blocks import BlockPool, BlockState
 from baton.core.errors import BatonError, InvalidRequest, QueueFull, RequestNotFound
@@ -33,6 +34,8 @@ class EngineState:
         self.waiting: dict[str, Sequence] = {}
         """To be computed, or ready for a place in the batch."""
         self.outbox: list[Event] = []
+        self.deliver: Callable[[], None] = _nobody_listens
+        """Has the outbox emptied while a step computes. Called without `lock`."""
         self.counters: Counter[str] = Counter()
         self._digest = digest
         self._quarantined: dict[str, list[int]] = {}
@@ -206,3 +209,7 @@ class EngineState:
         self.pool.set_stage(sequence.block_table, BlockState.READY)
         self.waiting[sequence.seq_id] = sequence
         self.publish(sequence)
+
+
+def _nobody_listens() -> None:
+    """Events wait for the end of the step."""

@@ -16,6 +16,7 @@ from baton.core.sequence import SequenceStatus
 from baton.engine.config import EngineConfig
 from baton.engine.events import BlocksReady, Failed, Started, Tokens
 from baton.engine.inputs import Row
+from baton.engine.layers import Completed, layer_news
 from baton.engine.reservations import finish_reason
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampled, Sampler
@@ -70,6 +71,11 @@ class _Work:
     def num_known(self) -> int:
         """Known tokens computed."""
         return self.item.num_tokens - self.item.num_draft_tokens
+
+    def num_complete_blocks(self, block_size: int) -> int:
+        """Leading blocks that nothing is written to after this step, but for output."""
+        end = self.item.start + self.num_known
+        return -(-end // block_size) if self.item.is_sampled else end // block_size
 
     @property
     def row(self) -> Row:
@@ -253,7 +259,14 @@ class StepLoop:
             drafts = self._drafter.propose(wanted) if wanted else {}
             for entry in work:
                 entry.drafts = drafts.get(entry.sequence.seq_id, [])
-        logits = self._runner.forward([entry.row for entry in work])
+        size = self._state.pool.block_size
+        prompts = [
+            Completed(entry.sequence, entry.item.start // size, entry.num_complete_blocks(size))
+            for entry in work
+            if entry.sequence.spec.prefill_only
+        ]
+        news = layer_news(self._state, prompts, self._runner.kv.layout)
+        logits = self._runner.forward([entry.row for entry in work], news)
         if any(entry.num_prompt_logits for entry in work):
             logits = self._read_prompts(logits, work)
         sampling = [entry for entry in work if entry.item.is_sampled]
@@ -316,9 +329,7 @@ class StepLoop:
         )
         state.publish(sequence)
         if sequence.spec.prefill_only:
-            num_ready = sequence.num_computed_tokens // state.pool.block_size
-            if tokens is not None:
-                num_ready = -(-sequence.num_computed_tokens // state.pool.block_size)
+            num_ready = entry.num_complete_blocks(state.pool.block_size)
             state.outbox.append(BlocksReady(sequence.seq_id, num_ready, now))
         if tokens is None:
             return

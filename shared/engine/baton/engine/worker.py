@@ -126,6 +126,7 @@ class EngineWorker:
         except Exception as error:  # noqa: BLE001 - whoever awaits `start` gets it
             self._call(self._set_loaded, None, error)
             return
+        engine.deliver_with(lambda: self._send(engine.drain_events()))
         self._call(self._set_loaded, engine, None)
         try:
             while not self._is_stopping:
