@@ -32,6 +32,7 @@ import torch
 from transformers.utils import logging
 
 from benchmarks.engine.shapes import NAMES, model_directory
+from benchmarks.handoff.bandwidth import TRANSPORTS, measure
 from benchmarks.handoff.overlap import OverlapFigures, measure_overlap
 from benchmarks.handoff.prefix import PrefixFigures, measure_prefix
 
@@ -72,6 +73,28 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def show_bandwidth() -> dict[str, Any]:
+    """Measures and prints what the transports carry; returns the figures, null where one fails."""
+    figures: dict[str, Any] = {}
+    copies = []
+    for transport in TRANSPORTS:
+        note(f"64 MiB between two processes over {transport}")
+        try:
+            found = measure(transport)
+        except RuntimeError as error:
+            say(f"{transport}: {error}")
+            figures[f"{transport}_gb_s"] = None
+            continue
+        copies.append(found.memcpy_gb_per_s)
+        figures[f"{transport}_gb_s"] = round(found.gb_per_s, 2)
+        say(
+            f"{transport}: {found.gb_per_s:.2f} GB/s (best {found.best_gb_per_s:.2f}), "
+            f"memcpy {found.memcpy_gb_per_s:.2f} GB/s"
+        )
+    figures["memcpy_gb_s"] = round(median(copies), 2) if copies else None
+    return figures
+
+
 def show_overlap(figures: OverlapFigures) -> dict[str, Any]:
     """Prints what a hand-off adds; returns the figures."""
     alone_s = median(one.first_token_s for one in figures.alone)
@@ -110,7 +133,7 @@ async def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     logs = options.logs or scratch
     logs.mkdir(parents=True, exist_ok=True)
     sizes = (model, logs, options.tokens, options.rounds, note)
-    figures: dict[str, Any] = {"model": options.model, "tokens": options.tokens}
+    figures: dict[str, Any] = {}
     if "overlap" in options.only:
         figures |= show_overlap(await measure_overlap(*sizes))
     if "prefix" in options.only:
@@ -125,8 +148,11 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     say(f"{options.model}, {options.tokens} tokens, {len(os.sched_getaffinity(0))} cores")
     started_s = time.monotonic()
+    figures: dict[str, Any] = {"model": options.model, "tokens": options.tokens}
+    if "bandwidth" in options.only:
+        figures |= show_bandwidth()
     with tempfile.TemporaryDirectory(prefix="baton-benchmark-") as scratch:
-        figures = asyncio.run(run(options, Path(scratch)))
+        figures |= asyncio.run(run(options, Path(scratch)))
     say(f"measured in {time.monotonic() - started_s:.0f} s")
     if options.json:
         say(json.dumps(figures))
