@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from baton.core.hashing import block_hashes, root_hash
+from baton.core.replicas import owner
+from baton.rpc.convert import status_from_pb
 from tests.support.eventually import eventually
 from tests.support.system import Process, System, collect
 from tests.support.tiny_models import make_tiny_model
@@ -15,6 +18,8 @@ from tests.support.tiny_models import make_tiny_model
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from baton.core.hashing import Fingerprint
 
 MODEL = "llama"
 BLOCK_SIZE = 16
@@ -90,3 +95,41 @@ async def test_killed_cache_serves_prefixes_from_disk_after_its_restart(
     assert await stat(system, prefill, "fetched_blocks") == num_blocks
     assert await stat(system, cache, "disk_hits") >= num_blocks
     assert await stat(system, cache, "disk_corrupt") == 0
+
+
+def chain_root(prompt: list[int], fingerprint: Fingerprint) -> bytes:
+    """Hash of a prompt's first block: what its replica is chosen by."""
+    return next(block_hashes(root_hash(fingerprint.digest(), ""), prompt, BLOCK_SIZE))
+
+
+@pytest.mark.timeout(180)
+async def test_replicas_share_the_prefixes_and_one_that_dies_loses_its_share_only(
+    system: CachingSystem,
+) -> None:
+    caches = [process for process in system.processes if process.role == "cache"]
+    caches.append(system.spawn("cache", **system.cache_settings()))
+    await system.wait_ready(caches[1])
+    prefill, _ = await system.workers(MODEL)
+    await system.wait_members(*caches)
+    status = status_from_pb(await system.service_status(prefill))
+    stores = {(await system.service_status(cache)).store_id: cache for cache in caches}
+    assert len(stores) == 2, "both took the same folder"
+
+    prompts, kept = [], {cache.worker_id: 0 for cache in caches}
+    for prompt in (prompt_of(seed, 100) for seed in range(1000)):
+        keeper = stores[str(owner(stores, chain_root(prompt, status.fingerprint)))].worker_id
+        if kept[keeper] < 3:
+            kept[keeper] += 1
+            prompts.append(prompt)
+    expected = [await generate(system, prompt) for prompt in prompts]
+    for cache in caches:
+        await wait_for_stat(system, cache, "stored_blocks", kept[cache.worker_id] * 6)
+        assert await stat(system, cache, "stored_blocks") == kept[cache.worker_id] * 6
+
+    caches[0].kill()
+    await system.retire(prefill)
+    prefill = await system.worker("prefill", MODEL)
+    await system.wait_ready(prefill)
+    await system.wait_members(prefill)
+    assert [await generate(system, prompt) for prompt in prompts] == expected
+    assert await stat(system, prefill, "fetched_blocks") == kept[caches[1].worker_id] * 6

@@ -220,7 +220,7 @@ class GetClusterStatusResponse(_message.Message):
     def __init__(self, services: _Optional[_Iterable[_Union[ServiceStatus, _Mapping]]] = ..., bus_connected: bool = ..., requests_by_state: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class ServiceStatus(_message.Message):
-    __slots__ = ("worker_id", "role", "address", "state", "model", "kv_blocks", "num_requests_running", "num_requests_waiting", "uptime", "pid", "metrics_address", "stats", "version", "fingerprint", "cores")
+    __slots__ = ("worker_id", "role", "address", "state", "model", "kv_blocks", "num_requests_running", "num_requests_waiting", "uptime", "pid", "metrics_address", "stats", "version", "fingerprint", "cores", "store_id")
     class KvBlocksEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +250,7 @@ class ServiceStatus(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     address: str
@@ -265,7 +266,8 @@ class ServiceStatus(_message.Message):
     version: str
     fingerprint: _common_pb2.ModelFingerprint
     cores: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., kv_blocks: _Optional[_Mapping[str, int]] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., stats: _Optional[_Mapping[str, float]] = ..., version: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., cores: _Optional[_Iterable[int]] = ...) -> None: ...
+    store_id: str
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., kv_blocks: _Optional[_Mapping[str, int]] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., stats: _Optional[_Mapping[str, float]] = ..., version: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., cores: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ...) -> None: ...
 
 class ListRequestsRequest(_message.Message):
     __slots__ = ("request_id", "limit")

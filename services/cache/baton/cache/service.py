@@ -76,12 +76,13 @@ class CacheService:
                 "disk_corrupt": disk.counters.num_corrupt,
             }
         return ServiceSnapshot(
+            store_id="" if disk is None else disk.store_id,
             stats={
                 **stats,
                 "indexed_workers": len(self._index.blocks.worker_ids),
                 "kv_events": self._index.num_events,
                 "kv_snapshots": self._index.num_snapshots,
-            }
+            },
         )
 
     async def drain(self, grace_s: float) -> None:

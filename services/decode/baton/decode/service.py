@@ -21,11 +21,11 @@ from baton.decode.sessions import Session, Sessions
 from baton.decode.settings import DecodeSettings
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
+from baton.rpc.cache_access import CacheAccess
 from baton.rpc.convert import KvEvent, kv_event_to_bytes
-from baton.rpc.peers import CachePeer
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.rpc.shared_memory import parse_transports
-from baton.rpc.write_back import CacheAccess, WriteBack
+from baton.rpc.write_back import WriteBack
 
 logger = logging.getLogger(__name__)
 _HOUSEKEEPING_INTERVAL_S = 0.05
@@ -90,7 +90,7 @@ class DecodeService:
             progress_timeout_s=settings.progress_timeout_s,
         )
         exporter = ThreadPoolExecutor(1, thread_name_prefix="baton-write-back")
-        cache = CacheAccess(self._find_cache)
+        cache = CacheAccess(self._runtime.members.view, self._runtime.channels, self._runtime.clock)
         write_back = WriteBack(worker.engine, cache, exporter, settings.write_back_queue_blocks)
         self._loaded = Loaded(worker, sessions, intake, cache, write_back, exporter)
         self._tasks = [
@@ -205,12 +205,6 @@ class DecodeService:
             self._loaded.write_back.offer(
                 self._loaded.engine.block_hashes(token_ids[:-1], session.spec.cache_salt)
             )
-
-    def _find_cache(self) -> CachePeer | None:
-        members = self._runtime.members.view().usable("cache", self._runtime.clock())
-        if not members:
-            return None
-        return CachePeer(self._runtime.channels, members[0].status.address)
 
     async def _keep_house(self, loaded: Loaded) -> None:
         """Publishes changes of the prefix cache, and has the process exit when the engine died."""

@@ -12,8 +12,9 @@ from contextlib import aclosing
 from baton.core.errors import BatonError
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
+from baton.rpc.cache_access import CacheAccess
 from baton.rpc.peers import CachePeer
-from baton.rpc.write_back import CacheAccess, WriteBack
+from baton.rpc.write_back import WriteBack
 
 
 class PrefixSource:
@@ -41,10 +42,10 @@ class PrefixSource:
         Takes at most the time limit. The last token's block is never fetched: it has to be
         computed for the first token.
         """
-        cache = self._cache.get()
+        hashes = self._hashes(spec)
+        cache = self._cache.replica(hashes[0]) if hashes else None
         if cache is None:
             return 0
-        hashes = self._hashes(spec)
         num_local = self._engine.match_prefix(spec.token_ids, spec.cache_salt)
         if num_local >= len(hashes):
             return 0
@@ -55,7 +56,7 @@ class PrefixSource:
                     return 0
                 return await self._take(cache, hashes[num_local:num_stored])
         except (BatonError, TimeoutError) as error:
-            self._cache.failed(error)
+            self._cache.failed(cache, error)
             return 0
 
     def offer(self, spec: SequenceSpec) -> None:

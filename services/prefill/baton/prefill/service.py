@@ -24,11 +24,11 @@ from baton.prefill.servicer import PrefillServicer, register
 from baton.prefill.settings import PrefillSettings
 from baton.prefill.spans import Recorder
 from baton.prefill.transports import Transports
+from baton.rpc.cache_access import CacheAccess
 from baton.rpc.convert import KvEvent, kv_event_to_bytes
-from baton.rpc.peers import CachePeer
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.rpc.shared_memory import parse_transports
-from baton.rpc.write_back import CacheAccess, WriteBack
+from baton.rpc.write_back import WriteBack
 
 logger = logging.getLogger(__name__)
 _HOUSEKEEPING_INTERVAL_S = 0.05
@@ -95,7 +95,7 @@ class PrefillService:
             logger.warning("prompts go wrong on purpose", extra={"fault": settings.fault})
         worker = await EngineWorker.start(settings.engine_config(), self._runtime.report_progress)
         executor = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="baton-transfer")
-        cache = CacheAccess(self._find_cache)
+        cache = CacheAccess(self._runtime.members.view, self._runtime.channels, self._runtime.clock)
         write_back = WriteBack(worker.engine, cache, executor, settings.write_back_queue_blocks)
         prefix = PrefixSource(
             worker.engine, cache, write_back, executor, timeout_s=settings.cache_timeout_s
@@ -237,12 +237,6 @@ class PrefillService:
             readers=loaded.executor,
             progress_timeout_s=self._settings.progress_timeout_s,
         )
-
-    def _find_cache(self) -> CachePeer | None:
-        members = self._runtime.members.view().usable("cache", self._runtime.clock())
-        if not members:
-            return None
-        return CachePeer(self._runtime.channels, members[0].status.address)
 
     async def _keep_house(self, loaded: Loaded) -> None:
         """Ends leases, publishes changes of the prefix cache, and notices a dead engine."""

@@ -57,6 +57,8 @@ class ServiceStatus:
     stats: Mapping[str, float] = field(default_factory=lambda: _NO_STATS)
     version: str = ""
     cores: tuple[int, ...] = ()
+    store_id: str = ""
+    """Names what a cache replica keeps on disk: the same after a restart."""
 
 
 @dataclass(frozen=True, slots=True)

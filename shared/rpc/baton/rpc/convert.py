@@ -273,6 +273,7 @@ def status_to_pb(status: ServiceStatus) -> inference_pb2.ServiceStatus:
         version=status.version,
         fingerprint=fingerprint_to_pb(status.fingerprint) if status.fingerprint else None,
         cores=status.cores,
+        store_id=status.store_id,
     )
 
 
@@ -306,6 +307,7 @@ def status_from_pb(pb: inference_pb2.ServiceStatus) -> ServiceStatus:
         stats=MappingProxyType(dict(pb.stats)),
         version=pb.version,
         cores=tuple(pb.cores),
+        store_id=pb.store_id[:MAX_NAME_CHARS],
     )
 
 

@@ -113,6 +113,7 @@ class Hosting:
                 stats=stats,
                 version=VERSION,
                 cores=parse_cores(self._settings.cores),
+                store_id=snapshot.store_id,
             ),
             lease_s=self._settings.lease_s,
             rates=snapshot.rates,

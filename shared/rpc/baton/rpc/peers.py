@@ -94,6 +94,11 @@ class CachePeer:
         self._channels = channels
         self._address = address
 
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return self._address
+
     async def num_stored(self, hashes: Sequence[bytes], *, timeout_s: float) -> int:
         """Leading blocks of a prefix that the store has."""
         stub = cache_pb2_grpc.CacheServiceStub(self._channels.get(self._address))

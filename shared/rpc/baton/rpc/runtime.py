@@ -37,6 +37,8 @@ class ServiceSnapshot:
     num_waiting: int = 0
     stats: Mapping[str, float] = field(default_factory=dict)
     rates: WorkerRates = field(default_factory=WorkerRates)
+    store_id: str = ""
+    """Of a cache replica with a disk."""
 
 
 class Service(Protocol):

@@ -6,19 +6,16 @@ A help and never a condition: what cannot be stored soon is not stored, and no r
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from typing import Protocol
 
 from baton.core.errors import BatonError
 from baton.core.eviction import ChainLink
 from baton.core.hashing import Fingerprint
+from baton.rpc.cache_access import CacheAccess
 from baton.rpc.peers import Block, CachePeer
 
-logger = logging.getLogger(__name__)
-_PAUSE_S = 5.0
 _STORE_TIMEOUT_S = 30.0
 _BATCH_BLOCKS = 64
 """Blocks exported at a time: bounds the memory that a write-back takes."""
@@ -33,25 +30,6 @@ class BlockSource(Protocol):
 
     def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, memoryview]]:
         """Hash and content of those of the blocks that are still here; called on a thread."""
-
-
-class CacheAccess:
-    """The cache service while there is one; after a failure it is left alone for a moment."""
-
-    def __init__(self, find: Callable[[], CachePeer | None]) -> None:
-        self._find = find
-        self._paused_until_s = 0.0
-        self.num_failures = 0
-
-    def get(self) -> CachePeer | None:
-        """The cache service, if it is to be asked now."""
-        return self._find() if time.monotonic() >= self._paused_until_s else None
-
-    def failed(self, error: BatonError | TimeoutError) -> None:
-        """A call failed."""
-        self.num_failures += 1
-        self._paused_until_s = time.monotonic() + _PAUSE_S
-        logger.info("cache service left alone for a moment", extra={"error": str(error)})
 
 
 class WriteBack:
@@ -73,7 +51,7 @@ class WriteBack:
 
     def offer(self, hashes: list[bytes]) -> None:
         """Has a prefix's full blocks stored in the background; never waits."""
-        if not hashes or self._cache.get() is None:
+        if not hashes or self._cache.replica(hashes[0]) is None:
             return
         if self._num_queued_blocks + len(hashes) > self._max_queued_blocks:
             self.num_dropped_blocks += len(hashes)
@@ -86,15 +64,20 @@ class WriteBack:
         while True:
             hashes = await self._queue.get()
             try:
-                cache = self._cache.get()
-                if cache is not None:
-                    await self._store(cache, hashes)
-            except BatonError as error:
-                self._cache.failed(error)
+                await self._store(hashes)
             finally:
                 self._num_queued_blocks -= len(hashes)
 
-    async def _store(self, cache: CachePeer, hashes: list[bytes]) -> None:
+    async def _store(self, hashes: list[bytes]) -> None:
+        cache = self._cache.replica(hashes[0])
+        if cache is None:
+            return
+        try:
+            await self._store_at(cache, hashes)
+        except BatonError as error:
+            self._cache.failed(cache, error)
+
+    async def _store_at(self, cache: CachePeer, hashes: list[bytes]) -> None:
         num_stored = await cache.num_stored(hashes, timeout_s=_STORE_TIMEOUT_S)
         if num_stored < len(hashes):
             self.num_stored_blocks += await cache.store(

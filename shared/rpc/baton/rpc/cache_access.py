@@ -1,0 +1,71 @@
+"""The cache service's replicas, as its clients see them: who keeps what, and who is left alone.
+
+A prefix is kept whole by one replica, chosen by its first block. Chosen per block, it would be
+spread over all of them: each look-up would ask every one, and the loss of any would cut every
+prefix short at the first block lost. So a replica that dies takes its own share and no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from baton.core.cluster import ClusterView, Member
+from baton.core.errors import BatonError
+from baton.core.replicas import owner
+from baton.rpc.channel import ChannelPool
+from baton.rpc.peers import CachePeer
+
+logger = logging.getLogger(__name__)
+_PAUSE_S = 5.0
+_ROLE = "cache"
+
+
+class CacheAccess:
+    """Finds the replica for a key; one that failed is left alone for a moment."""
+
+    def __init__(
+        self, view: Callable[[], ClusterView], channels: ChannelPool, clock: Callable[[], float]
+    ) -> None:
+        self._view = view
+        self._channels = channels
+        self._clock = clock
+        self._paused_until_s: dict[str, float] = {}
+        """By address."""
+        self.num_failures = 0
+
+    def replica(self, key: bytes) -> CachePeer | None:
+        """The replica for a key, if there is one and it is to be asked now.
+
+        For a prefix, `key` is the hash of its first block.
+        """
+        replicas = self._replicas()
+        name = owner(replicas, key)
+        if name is None:
+            return None
+        address = replicas[name].status.address
+        if self._clock() < self._paused_until_s.get(address, 0.0):
+            return None
+        return CachePeer(self._channels, address)
+
+    def all(self) -> list[CachePeer]:
+        """Every replica."""
+        members = self._replicas().values()
+        return [CachePeer(self._channels, member.status.address) for member in members]
+
+    def failed(self, peer: CachePeer, error: BatonError | TimeoutError) -> None:
+        """A call failed."""
+        now = self._clock()
+        self.num_failures += 1
+        self._paused_until_s = {
+            address: until_s for address, until_s in self._paused_until_s.items() if until_s > now
+        }
+        self._paused_until_s[peer.address] = now + _PAUSE_S
+        logger.info("cache service left alone for a moment", extra={"error": str(error)})
+
+    def _replicas(self) -> dict[str, Member]:
+        """By what names their share: their store's id, so that a restart finds its own again."""
+        members = self._view().usable(_ROLE, self._clock())
+        # Right after a restart the process before it may still be listed: the younger one counts.
+        members.sort(key=lambda member: -member.status.uptime_s)
+        return {member.status.store_id or member.worker_id: member for member in members}
