@@ -43,6 +43,8 @@ class DecodeSettings(ServiceSettings):
     """Most sequences computed in one step."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads to compute with; empty takes one per core given by `cores`, or torch's own choice."""
+    cuda_graphs: bool = True
+    """On CUDA, capture decode steps at start: shorter steps, a longer start."""
     prepack_linears: bool = True
     """Pack weights for this CPU on loading, where it and the dtype allow: faster."""
     quantization: Literal["int8", "int8-dynamic", "int4", "fp8"] | None = None
@@ -91,6 +93,7 @@ class DecodeSettings(ServiceSettings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_num_seqs=self.max_num_seqs,
             num_threads=self.num_threads or len(parse_cores(self.cores)) or None,
+            cuda_graphs=self.cuda_graphs,
             prepack_linears=self.prepack_linears,
             quantization=self.quantization,
             quantization_group_size=self.quantization_group_size,

@@ -95,6 +95,7 @@ class PrefillSettings(ServiceSettings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             max_num_seqs=self.max_num_seqs,
             num_threads=self.num_threads or len(parse_cores(self.cores)) or None,
+            cuda_graphs=False,
             prepack_linears=self.prepack_linears,
             quantization=self.quantization,
             quantization_group_size=self.quantization_group_size,

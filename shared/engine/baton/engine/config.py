@@ -52,6 +52,8 @@ class EngineConfig:
     computes. None announces it after the step only."""
     prepack_linears: bool = True
     """Use pre-packed oneDNN linears where this CPU and dtype have them."""
+    cuda_graphs: bool = True
+    """Capture decode steps at start, where the device and the model allow."""
     quantization: str | None = None
     """One of QUANTIZATIONS: round the target's linear layers on loading. A checkpoint of
     `baton quantize` needs no setting."""

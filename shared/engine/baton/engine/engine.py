@@ -68,6 +68,10 @@ class Engine:
             self._state.counters[f"{backend}_layers"] = num_layers
         self._runner = ModelRunner(model, num_blocks)
         self._draft_runner = ModelRunner(draft, num_blocks) if draft else None
+        if config.cuda_graphs:
+            report(0.97, "capturing decode steps")
+            for runner in filter(None, (self._runner, self._draft_runner)):
+                runner.capture(config.max_num_seqs, self.max_model_len_tokens)
         sampler = Sampler(self.vocab_size, model.device)
         self._steps = StepLoop(
             config,
@@ -225,7 +229,7 @@ class Engine:
                 ),
                 prefill_tokens_per_s=self._steps.speeds.prefill_tokens_per_s,
                 decode_step_s=self._steps.speeds.decode_step_s,
-                counters=dict(state.counters),
+                counters={**state.counters, **self._runner.counters},
             )
 
     def check(self) -> None:

@@ -146,6 +146,14 @@ class AttentionBatch:
         self.slots = torch.tensor(slots, dtype=torch.int64, device=device)
         """Slot of each token in the pool, int64 [num_tokens]."""
 
+    @classmethod
+    def of_tables(cls, slots: torch.Tensor, paged_rows: PagedRows) -> AttentionBatch:
+        """A batch whose tables are there already; only for kernels that take `paged_rows`."""
+        batch = cls((), 1, slots.device)
+        batch.slots = slots
+        batch.paged_rows = paged_rows
+        return batch
+
     @cached_property
     def paged_rows(self) -> PagedRows:
         """The rows, for kernels that read the pool in place."""

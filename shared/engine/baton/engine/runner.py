@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
 
+from baton.engine import graphs
 from baton.engine.inputs import Row, make_inputs
 from baton.engine.kv_cache import KvCache
 from baton.engine.model import LoadedModel
 
+logger = logging.getLogger(__name__)
+
 
 class ModelRunner:
-    """A model with its KV. Only the engine thread calls `forward`."""
+    """A model with its KV. Only the engine thread calls `forward` and `capture`."""
 
     def __init__(self, model: LoadedModel, num_blocks: int) -> None:
         self.model = model
-        self.kv = KvCache(model.layout, num_blocks, model.device)
+        # One block more than anybody is given: padding of captured steps goes there.
+        self.kv = KvCache(model.layout, num_blocks + 1, model.device)
+        self.counters = Counter({"graph_steps": 0, "eager_steps": 0})
+        """Forwards, by whether they were captured before."""
+        self._scratch_block = num_blocks
+        self._graphs: graphs.DecodeGraphs | None = None
         model.attention.attach(self.kv)
+
+    @torch.inference_mode()
+    def capture(self, max_num_seqs: int, max_len_tokens: int) -> None:
+        """Captures decode steps, where that is possible; says why where it is not."""
+        capture = graphs.find_capture(self.model.device)
+        if capture is None:
+            return
+        reason = graphs.why_not(self.model)
+        if reason is not None:
+            logger.info("decode steps are not captured: %s", reason)
+            return
+        captured = graphs.DecodeGraphs(
+            self.model,
+            scratch_block=self._scratch_block,
+            max_num_seqs=max_num_seqs,
+            max_len_tokens=max_len_tokens,
+        )
+        try:
+            captured.capture(capture)
+        except RuntimeError as error:
+            logger.warning("decode steps are not captured: %s", error)
+            return
+        self._graphs = captured
 
     @torch.inference_mode()
     def forward(
@@ -30,8 +63,16 @@ class ModelRunner:
             on_written: called with each layer whose KV is written.
 
         Returns:
-            float32 [sum of num_logits, vocab_size], in the order of `rows`.
+            float32 [sum of num_logits, vocab_size], in the order of `rows`, valid until the next
+            call.
         """
+        # A graph cannot tell of its layers.
+        if self._graphs is not None and on_written is None:
+            captured = self._graphs.forward(rows)
+            if captured is not None:
+                self.counters["graph_steps"] += 1
+                return captured
+        self.counters["eager_steps"] += 1
         inputs = make_inputs(rows, self.kv.layout.block_size, self.kv.device)
         self.model.attention.use(inputs.batch, on_written)
         output = self.model.module(
@@ -44,5 +85,6 @@ class ModelRunner:
         return logits.float()
 
     def close(self) -> None:
-        """Lets go of the KV tensors."""
+        """Lets go of the KV tensors and the graphs."""
+        self._graphs = None
         self.model.attention.detach()
