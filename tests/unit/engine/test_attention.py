@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from baton.engine import sdpa
 from baton.engine.attention import AttentionOptions
 from baton.engine.ragged import MAX_FOLDED_QUERIES, AttentionBatch, RowSpan
 from baton.engine.sdpa import SdpaBackend
@@ -85,6 +86,27 @@ def test_equals_plain_attention(
     torch.testing.assert_close(
         output.double(), _plain(query, (keys, values), rows, options), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("window", [None, 5])
+def test_products_equal_the_fused_kernel_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[int, int]], window: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = (512, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM)
+    keys, values = (torch.randn(shape, generator=generator).bfloat16() for _ in range(2))
+    rows = _rows(shapes)
+    num_tokens = sum(row.num_tokens for row in rows)
+    query = torch.randn(num_tokens, NUM_HEADS, HEAD_DIM, generator=generator).bfloat16()
+    options = AttentionOptions(scaling=0.3, window=window, softcap=None, sinks=None)
+    expected = _plain(query, (keys, values), rows, options)
+    for least in (0, 10**9):
+        batch = AttentionBatch(rows, BLOCK_SIZE, torch.device("cpu"))
+        monkeypatch.setattr(sdpa, "_has_amx", lambda: False)
+        monkeypatch.setattr(sdpa, "_MIN_PRODUCT_KEYS", least)
+        output = SdpaBackend().attend(query, keys, values, batch, options)
+        torch.testing.assert_close(output.double(), expected, atol=3e-2, rtol=2e-2)
 
 
 def test_rows_of_similar_context_share_a_group() -> None:
