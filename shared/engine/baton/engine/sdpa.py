@@ -11,7 +11,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from baton.engine.attention import AttentionOptions
 from baton.engine.ragged import MAX_FOLDED_QUERIES, AttentionBatch, RowGroup
 
-
 _MIN_PRODUCT_KEYS = 16_384
 
 
