@@ -49,7 +49,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     finish: int = common_pb2.FINISH_REASON_STOP
     hold: asyncio.Event | None = None
     """Waited for after the first word."""
-    requests: list[inference_pb2.GenerateRequest] = field(default_factory=list)
+    requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     remaining_s: list[float | None] = field(default_factory=list)
     num_running: int = 0
@@ -124,6 +124,30 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
             message.placement.decode_worker_id = "d1"
             message.placement.attempts = 1
         return message
+
+    async def Embed(
+        self, request: inference_pb2.EmbedRequest, context: Any
+    ) -> AsyncIterator[inference_pb2.EmbedResponse]:
+        """Tells each input's vector as its size and its index; the last input comes first."""
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        if self.before:
+            await abort(context, self.before.pop(0))
+        self.num_running += 1
+        try:
+            if self.hold is not None:
+                await self.hold.wait()
+            for index in reversed(range(len(request.inputs))):
+                entry = request.inputs[index]
+                size = len(entry.text) or len(entry.tokens.token_ids)
+                yield inference_pb2.EmbedResponse(
+                    index=index, values=[size, index, 0.5], prompt_tokens=size, model="demo"
+                )
+        except (asyncio.CancelledError, GeneratorExit):
+            self.num_cancelled += 1
+            raise
+        finally:
+            self.num_running -= 1
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Any

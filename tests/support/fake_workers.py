@@ -324,6 +324,17 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
             held.committed.set()
             raise self.error
 
+    async def EmbedPrompt(self, request: Any, context: Any) -> prefill_pb2.EmbedPromptResponse:
+        """The prompt's first two ids, and its length."""
+        self.orders.append(request)
+        await self.pauses.at("embed")
+        if self.fail_at == "embed":
+            self.fail_at = ""
+            raise self.error
+        first, second = (*request.token_ids, 0)[:2]
+        values = [first, second, len(request.token_ids)]
+        return prefill_pb2.EmbedPromptResponse(values=values, cached_tokens=1)
+
     async def ReleasePrefill(self, request: Any, context: Any) -> Any:
         self.copies.discard((request.request_id, request.attempt))
         return prefill_pb2.ReleasePrefillResponse()

@@ -133,3 +133,27 @@ class MeasurePathResponse(_message.Message):
     transfer: _duration_pb2.Duration
     round_trip: _duration_pb2.Duration
     def __init__(self, num_bytes: _Optional[int] = ..., transfer: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., round_trip: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class EmbedPromptRequest(_message.Message):
+    __slots__ = ("request_id", "attempt", "token_ids", "pooling", "priority", "cache_salt")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    attempt: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    pooling: _common_pb2.Pooling
+    priority: int
+    cache_salt: str
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., pooling: _Optional[_Union[_common_pb2.Pooling, str]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+
+class EmbedPromptResponse(_message.Message):
+    __slots__ = ("values", "cached_tokens")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    cached_tokens: int
+    def __init__(self, values: _Optional[_Iterable[float]] = ..., cached_tokens: _Optional[int] = ...) -> None: ...

@@ -50,6 +50,11 @@ class PrefillServiceStub(object):
                 request_serializer=baton_dot_v1_dot_prefill__pb2.MeasurePathRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_prefill__pb2.MeasurePathResponse.FromString,
                 _registered_method=True)
+        self.EmbedPrompt = channel.unary_unary(
+                '/baton.v1.PrefillService/EmbedPrompt',
+                request_serializer=baton_dot_v1_dot_prefill__pb2.EmbedPromptRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_prefill__pb2.EmbedPromptResponse.FromString,
+                _registered_method=True)
 
 
 class PrefillServiceServicer(object):
@@ -79,6 +84,14 @@ class PrefillServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EmbedPrompt(self, request, context):
+        """Computes a prompt for its final hidden states. Nothing is pushed and nothing is kept but prefix cache.
+        Cancelling the call stops the computation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PrefillServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +109,11 @@ def add_PrefillServiceServicer_to_server(servicer, server):
                     servicer.MeasurePath,
                     request_deserializer=baton_dot_v1_dot_prefill__pb2.MeasurePathRequest.FromString,
                     response_serializer=baton_dot_v1_dot_prefill__pb2.MeasurePathResponse.SerializeToString,
+            ),
+            'EmbedPrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.EmbedPrompt,
+                    request_deserializer=baton_dot_v1_dot_prefill__pb2.EmbedPromptRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_prefill__pb2.EmbedPromptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +198,33 @@ class PrefillService(object):
             '/baton.v1.PrefillService/MeasurePath',
             baton_dot_v1_dot_prefill__pb2.MeasurePathRequest.SerializeToString,
             baton_dot_v1_dot_prefill__pb2.MeasurePathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedPrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.PrefillService/EmbedPrompt',
+            baton_dot_v1_dot_prefill__pb2.EmbedPromptRequest.SerializeToString,
+            baton_dot_v1_dot_prefill__pb2.EmbedPromptResponse.FromString,
             options,
             channel_credentials,
             insecure,

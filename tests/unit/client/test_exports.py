@@ -20,6 +20,8 @@ EXPORTS = {
     "ClusterStatus",
     "Completion",
     "DeadlineExceeded",
+    "EmbedOptions",
+    "Embeddings",
     "ErrorReason",
     "Forbidden",
     "GenerateOptions",
@@ -58,6 +60,7 @@ EXPORTS = {
 METHODS = {
     "chat": ["messages", "stream", "options"],
     "close": [],
+    "embed": ["inputs", "options"],
     "detokenize": ["token_ids", "model", "timeout_s"],
     "generate": ["prompt", "stream", "options"],
     "models": ["timeout_s"],

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from baton.client import AsyncClient, BatonError, InvalidRequest, ModelNotFound, QueueFull
 from baton.gateway.console.routes import console_routes
 from baton.gateway.edge import Edge
+from baton.gateway.embeddings import EmbeddingsAnswer, EmbeddingsBody
 from baton.gateway.failures import (
     HttpError,
     error_response,
@@ -65,6 +66,7 @@ class Gateway:
         return [
             Route("/v1/completions", self._admitted(self.completions), methods=["POST"]),
             Route("/v1/chat/completions", self._admitted(self.chat_completions), methods=["POST"]),
+            Route("/v1/embeddings", self._admitted(self.embeddings), methods=["POST"]),
             Route("/v1/models", self._admitted(self.models)),
             Route("/v1/models/{model:path}", self._admitted(self.model)),
             Route("/tokenize", self._admitted(self.tokenize), methods=["POST"]),
@@ -92,6 +94,16 @@ class Gateway:
         body = parse(ChatBody, await self._read_json(request))
         renderer = ChatRenderer(body.tool_use().reader())
         return await self._generation(request, body, renderer, "chatcmpl")
+
+    async def embeddings(self, request: Request) -> ASGIApp:
+        """POST /v1/embeddings."""
+        body = parse(EmbeddingsBody, await self._read_json(request))
+        body.check()
+        options = body.options()
+        options["cache_salt"] = _salted(request, options["cache_salt"])
+        options["request_id"] = request.state.generation_id
+        options["timeout_s"] = self._settings.request_timeout_s
+        return self._counted(EmbeddingsAnswer(await self._client(), body, options))
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -179,9 +191,8 @@ class Gateway:
         self, request: Request, body: CompletionBody | ChatBody, renderer: Renderer, prefix: str
     ) -> ASGIApp:
         jobs = body.jobs()
-        if request.state.tenant:
-            for job in jobs:  # KV is shared within a tenant only
-                job.options["cache_salt"] = f"{request.state.tenant}:{job.options['cache_salt']}"
+        for job in jobs:
+            job.options["cache_salt"] = _salted(request, job.options["cache_salt"])
         if len(jobs) > self._settings.max_choices:
             raise InvalidRequest(
                 f"n times the number of prompts must be at most {self._settings.max_choices}, "
@@ -245,6 +256,12 @@ class Gateway:
         except orjson.JSONEncodeError as error:
             raise InvalidRequest("the body is nested too deeply") from error
         return body
+
+
+def _salted(request: Request, cache_salt: str) -> str:
+    """KV is shared within a tenant only."""
+    tenant = request.state.tenant
+    return f"{tenant}:{cache_salt}" if tenant else cache_salt
 
 
 def make_app(gateway: Gateway, telemetry: Telemetry, metrics: Metrics, rng: Random) -> ASGIApp:

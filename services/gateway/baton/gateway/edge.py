@@ -20,7 +20,13 @@ from baton.rpc.telemetry import Telemetry
 REQUEST_ID_HEADER = "x-request-id"
 MAX_HEADER_ID_CHARS = 96
 """Leaves room for what is appended when one request becomes several generations."""
-_TRACED = frozenset({"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"})
+_TRACED = frozenset({
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+})
 _COUNTED = _TRACED | {"/v1/models", "/health", "/ready", "/version", "/metrics", "/openapi.json"}
 _CLIENT_GONE = 499
 

@@ -7,12 +7,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from baton.gateway.embeddings import EmbeddingsBody
 from baton.gateway.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from baton.rpc.version import VERSION
 
 _POSTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("/v1/chat/completions", "Answers a conversation", ChatBody),
     ("/v1/completions", "Completes a prompt", CompletionBody),
+    ("/v1/embeddings", "Turns texts or token ids into vectors", EmbeddingsBody),
     ("/tokenize", "Text or a conversation to token ids", TokenizeBody),
     ("/detokenize", "Token ids to text", DetokenizeBody),
 )

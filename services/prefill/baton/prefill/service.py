@@ -15,6 +15,7 @@ from baton.core.errors import RequestNotFound, WorkerDraining
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
+from baton.prefill.embeddings import Embeddings
 from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, FaultyCall
 from baton.prefill.handoff import Push, PushTarget
 from baton.prefill.jobs import Job, JobDone, Jobs
@@ -43,6 +44,7 @@ class Loaded:
 
     worker: EngineWorker
     jobs: Jobs
+    embeddings: Embeddings
     prefix: PrefixSource
     cache: CacheAccess
     write_back: WriteBack
@@ -108,7 +110,9 @@ class PrefillService:
             make_push=self._make_push,
             next_faults=self._faults.next,
         )
-        self._loaded = Loaded(worker, jobs, prefix, cache, write_back, executor)
+        self._loaded = Loaded(
+            worker, jobs, Embeddings(worker, prefix), prefix, cache, write_back, executor
+        )
         self._tasks = [
             asyncio.create_task(write_back.run(), name="write back"),
             asyncio.create_task(self._keep_house(self._loaded), name="housekeeping"),
@@ -201,6 +205,7 @@ class PrefillService:
         try:
             async with asyncio.timeout(grace_s):
                 await jobs.wait_idle()
+                await self._loaded.embeddings.wait_idle()
         except TimeoutError:
             logger.warning("drain cut off", extra={"num_jobs": len(jobs)})
         finally:  # a drain that is cut short leaves by here too

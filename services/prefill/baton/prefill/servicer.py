@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from baton.core.embedding import pooling_of
 from baton.core.errors import InvalidRequest, KvLayoutMismatch
 from baton.core.ids import check_request_id
+from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.prefill.handoff import PushTarget
@@ -54,6 +56,24 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
                     self._service.count(event)
                 yield _event_to_pb(event)
 
+    async def EmbedPrompt(
+        self, request: prefill_pb2.EmbedPromptRequest, context: _Context
+    ) -> prefill_pb2.EmbedPromptResponse:
+        """Computes a prompt for its vector."""
+        loaded = self._service.admitting()
+        _check_caller(request)
+        spec = SequenceSpec(
+            seq_id=f"{request.request_id}/{request.attempt}",
+            token_ids=tuple(request.token_ids),
+            sampling=SamplingParams(temperature=0.0),
+            max_tokens=1,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            pooling=pooling_of(request.pooling),
+        )
+        values, num_cached_tokens = await loaded.embeddings.embed(spec)
+        return prefill_pb2.EmbedPromptResponse(values=values, cached_tokens=num_cached_tokens)
+
     async def ReleasePrefill(
         self, request: prefill_pb2.ReleasePrefillRequest, context: _Context
     ) -> prefill_pb2.ReleasePrefillResponse:
@@ -83,15 +103,21 @@ def register(server: grpc.aio.Server, servicer: PrefillServicer) -> list[str]:
     return [_PREFILL]
 
 
+def _check_caller(request: prefill_pb2.PrefillRequest | prefill_pb2.EmbedPromptRequest) -> None:
+    check_request_id(request.request_id)
+    if request.attempt < 1:
+        raise InvalidRequest("attempt must be at least 1")
+    if len(request.cache_salt) > MAX_SALT_CHARS:
+        raise InvalidRequest(f"cache_salt must have at most {MAX_SALT_CHARS} characters")
+
+
 def _job_from_pb(engine: Engine, request: prefill_pb2.PrefillRequest) -> Job:
     """What to compute.
 
     Raises:
         InvalidRequest, PromptTooLong, KvLayoutMismatch: it never can be.
     """
-    check_request_id(request.request_id)
-    if request.attempt < 1:
-        raise InvalidRequest("attempt must be at least 1")
+    _check_caller(request)
     if request.HasField("fingerprint"):
         differences = engine.fingerprint.differences(fingerprint_from_pb(request.fingerprint))
         if differences:
@@ -100,8 +126,6 @@ def _job_from_pb(engine: Engine, request: prefill_pb2.PrefillRequest) -> Job:
     num_prompt_tokens = len(token_ids) - request.num_output_tokens
     if num_prompt_tokens < 1:
         raise InvalidRequest("token_ids must hold at least one prompt token")
-    if len(request.cache_salt) > MAX_SALT_CHARS:
-        raise InvalidRequest(f"cache_salt must have at most {MAX_SALT_CHARS} characters")
     engine.check_tokens(token_ids)
     sampling = sampling_from_pb(request.sampling)
     if sampling.seed is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from baton.core.embedding import Pooling
 from baton.core.errors import BatonError
 from baton.core.hashing import Fingerprint
 from baton.core.request import Stage
@@ -118,6 +119,18 @@ class WorkOrder:
     cache_salt: str = ""
     fork_of: str = ""
     """Id of a request at the decode worker whose prompt's KV is to be shared."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOrder:
+    """A prompt that a worker turns into a vector."""
+
+    request_id: str
+    attempt: int
+    token_ids: tuple[int, ...]
+    pooling: Pooling
+    priority: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from baton.rpc.errors import error_from_rpc
 from baton.scheduler.messages import (
     Chat,
     DecodeTimings,
+    EmbedOrder,
     Encoded,
     FirstToken,
     PrefillDone,
@@ -171,6 +172,19 @@ class PrefillPeer:
         )
         call = self._stub.Prefill(request, timeout=timeout_s)
         return PeerStream(call, _prefill_event, self._name)
+
+    async def embed(self, order: EmbedOrder, timeout_s: float) -> tuple[tuple[float, ...], int]:
+        """A prompt's vector, and how many of its tokens were cached."""
+        request = prefill_pb2.EmbedPromptRequest(
+            request_id=order.request_id,
+            attempt=order.attempt,
+            token_ids=order.token_ids,
+            pooling=cast("common_pb2.Pooling", order.pooling.value),
+            priority=order.priority,
+            cache_salt=order.cache_salt,
+        )
+        response = await _answer(self._stub.EmbedPrompt(request, timeout=timeout_s))
+        return tuple(response.values), int(response.cached_tokens)
 
     async def release(self, request_id: str, attempt: int, reason: str, timeout_s: float) -> int:
         """Lets go of kept KV; returns the number of blocks."""

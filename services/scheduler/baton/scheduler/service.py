@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 
 from baton.core.cluster import ClusterView
@@ -9,6 +11,7 @@ from baton.rpc.channel import ChannelPool
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.scheduler.attempt import AttemptTools
 from baton.scheduler.background import Leases, Releases
+from baton.scheduler.embeddings import Embedder
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.live import SchedulerMetrics, StageSpans
 from baton.scheduler.orchestrator import Orchestrator, Surroundings
@@ -51,11 +54,13 @@ class SchedulerService:
             "role",
             cluster.num_refused,
         )
+        self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock, runtime.rng)
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
         runtime.members.on_change(lambda view: _warm_channels(view, runtime.channels))
         self._servicer = InferenceServicer(
             Edge(
                 self._orchestrator,
+                self._embedder,
                 encoder,
                 cluster,
                 metrics,
@@ -77,7 +82,7 @@ class SchedulerService:
         """See `runtime.Service`."""
         states = self._orchestrator.requests_by_state()
         return ServiceSnapshot(
-            num_running=self._orchestrator.num_running,
+            num_running=self._orchestrator.num_running + self._embedder.num_running,
             num_waiting=self._orchestrator.num_waiting,
             stats={f"requests_{state}": float(count) for state, count in states.items()},
         )
@@ -88,7 +93,7 @@ class SchedulerService:
 
     async def drain(self, grace_s: float) -> None:
         """See `runtime.Service`."""
-        await self._orchestrator.drain(grace_s)
+        await asyncio.gather(self._orchestrator.drain(grace_s), self._embedder.drain(grace_s))
         await self._releases.finish(_RELEASE_WAIT_S)
 
     async def stop(self) -> None:

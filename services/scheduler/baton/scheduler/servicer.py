@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from baton.core.embedding import MAX_INPUTS, pooling_of
 from baton.core.errors import InvalidRequest
 from baton.core.ids import check_request_id, make_id
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
@@ -18,6 +20,7 @@ from baton.rpc.convert import (
 )
 from baton.rpc.convert_timing import slice_to_pb, stage_to_pb
 from baton.rpc.logs import bind_request_id
+from baton.scheduler.embeddings import Embedder, EmbedJob
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.live import LiveRequest, SchedulerMetrics
 from baton.scheduler.messages import (
@@ -37,6 +40,8 @@ from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 MAX_CACHE_SALT_CHARS = 256
 MAX_CHAT_MESSAGES = 4096
+MAX_EMBED_ID_CHARS = 96
+"""Leaves room for each input's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Edge:
     """What the servicer answers from."""
 
     orchestrator: Orchestrator
+    embedder: Embedder
     encoder: Encoder
     cluster: ClusterWatch
     metrics: SchedulerMetrics
@@ -67,6 +73,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             return _Sender(context, request, live).send
 
         await self._edge.orchestrator.generate(job, self._timeout_s(context), sender)
+
+    async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> None:
+        """Vectors of inputs. Writes by itself, as Generate does."""
+        job = self._embed_job(request)
+        bind_request_id(job.request_id)
+        async with aclosing(self._edge.embedder.embed(job, self._timeout_s(context))) as vectors:
+            async for vector in vectors:
+                self._edge.metrics.took_in(vector.num_tokens)
+                await context.write(
+                    inference_pb2.EmbedResponse(
+                        index=vector.index,
+                        values=vector.values,
+                        prompt_tokens=vector.num_tokens,
+                        cached_tokens=vector.num_cached_tokens,
+                        request_id=job.request_id,
+                        model=vector.model,
+                    )
+                )
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Any
@@ -145,9 +169,29 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         limit_s = self._edge.request_timeout_s
         return limit_s if remaining_s is None else float(remaining_s)
 
+    def _embed_job(self, request: inference_pb2.EmbedRequest) -> EmbedJob:
+        _check_salt(request.cache_salt)
+        if not 0 < len(request.inputs) <= MAX_INPUTS:
+            raise InvalidRequest(f"inputs must be 1 to {MAX_INPUTS}, got {len(request.inputs)}")
+        if len(request.request_id) > MAX_EMBED_ID_CHARS:
+            raise InvalidRequest(f"request_id must have at most {MAX_EMBED_ID_CHARS} characters")
+        return EmbedJob(
+            model=request.model,
+            prompts=tuple(_input(index, entry) for index, entry in enumerate(request.inputs)),
+            request_id=(
+                check_request_id(request.request_id)
+                if request.request_id
+                else make_id("emb", self._edge.rng)
+            ),
+            pooling=pooling_of(request.pooling),
+            dimensions=request.dimensions,
+            is_scaled=not request.unscaled,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+
     def _job(self, request: inference_pb2.GenerateRequest) -> GenerateJob:
-        if len(request.cache_salt) > MAX_CACHE_SALT_CHARS:
-            raise InvalidRequest(f"cache_salt must have at most {MAX_CACHE_SALT_CHARS} characters")
+        _check_salt(request.cache_salt)
         return GenerateJob(
             model=request.model,
             prompt=_prompt(request),
@@ -194,6 +238,19 @@ class _Sender:
             _add_ending(message, output.ending, is_explained=self._request.explain)
         self._is_first = False
         await self._context.write(message)
+
+
+def _check_salt(cache_salt: str) -> None:
+    if len(cache_salt) > MAX_CACHE_SALT_CHARS:
+        raise InvalidRequest(f"cache_salt must have at most {MAX_CACHE_SALT_CHARS} characters")
+
+
+def _input(index: int, entry: inference_pb2.EmbedInput) -> Prompt:
+    if entry.WhichOneof("input") == "text" and entry.text:
+        return str(entry.text)
+    if entry.tokens.token_ids:
+        return tuple(entry.tokens.token_ids)
+    raise InvalidRequest(f"input {index} is empty; set text or tokens to something that is not")
 
 
 def _prompt(request: inference_pb2.GenerateRequest) -> Prompt:

@@ -267,6 +267,15 @@ class ClusterWatch:
             prefilled()
             self._add_load(placement.decode.worker_id, -1, 0)
 
+    @contextmanager
+    def prefilling(self, worker_id: str, num_tokens: int) -> Iterator[None]:
+        """Counts a prompt that is only computed as a worker's load within."""
+        self._add_load(worker_id, 1, num_tokens)
+        try:
+            yield
+        finally:
+            self._add_load(worker_id, -1, -num_tokens)
+
     def _add_load(self, worker_id: str, requests: int, tokens: int) -> None:
         old = self._loads.get(worker_id, Load())
         new = Load(old.num_requests + requests, old.prefill_tokens + tokens)

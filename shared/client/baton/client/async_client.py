@@ -35,10 +35,13 @@ from baton.client.types import (
     Chunk,
     ClusterStatus,
     Completion,
+    Embeddings,
+    EmbedOptions,
     GenerateOptions,
     Model,
     Tls,
 )
+from baton.client.vectors import EmbedInputs, embed_request, embeddings_from
 from baton.core.errors import BatonError, Cancelled
 from baton.v1 import inference_pb2, inference_pb2_grpc
 
@@ -277,6 +280,20 @@ class AsyncClient:
         request = pb.detokenize_request(token_ids, model)
         text: str = (await self._call(self._stub.Detokenize, request, timeout_s)).text
         return text
+
+    async def embed(self, inputs: EmbedInputs, **options: Unpack[EmbedOptions]) -> Embeddings:
+        """Vectors of a text, of texts, or of token ids: hidden states of the served model.
+
+        Raises:
+            BatonError: the reason's own class, such as InvalidRequest or PromptTooLong.
+        """
+        request = embed_request(inputs, options)
+
+        async def call(request: object, **given: Any) -> list[inference_pb2.EmbedResponse]:
+            answers = self._stub.Embed(request, **given)
+            return [answer async for answer in answers]
+
+        return embeddings_from(request, await self._call(call, request, options.get("timeout_s")))
 
     async def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""

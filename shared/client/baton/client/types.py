@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from baton.core.cluster import ServiceStatus
 from baton.core.guide import Guide
@@ -62,6 +62,24 @@ class GenerateOptions(ChatOptions, total=False):
     OpenAI's `tool_calls`, `tool_call_id` and `name` may come along."""
     token_ids: Sequence[int]
     """A prompt as token ids instead of text."""
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Keyword options of `embed`."""
+
+    model: str
+    """Empty takes the only model served."""
+    pooling: Literal["last", "mean"]
+    """Which hidden states become the vector: the last token's (the default), or all, averaged."""
+    dimensions: int | None
+    """Keep only this many leading values."""
+    scaled: bool
+    """Scale vectors to length 1, as is done by default."""
+    request_id: str
+    priority: int
+    cache_salt: str
+    timeout_s: float | None
+    """Deadline of the whole call, retries included; None takes the client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +206,17 @@ class Completion:
     """At this client: from the call's start to its end."""
     num_attempts: int = 1
     """Calls made: more than one when the server refused at first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of inputs."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    """One per input, in order."""
+    usage: Usage
+    model: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

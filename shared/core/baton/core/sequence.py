@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from baton.core.embedding import Pooling
 from baton.core.errors import BatonError
 from baton.core.sampling import SamplingParams, TokenLogprob
 
@@ -51,6 +52,8 @@ class SequenceSpec:
     cache_salt: str = ""
     prefill_only: bool = False
     """Stop after the first token and keep the KV until it is released."""
+    pooling: Pooling | None = None
+    """Compute the prompt for its vector only; `max_tokens` is then not used."""
 
 
 class SequenceStatus(Enum):
@@ -117,6 +120,8 @@ class Sequence:
     constraint: Constraint | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed, where asked for."""
+    hidden_sum: list[float] = field(default_factory=list)
+    """Sum of the hidden states that are pooled, as far as computed."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.spec.token_ids)
@@ -146,6 +151,16 @@ class Sequence:
         """Known tokens."""
         return len(self.token_ids)
 
+    @property
+    def is_computed_whole(self) -> bool:
+        """True when cached KV does not help, because it does not tell what is asked for."""
+        return self.wants_prompt_logprobs or self.spec.pooling is Pooling.MEAN
+
+    def add_hidden(self, values: abc.Sequence[float]) -> None:
+        """Adds hidden states of a part of the prompt; nothing, if none of them is pooled."""
+        pairs = zip(self.hidden_sum, values, strict=True) if self.hidden_sum and values else ()
+        self.hidden_sum = [a + b for a, b in pairs] or self.hidden_sum or list(values)
+
     def transition(self, to: SequenceStatus) -> None:
         """Changes the status.
 
@@ -163,6 +178,7 @@ class Sequence:
             blocks.append(self.copy_source)
             self.copy_source = None
         self.prompt_logprobs.clear()
+        self.hidden_sum = []
         self.num_computed_tokens = 0
         self.num_draft_computed_tokens = 0
         self.num_published_blocks = 0

@@ -66,6 +66,15 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """The prompt's vector, and the end of its sequence: what it held was let go."""
+
+    seq_id: str
+    values: tuple[float, ...]
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The sequence ended in an error, and what it held was let go. The last event."""
 
@@ -73,7 +82,7 @@ class Failed:
     error: BatonError
 
 
-Event = Started | LayersReady | BlocksReady | Tokens | Failed
+Event = Started | LayersReady | BlocksReady | Tokens | Embedded | Failed
 
 
 @dataclass(frozen=True, slots=True)

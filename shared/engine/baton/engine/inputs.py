@@ -20,6 +20,8 @@ class Row:
     block_table: Sequence[int]
     num_logits: int
     """Trailing tokens whose logits are wanted."""
+    has_hidden: bool = False
+    """The final hidden states of its tokens are wanted, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class StepInputs:
     logits_index: torch.Tensor
     """Tokens whose logits are wanted, int64 [num_logits], in the order of the caller's rows."""
     batch: AttentionBatch
+    ends: list[int]
+    """End of each of the caller's rows among the tokens."""
 
 
 def make_inputs(rows: Sequence[Row], block_size: int, device: torch.device) -> StepInputs:
@@ -56,4 +60,5 @@ def make_inputs(rows: Sequence[Row], block_size: int, device: torch.device) -> S
         position_ids=torch.tensor([position_ids], dtype=torch.int64, device=device),
         logits_index=torch.tensor(wanted, dtype=torch.int64, device=device),
         batch=AttentionBatch([spans[index] for index in order], block_size, device),
+        ends=ends,
     )

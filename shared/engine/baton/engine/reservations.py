@@ -246,9 +246,10 @@ class Reservations:
             )
         num_prompt_tokens = len(spec.token_ids) - spec.num_output_tokens
         _check_prompt_logprobs(num_prompt_tokens, spec.sampling)
-        if num_prompt_tokens + spec.max_tokens > self._max_len:
+        num_output_tokens = 0 if spec.pooling else spec.max_tokens
+        if num_prompt_tokens + num_output_tokens > self._max_len:
             raise PromptTooLong(
-                f"{num_prompt_tokens} prompt tokens and {spec.max_tokens} output tokens exceed "
+                f"{num_prompt_tokens} prompt tokens and {num_output_tokens} output tokens exceed "
                 f"the context of {self._max_len}"
             )
 

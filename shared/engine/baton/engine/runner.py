@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
 from baton.engine import graphs
-from baton.engine.inputs import Row, make_inputs
+from baton.engine.inputs import Row, StepInputs, make_inputs
 from baton.engine.kv_cache import KvCache
 from baton.engine.model import LoadedModel
 
@@ -27,6 +29,8 @@ class ModelRunner:
         """Forwards, by whether they were captured before."""
         self._scratch_block = num_blocks
         self._graphs: graphs.DecodeGraphs | None = None
+        self.hidden: list[torch.Tensor] = []
+        """Final hidden states of the last forward's rows that want them, [num_tokens, width]."""
         model.attention.attach(self.kv)
 
     @torch.inference_mode()
@@ -66,8 +70,10 @@ class ModelRunner:
             float32 [sum of num_logits, vocab_size], in the order of `rows`, valid until the next
             call.
         """
-        # A graph cannot tell of its layers.
-        if self._graphs is not None and on_written is None:
+        self.hidden = []
+        has_hidden = any(row.has_hidden for row in rows)
+        # A graph cannot tell of its layers, nor of hidden states.
+        if self._graphs is not None and on_written is None and not has_hidden:
             captured = self._graphs.forward(rows)
             if captured is not None:
                 self.counters["graph_steps"] += 1
@@ -75,14 +81,35 @@ class ModelRunner:
         self.counters["eager_steps"] += 1
         inputs = make_inputs(rows, self.kv.layout.block_size, self.kv.device)
         self.model.attention.use(inputs.batch, on_written)
-        output = self.model.module(
-            input_ids=inputs.input_ids,
-            position_ids=inputs.position_ids,
-            use_cache=False,
-            logits_to_keep=inputs.logits_index,
-        )
+        with self._watching(rows, inputs) if has_hidden else nullcontext():
+            output = self.model.module(
+                input_ids=inputs.input_ids,
+                position_ids=inputs.position_ids,
+                use_cache=False,
+                logits_to_keep=inputs.logits_index,
+            )
         logits: torch.Tensor = output.logits[0]
         return logits.float()
+
+    @contextmanager
+    def _watching(self, rows: Sequence[Row], inputs: StepInputs) -> Iterator[None]:
+        """Keeps what comes out of the model before its output layer, for rows that want it."""
+        spans = [
+            slice(end - len(row.token_ids), end)
+            for row, end in zip(rows, inputs.ends, strict=True)
+            if row.has_hidden
+        ]
+
+        def keep(module: object, arguments: object, output: Any) -> None:
+            del module, arguments
+            states = output[0][0].float()
+            self.hidden = [states[span] for span in spans]
+
+        hook = self.model.module.base_model.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def close(self) -> None:
         """Lets go of the KV tensors and the graphs."""

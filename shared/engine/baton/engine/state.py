@@ -95,9 +95,9 @@ class EngineState:
     def match(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the longest prefix, which leaves at least one token to compute.
 
-        None if the prompt's log-probabilities are asked for: cached KV does not tell them.
+        None if cached KV does not tell what is asked for.
         """
-        if sequence.wants_prompt_logprobs:
+        if sequence.is_computed_whole:
             return []
         num_blocks = (sequence.num_tokens - 1) // self.pool.block_size
         return self.pool.match(self.hashes(sequence, num_blocks))

@@ -10,39 +10,24 @@ import torch
 
 from baton.core.batching import Candidate, StepItem, StepLimits, plan_step
 from baton.core.blocks import BlockState
+from baton.core.embedding import Pooling
 from baton.core.sampling import TokenLogprob
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
 from baton.engine.config import EngineConfig
-from baton.engine.events import BlocksReady, Failed, Started, Tokens
+from baton.engine.events import BlocksReady, Embedded, Failed, Started, Tokens
 from baton.engine.inputs import Row
 from baton.engine.layers import Completed, layer_news
+from baton.engine.pooling import pooled
 from baton.engine.reservations import finish_reason
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampled, Sampler
 from baton.engine.speculative import Drafter, DraftRequest, count_accepted, sample_row
+from baton.engine.speeds import Speeds
 from baton.engine.state import EngineState
 
 _MAX_CONSIDERED = 16
 """Waiting sequences looked at per step, so that a long queue does not slow every step down."""
-_SMOOTHING = 0.2
-"""Weight of the newest step in measured speeds."""
-
-
-@dataclass(slots=True)
-class Speeds:
-    """Measured speeds, 0 until known."""
-
-    prefill_tokens_per_s: float = 0.0
-    decode_step_s: float = 0.0
-
-    def observe(self, num_prefill_tokens: int, num_tokens: int, step_s: float) -> None:
-        """Takes one step into account."""
-        if not num_prefill_tokens:
-            self.decode_step_s = _smooth(self.decode_step_s, step_s)
-        elif num_prefill_tokens * 2 >= num_tokens and step_s > 0:
-            rate = num_prefill_tokens / step_s
-            self.prefill_tokens_per_s = _smooth(self.prefill_tokens_per_s, rate)
 
 
 @dataclass(slots=True)
@@ -54,6 +39,7 @@ class _Work:
     drafts: list[int] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    hidden_sum: list[float] = field(default_factory=list)
 
     @property
     def num_prompt_logits(self) -> int:
@@ -82,7 +68,8 @@ class _Work:
         start = self.item.start
         known = self.sequence.token_ids[start : start + self.num_known]
         num_logits = self.num_prompt_logits + self.num_logits
-        return Row([*known, *self.drafts], start, self.sequence.block_table, num_logits)
+        has_hidden = self.sequence.spec.pooling is not None
+        return Row([*known, *self.drafts], start, self.sequence.block_table, num_logits, has_hidden)
 
 
 class StepLoop:
@@ -267,6 +254,7 @@ class StepLoop:
         ]
         news = layer_news(self._state, prompts, self._runner.kv.layout)
         logits = self._runner.forward([entry.row for entry in work], news)
+        self._pool(work)
         if any(entry.num_prompt_logits for entry in work):
             logits = self._read_prompts(logits, work)
         sampling = [entry for entry in work if entry.item.is_sampled]
@@ -283,6 +271,14 @@ class StepLoop:
             end = offset + len(entry.drafts) + 1
             entry.sampled = sampled[offset:end]
             offset = end
+
+    def _pool(self, work: Sequence[_Work]) -> None:
+        """Takes the hidden states of sequences that are computed for them."""
+        hidden = iter(self._runner.hidden)
+        for entry in work:
+            pooling = entry.sequence.spec.pooling
+            if pooling is not None:
+                entry.hidden_sum = pooled(next(hidden), pooling, is_last=entry.item.is_sampled)
 
     def _read_prompts(self, logits: torch.Tensor, work: Sequence[_Work]) -> torch.Tensor:
         """Takes log-probabilities of prompts; returns the logits left to sample from."""
@@ -322,6 +318,9 @@ class StepLoop:
         if entry.num_known > 1:
             state.counters["prefill_tokens"] += entry.num_known
         sequence.prompt_logprobs += entry.prompt_logprobs
+        if sequence.spec.pooling is not None:
+            self._embed(entry, now)
+            return
         tokens = self._take(entry, now) if entry.item.is_sampled else None
         # A draft's KV is right as far as the target agrees.
         sequence.num_draft_computed_tokens = min(
@@ -339,6 +338,17 @@ class StepLoop:
             sequence.transition(SequenceStatus.HELD)
             state.pool.hold(sequence.block_table)
         elif tokens.finish_reason is not None:
+            state.end(sequence)
+
+    def _embed(self, entry: _Work, now: float) -> None:
+        """Adds a step's hidden states; the last step ends the sequence."""
+        sequence, state = entry.sequence, self._state
+        sequence.add_hidden(entry.hidden_sum)
+        state.publish(sequence)
+        if entry.item.is_sampled:
+            num_pooled = sequence.num_tokens if sequence.spec.pooling is Pooling.MEAN else 1
+            values = tuple(value / num_pooled for value in sequence.hidden_sum)
+            state.outbox.append(Embedded(sequence.seq_id, values, now))
             state.end(sequence)
 
     def _take(self, entry: _Work, now: float) -> Tokens:
@@ -374,7 +384,3 @@ class StepLoop:
             at_s=now,
             prompt_logprobs=() if token_index else tuple(sequence.prompt_logprobs),
         )
-
-
-def _smooth(old: float, new: float) -> float:
-    return new if old == 0.0 else old + _SMOOTHING * (new - old)

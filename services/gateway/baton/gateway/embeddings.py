@@ -1,0 +1,104 @@
+"""POST /v1/embeddings: vectors of texts or token ids, in the shapes of OpenAI's API.
+
+`pooling` and `normalize` are beyond OpenAI's own fields; vLLM takes `normalize`, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
+
+from baton.client import AsyncClient, BatonError, Embeddings, EmbedOptions, InvalidRequest
+from baton.core.embedding import MAX_INPUTS
+from baton.gateway.failures import error_response, json_response
+from baton.gateway.generation import until_disconnected
+
+
+class EmbeddingsBody(BaseModel):
+    """Body of POST /v1/embeddings."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+    model: str = ""
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1, le=1 << 20)
+    pooling: Literal["last", "mean"] = "last"
+    normalize: bool = True
+    priority: int = 0
+    cache_salt: str | None = None
+
+    def check(self) -> None:
+        """Checks how many inputs there are.
+
+        Raises:
+            InvalidRequest: none, too many, or an empty one.
+        """
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        if not inputs or "" in inputs or [] in inputs:
+            raise InvalidRequest("input must not be empty, nor hold anything that is")
+        if not isinstance(inputs[0], int) and len(inputs) > MAX_INPUTS:
+            raise InvalidRequest(f"input must hold at most {MAX_INPUTS} inputs, got {len(inputs)}")
+
+    def options(self) -> EmbedOptions:
+        """What it asks the SDK for."""
+        return EmbedOptions(
+            model=self.model,
+            pooling=self.pooling,
+            dimensions=self.dimensions,
+            scaled=self.normalize,
+            priority=self.priority,
+            cache_salt=self.cache_salt or "",
+        )
+
+
+class EmbeddingsAnswer:
+    """An ASGI application that answers one request; a client that goes away takes it along."""
+
+    def __init__(self, client: AsyncClient, body: EmbeddingsBody, options: EmbedOptions) -> None:
+        self._client = client
+        self._body = body
+        self._options = options
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        await until_disconnected(receive, self._answer(scope, receive, send))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            embeddings = await self._client.embed(self._body.input, **self._options)
+            is_base64 = self._body.encoding_format == "base64"
+            response = json_response(embeddings_json(embeddings, is_base64=is_base64))
+        except BatonError as error:
+            response = error_response(error)
+        await response(scope, receive, send)
+
+
+def embeddings_json(embeddings: Embeddings, *, is_base64: bool) -> dict[str, Any]:
+    """The answer as one object."""
+    return {
+        "object": "list",
+        "model": embeddings.model,
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _base64(vector) if is_base64 else vector,
+            }
+            for index, vector in enumerate(embeddings.vectors)
+        ],
+        "usage": {
+            "prompt_tokens": embeddings.usage.prompt_tokens,
+            "total_tokens": embeddings.usage.prompt_tokens,
+        },
+    }
+
+
+def _base64(vector: Sequence[float]) -> str:
+    """Little-endian float32, as OpenAI's clients read it."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

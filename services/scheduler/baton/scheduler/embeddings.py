@@ -1,0 +1,177 @@
+"""Inputs to vectors: tokenize, choose a prefill worker, and another one when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from random import Random
+
+from baton.core.cluster import Member
+from baton.core.embedding import Pooling, shaped
+from baton.core.errors import BatonError, InvalidRequest, NoWorker, PromptTooLong, WorkerDraining
+from baton.core.placement import PREFILL_ROLE
+from baton.scheduler.encoder import Encoder
+from baton.scheduler.failover import AttemptFailed, Failover, Verdict
+from baton.scheduler.messages import EmbedOrder, Prompt
+from baton.scheduler.peers import Peers
+from baton.scheduler.settings import SchedulerSettings
+from baton.scheduler.view import ClusterWatch
+
+logger = logging.getLogger(__name__)
+MAX_AT_ONCE = 16
+"""Inputs of one request that are computed side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedJob:
+    """A checked request for vectors."""
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    """None of them empty."""
+    request_id: str
+    pooling: Pooling
+    dimensions: int = 0
+    is_scaled: bool = True
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vector of one input."""
+
+    index: int
+    model: str
+    values: tuple[float, ...]
+    num_tokens: int
+    num_cached_tokens: int
+
+
+class Embedder:
+    """Runs requests for vectors. One per process."""
+
+    def __init__(
+        self,
+        cluster: ClusterWatch,
+        encoder: Encoder,
+        peers: Peers,
+        settings: SchedulerSettings,
+        clock: Callable[[], float],
+        rng: Random,
+    ) -> None:
+        self._cluster = cluster
+        self._encoder = encoder
+        self._peers = peers
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        self._running: set[asyncio.Task[object]] = set()
+        self._is_draining = False
+
+    @property
+    def num_running(self) -> int:
+        """Requests for vectors that run."""
+        return len(self._running)
+
+    async def embed(self, job: EmbedJob, timeout_s: float) -> AsyncGenerator[Embedding, None]:
+        """Vectors in the order in which they are done. Closing it early cancels the others.
+
+        Raises:
+            BatonError: one of the inputs failed.
+        """
+        if self._is_draining:
+            raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)
+        ends_at_s = self._clock() + timeout_s
+        model = self._cluster.resolve_model(job.model)
+        places = asyncio.Semaphore(MAX_AT_ONCE)
+
+        async def one(index: int) -> Embedding:
+            async with places:
+                return await self._one(job, model, index, ends_at_s)
+
+        tasks = [asyncio.create_task(one(index)) for index in range(len(job.prompts))]
+        caller = asyncio.current_task()
+        if caller is not None:
+            self._running.add(caller)
+        try:
+            for done in asyncio.as_completed(tasks):
+                yield await done
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if caller is not None:
+                self._running.discard(caller)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new requests, and waits for the running ones."""
+        self._is_draining = True
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=grace_s)
+
+    async def _one(self, job: EmbedJob, model: str, index: int, ends_at_s: float) -> Embedding:
+        prompt = job.prompts[index]
+        if isinstance(prompt, tuple):
+            token_ids = prompt
+        else:
+            token_ids = await self._encoder.encode(model, prompt, ends_at_s - self._clock())
+        limit = self._cluster.max_model_len_tokens(model)
+        if not token_ids:
+            raise InvalidRequest(f"input {index} is empty; it must have at least one token")
+        if limit and len(token_ids) > limit:
+            raise PromptTooLong(
+                f"input {index} has {len(token_ids)} tokens and model {model!r} takes {limit}"
+            )
+        failover = Failover(self._settings.max_attempts, self._rng)
+        while True:
+            worker = self._choose(model, failover.excluded)
+            attempt = failover.num_failures + 1
+            order = EmbedOrder(
+                f"{job.request_id}-{index}",
+                attempt,
+                token_ids,
+                job.pooling,
+                job.priority,
+                job.cache_salt,
+            )
+            try:
+                with self._cluster.prefilling(worker.worker_id, len(token_ids)):
+                    values, num_cached_tokens = await self._peers.prefill(worker).embed(
+                        order, ends_at_s - self._clock()
+                    )
+            except BatonError as error:
+                await self._recover(failover, AttemptFailed("embed", worker.worker_id, error))
+            else:
+                vector = shaped(values, job.dimensions, is_scaled=job.is_scaled)
+                return Embedding(index, model, vector, len(token_ids), num_cached_tokens)
+
+    def _choose(self, model: str, excluded: frozenset[str]) -> Member:
+        """The prefill worker with the fewest tokens waiting; one that failed only as a last one."""
+        usable = self._cluster.view().usable(PREFILL_ROLE, self._clock(), model=model)
+        if not usable:
+            raise NoWorker(
+                f"no prefill worker of model {model!r} is ready, which embeddings need",
+                retry_after_s=1.0,
+            )
+        fresh = [member for member in usable if member.worker_id not in excluded] or usable
+        loads = self._cluster.loads()
+
+        def num_waiting(member: Member) -> int:
+            own = loads.get(member.worker_id)
+            return max(own.prefill_tokens if own else 0, member.rates.queued_prefill_tokens)
+
+        return min(fresh, key=num_waiting)
+
+    async def _recover(self, failover: Failover, failure: AttemptFailed) -> None:
+        """Gets ready for another attempt, or raises why there is none."""
+        verdict = failover.judge(failure)
+        if failure.is_unreachable:
+            self._cluster.suspect(failure.worker_id)
+        if verdict is Verdict.GIVE_UP:
+            raise failure.error
+        logger.info("embedding failed", extra={"worker": failure.worker_id})
+        if verdict is Verdict.RETRY:
+            await asyncio.sleep(failover.backoff_s())
