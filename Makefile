@@ -26,7 +26,7 @@ FAST_TESTS := $(wildcard tests/meta tests/unit tests/contract tests/deploy tests
 SLOW_TESTS := $(wildcard tests/integration tests/e2e)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test lint fmt type protos protos-check constraints image bench size clean
+.PHONY: help setup demo up down test test-gpu lint fmt type protos protos-check constraints image bench size clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -62,6 +62,9 @@ down: ## stop what `make up` started
 test: setup ## all tests; under 10 minutes on 2 cores
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
 	$(if $(SLOW_TESTS),$(TEST_ENV) $(BIN)/python -m pytest -q $(SLOW_TESTS) $(PYTEST_ARGS))
+
+test-gpu: setup ## tests that need a CUDA device; skipped without one
+	$(TEST_ENV) $(BIN)/python -m pytest -q tests/gpu $(PYTEST_ARGS)
 
 lint: setup ## ruff, formatting, mypy strict, import rules, house rules
 	$(BIN)/ruff check .
