@@ -108,6 +108,14 @@ def test_generated_text_is_traced_across_processes(cli: Cli) -> None:
     assert "tokenize" in cli("trace").stdout
 
 
+def test_the_doctor_finds_nothing_wrong(cli: Cli) -> None:
+    result = cli("doctor", "--json", "--probe-mib", "1")
+    assert result.returncode == 0, result.stdout
+    document = json.loads(result.stdout)
+    assert document["healthy"] is True
+    assert len(document["paths"]) == 1
+
+
 def test_second_system_in_the_same_place_is_refused(cli: Cli, model: Path) -> None:
     result = cli("up", "-d", "--model", str(model))
     assert result.returncode == 1

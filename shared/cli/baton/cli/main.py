@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from baton.cli import demo as demo_command
+from baton.cli.doctor import doctor
 from baton.cli.generate import Interrupted, chat, generate
 from baton.cli.models import DEMO_KV_BYTES, NoModel, choose_models
 from baton.cli.plan import PlanError, UpOptions
@@ -130,6 +131,22 @@ def status(address: Address = "", as_json: AsJson = False) -> None:
         console.print_json(json.dumps(to_document(found)))
     else:
         print_status(console, found)
+
+
+@app.command(name="doctor")
+def doctor_command(
+    address: Address = "",
+    probe_mib: Annotated[
+        int, typer.Option(min=1, max=64, help="MiB to send between workers, to measure the way.")
+    ] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with a running system, and what to do. Exit status 1 on an error.
+
+    Asks every process itself, compares versions, models and clocks, adds up KV blocks, looks for
+    shared cores and leftover processes, and measures the way between workers.
+    """
+    raise typer.Exit(doctor(Console(), address, run_directory(), probe_mib << 20, as_json=as_json))
 
 
 @app.command(name="generate")

@@ -1,29 +1,69 @@
-"""What processes say about themselves: for when there is no scheduler to ask."""
+"""What processes say about themselves: for when there is no scheduler to ask, or no trust."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
 
-from baton.client.messages import status_from
+from baton.client.messages import seconds_from, status_from
 from baton.core.cluster import ServiceState, ServiceStatus
-from baton.v1 import control_pb2, control_pb2_grpc, inference_pb2
+from baton.v1 import (
+    control_pb2,
+    control_pb2_grpc,
+    inference_pb2,
+    prefill_pb2,
+    prefill_pb2_grpc,
+)
 
 _MAX_CONCURRENT_CALLS = 16
 
 
-def ask_status(address: str, timeout_s: float) -> ServiceStatus | None:
-    """A process's own status; None when it does not answer."""
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+@dataclass(frozen=True, slots=True)
+class OwnWord:
+    """A process's answer about itself."""
+
+    status: ServiceStatus
+    clock_offset_s: float | None
+    """Its wall clock minus this process's; None where it does not tell."""
+    clock_error_s: float
+    """How far off that can be: half of the time that the answer took."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathFigures:
+    """What the way from a prefill to a decode worker is like."""
+
+    bytes_per_s: float
+    round_trip_s: float
+
+
+def ask(address: str, timeout_s: float) -> OwnWord | None:
+    """What a process says about itself; None when it does not answer."""
+    with _channel(address) as channel:
         stub = control_pb2_grpc.ControlServiceStub(channel)
         try:
+            stub.GetStatus(control_pb2.GetStatusRequest(), timeout=timeout_s)  # connects
+            asked_at_s = time.time()
             answer = stub.GetStatus(control_pb2.GetStatusRequest(), timeout=timeout_s)
+            took_s = max(0.0, time.time() - asked_at_s)
         except grpc.RpcError:
             return None
     as_cluster = inference_pb2.GetClusterStatusResponse(services=[answer.status])
-    return status_from(as_cluster).services[0]
+    offset_s = None
+    if answer.HasField("now"):
+        offset_s = answer.now.ToNanoseconds() / 1e9 - (asked_at_s + took_s / 2)
+    return OwnWord(status_from(as_cluster).services[0], offset_s, took_s / 2)
+
+
+def ask_status(address: str, timeout_s: float) -> ServiceStatus | None:
+    """A process's own status; None when it does not answer."""
+    word = ask(address, timeout_s)
+    return word.status if word is not None else None
 
 
 def ask_all(addresses: Iterable[tuple[str, str]], timeout_s: float) -> list[ServiceStatus]:
@@ -36,3 +76,24 @@ def ask_all(addresses: Iterable[tuple[str, str]], timeout_s: float) -> list[Serv
             or ServiceStatus(worker_id="", role=role, address=address, state=ServiceState.LOST)
             for (role, address), answer in zip(pairs, answers, strict=True)
         ]
+
+
+def measure_path(
+    prefill_address: str, decode_worker_id: str, num_bytes: int, timeout_s: float
+) -> PathFigures | str:
+    """Has a prefill worker send bytes to a decode worker; the reason where that fails."""
+    request = prefill_pb2.MeasurePathRequest(decode_worker_id=decode_worker_id, num_bytes=num_bytes)
+    with _channel(prefill_address) as channel:
+        stub = prefill_pb2_grpc.PrefillServiceStub(channel)
+        try:
+            answer = stub.MeasurePath(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {error.details()}"
+    transfer_s, round_trip_s = seconds_from(answer.transfer), seconds_from(answer.round_trip)
+    return PathFigures(answer.num_bytes / max(1e-9, transfer_s), round_trip_s)
+
+
+@contextmanager
+def _channel(address: str) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        yield channel
