@@ -36,6 +36,19 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         _engine(tmp_path)
 
 
+def test_random_weights_need_no_files(tmp_path: Path, tiny_model: TinyModel) -> None:
+    config = (tiny_model("llama") / "config.json").read_text(encoding="utf-8")
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    settings = {"random_weights": True, "dtype": "bfloat16"}
+    with make_engine(tmp_path, **settings) as engine:
+        module = engine._runner.model.module
+        assert module.dtype is torch.bfloat16
+        assert all(parameter.std() > 0 for parameter in module.parameters() if parameter.dim() > 1)
+        engine.submit(make_spec("0", (1, 2, 3), 4))
+        while engine.step():
+            pass
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [

@@ -52,6 +52,8 @@ class EngineConfig:
     computes. None announces it after the step only."""
     prepack_linears: bool = True
     """Use pre-packed oneDNN linears where this CPU and dtype have them."""
+    random_weights: bool = False
+    """Draw the weights on the device instead of reading them: for measuring speed only."""
     cuda_graphs: bool = True
     """Capture decode steps at start, where the device and the model allow."""
     quantization: str | None = None

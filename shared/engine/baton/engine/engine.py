@@ -288,9 +288,7 @@ class Engine:
     ) -> LoadedModel:
         return load_model(
             path,
-            dtype=config.dtype,
-            device=config.device,
-            block_size=config.block_size,
+            config,
             on_progress=lambda fraction, text: report(start + share * fraction, text),
             num_packed_rows=_PACKED_ROWS if config.prepack_linears else None,
             quantization=_quantization(config) if path == config.model_path else None,

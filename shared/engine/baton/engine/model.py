@@ -24,6 +24,7 @@ from baton.core.errors import ModelNotFound, Unsupported
 from baton.core.hashing import KvLayout
 from baton.engine.attention import PagedAttention
 from baton.engine.backends import choose_backends
+from baton.engine.config import EngineConfig
 from baton.engine.devices import check_device, default_block_size
 from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kv_cache import dtype_name, torch_dtype
@@ -63,10 +64,8 @@ class LoadedModel:
 
 def load_model(
     path: str,
+    settings: EngineConfig,
     *,
-    dtype: str,
-    device: str,
-    block_size: int | None,
     on_progress: Progress,
     num_packed_rows: int | None = None,
     quantization: Quantization | None = None,
@@ -81,18 +80,17 @@ def load_model(
         Unsupported: the model cannot be served; the message says why.
     """
     directory = Path(path)
-    target = check_device(device)
-    block_size = block_size or default_block_size(target)
-    _check_directory(directory)
+    target = check_device(settings.device)
+    block_size = settings.block_size or default_block_size(target)
+    _check_directory(directory, needs_weights=not settings.random_weights)
     on_progress(0.0, f"reading {directory.name}")
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     _check_config(config)
     attention = PagedAttention()
     on_progress(0.05, "loading weights")
-    weights = WeightSource(directory, config, attention.name, target)
-    module = load_weights(
-        weights, None if dtype == "auto" else torch_dtype(dtype), quantization, on_progress
-    )
+    weights = WeightSource(directory, config, attention.name, target, settings.random_weights)
+    dtype = None if settings.dtype == "auto" else torch_dtype(settings.dtype)
+    module = load_weights(weights, dtype, quantization, on_progress)
     if num_packed_rows is not None:
         on_progress(0.8, "packing weights")
         _speed_up(module, packer(num_packed_rows))
@@ -137,12 +135,12 @@ def _speed_up(module: PreTrainedModel, factory: LinearFactory) -> None:
     )
 
 
-def _check_directory(directory: Path) -> None:
+def _check_directory(directory: Path, *, needs_weights: bool) -> None:
     if not directory.is_dir():
         raise ModelNotFound(f"model directory {directory} does not exist")
     if not (directory / "config.json").is_file():
         raise ModelNotFound(f"{directory} has no config.json")
-    if not any(directory.glob("*.safetensors")):
+    if needs_weights and not any(directory.glob("*.safetensors")):
         raise ModelNotFound(
             f"{directory} has no *.safetensors weights (other formats are not loaded)"
         )

@@ -191,6 +191,8 @@ class WeightSource:
     config: PreTrainedConfig
     attention_name: str
     device: torch.device
+    is_random: bool = False
+    """Numbers drawn on the device instead of files: only speed is worth looking at."""
 
 
 def load_weights(
@@ -215,14 +217,25 @@ def load_weights(
                 "or leave the setting empty"
             )
         return _load_quantized(source, dtype, saved)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.directory,
-        config=source.config,
-        dtype=dtype or "auto",
-        attn_implementation=source.attention_name,
-        local_files_only=True,
-        use_safetensors=True,
-    )
+    models: Any = AutoModelForCausalLM
+    if source.is_random:
+        with source.device:
+            loaded = models.from_config(
+                source.config,
+                dtype=dtype or source.config.dtype,
+                attn_implementation=source.attention_name,
+            )
+    else:
+        loaded = models.from_pretrained(
+            source.directory,
+            config=source.config,
+            dtype=dtype or "auto",
+            attn_implementation=source.attention_name,
+            local_files_only=True,
+            use_safetensors=True,
+            # Straight to the device, without a copy of the model in host memory.
+            device_map=None if source.device.type == "cpu" else {"": source.device},
+        )
     module: PreTrainedModel = loaded.to(source.device).eval().requires_grad_(False)  # noqa: FBT003
     if wanted is not None:
         quantize_model(module, wanted, lambda done, text: on_progress(0.1 + 0.7 * done, text))
