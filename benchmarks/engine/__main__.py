@@ -3,12 +3,16 @@
     python -m benchmarks.engine
     python -m benchmarks.engine --model qwen2-0.5b --threads 2 --json
     python -m benchmarks.engine --model demo --batch 1 64 --context 128 2048
+    python -m benchmarks.engine --device cuda --model llama-3.1-8b --batch 1 64 --prompt 4096 --json
 
 No service is started and nothing is downloaded: weights are random, of the shape that is named.
 "of floor" is 1 when a decode step takes no longer than reading its weights and KV once, and a
 prompt no longer than its matrix products (weights that stay in a cache can make it more than 1).
 Both floors are measured again every few steps, because they move with what else the machine does.
 Compare such shares, not milliseconds, and quote hardware and command with them.
+
+On a GPU random weights are drawn on the device, decode steps are captured as CUDA graphs, and
+transformers and int8 are left out.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from baton.core.errors import BatonError
+from baton.engine.devices import check_device, default_block_size
 from benchmarks.engine.floors import Floors
 from benchmarks.engine.measure import Bench, DecodeTimes, PrefillTimes
 from benchmarks.engine.quantized import QuantizedFigures, measure_quantized
@@ -51,15 +57,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--plain-linears", action="store_true", help="measure without packed weights")
+    add("--no-graphs", action="store_true", help="measure without CUDA graphs")
     add("--no-transformers", action="store_true", help="leave the comparison with generate out")
     add("--json", action="store_true", help="end with one line of JSON")
     options = parser.parse_args(argv)
     for name in ("batch", "context"):
         if min(getattr(options, name)) < 1:
             parser.error(f"--{name} must be at least 1")
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this machine, or this build of torch, has no CUDA device")
+    try:
+        check_device(options.device)
+    except BatonError as error:
+        parser.error(f"--device: {error.message}")
     return options
+
+
+def _is_drawn(options: argparse.Namespace) -> bool:
+    """Whether weights are drawn on the device: there is no file then that others could load."""
+    return options.device != "cpu" and options.model != "demo"
 
 
 def say(text: str = "") -> None:
@@ -76,9 +90,12 @@ def note(text: str) -> None:
 
 def make_bench(options: argparse.Namespace, directory: Path, floors: Floors) -> Bench:
     """An engine with room for the largest batch and context that is asked for."""
-    context = max(max(options.context), options.prompt)
+    device = check_device(options.device)
+    block_size = default_block_size(device)
     num_sequences = max(*options.batch, 16)
-    num_blocks = num_sequences * -(-(context + _KV_MARGIN_TOKENS) // 16)
+    row_blocks = -(-(max(options.context) + _KV_MARGIN_TOKENS) // block_size)
+    prompt_blocks = -(-(options.prompt + _KV_MARGIN_TOKENS) // block_size)
+    num_blocks = num_sequences * row_blocks + prompt_blocks
     return Bench(
         directory,
         floors,
@@ -86,6 +103,8 @@ def make_bench(options: argparse.Namespace, directory: Path, floors: Floors) -> 
             "device": options.device,
             "dtype": options.dtype,
             "num_blocks": num_blocks,
+            "random_weights": _is_drawn(options),
+            "cuda_graphs": not options.no_graphs,
             "max_num_batched_tokens": max(options.prompt, *options.batch),
             "max_num_seqs": num_sequences,
             "num_threads": options.threads,
@@ -100,7 +119,7 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     note(f"making {options.model}")
-    directory = model_directory(options.model, dtype, scratch)
+    directory = model_directory(options.model, dtype, scratch, has_weights=not _is_drawn(options))
     floors = Floors(torch.device(options.device), dtype)
     note("loading the engine")
     bench = make_bench(options, directory, floors)
@@ -120,11 +139,12 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     figures = summarize(decodes, prefill, floors)
     for batch in (1, 16):
         figures[f"vs_transformers_b{batch}"] = None
-        if not options.no_transformers:
+        if not options.no_transformers and options.device == "cpu":
             note(f"against transformers.generate, batch {batch}")
             ratio = bench.against_transformers(batch, options.context[0], options.steps * 2)
             figures[f"vs_transformers_b{batch}"] = round(ratio, 3)
             say(f"batch {batch}: {ratio:.2f} times the tokens per second of transformers.generate")
+    figures |= device_figures(bench, decodes, prefill)
     bench.close()
     quantized = QuantizedFigures()
     if options.device == "cpu":
@@ -132,7 +152,12 @@ def run(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         quantized = measure_quantized(directory, options.context[0], options.steps)
     figures["int8_decode_speedup"] = quantized.int8_decode_speedup
     figures["int8_perplexity_change"] = quantized.int8_perplexity_change
-    return {"model": options.model, "threads": torch.get_num_threads(), **figures}
+    return {
+        "model": options.model,
+        "device": options.device,
+        "threads": torch.get_num_threads(),
+        **figures,
+    }
 
 
 def print_table(decodes: list[DecodeTimes], prefill: PrefillTimes, floors: Floors) -> None:
@@ -169,6 +194,25 @@ def summarize(decodes: list[DecodeTimes], prefill: PrefillTimes, floors: Floors)
         "decode_b16_over_b1": round(ratio, 3) if ratio else None,
         "prefill_floor_fraction": round(prefill.floor_fraction, 3),
         "overhead_fraction": round(sixteen.overhead_fraction, 4) if sixteen else None,
+    }
+
+
+def device_figures(
+    bench: Bench, decodes: list[DecodeTimes], prefill: PrefillTimes
+) -> dict[str, Any]:
+    """Speeds by batch, and how the steps were computed."""
+    names = ("varlen_layers", "sdpa_layers", "graph_steps", "eager_steps")
+    counters = {name: int(bench.counters.get(name, 0)) for name in names}
+    say(", ".join(f"{name} {count}" for name, count in counters.items()))
+    return {
+        **counters,
+        "decode_floor_fraction": {
+            f"{times.batch}x{times.context}": round(times.floor_fraction, 3) for times in decodes
+        },
+        "decode_tokens_per_s": {
+            f"{times.batch}x{times.context}": round(times.tokens_per_s, 1) for times in decodes
+        },
+        "prefill_tokens_per_s": round(prefill.num_tokens / median(prefill.step_s)),
     }
 
 

@@ -47,12 +47,17 @@ _SHAPES: dict[str, dict[str, Any]] = {
 NAMES = (*_SHAPES, "demo")
 
 
-def model_directory(name: str, dtype: torch.dtype, scratch: Path) -> Path:
+def model_directory(
+    name: str, dtype: torch.dtype, scratch: Path, *, has_weights: bool = True
+) -> Path:
     """Folder of a model; random weights are written into `scratch`, nothing is downloaded."""
     if name == "demo":
         return _DEMO
     settings = dict(_SHAPES[name])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    if not has_weights:
+        config.save_pretrained(scratch / name)
+        return scratch / name
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
         config, dtype=dtype

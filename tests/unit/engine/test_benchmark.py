@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.engine.__main__ import main, parse
 from benchmarks.engine.quantized import QuantizedFigures
-from benchmarks.engine.shapes import model_directory
+from benchmarks.engine.shapes import count_parameters, model_directory
 
 KEYS = {
     "decode_b1_floor_fraction",
@@ -53,3 +54,14 @@ def test_it_ends_with_one_line_of_json(
     assert figures.keys() >= KEYS
     assert figures["decode_b1_floor_fraction"] > 0
     assert figures["vs_transformers_b1"] is None
+    assert figures["decode_tokens_per_s"].keys() == {"1x32", "16x32"}
+    assert figures["sdpa_layers"] > 0
+    assert figures["eager_steps"] > 0
+
+
+def test_a_shape_without_weights_is_a_config_alone(tmp_path: Path) -> None:
+    directory = model_directory("llama-3.1-8b", torch.bfloat16, tmp_path, has_weights=False)
+    assert [path.name for path in directory.iterdir()] == ["config.json"]
+    total, multiplied = count_parameters(directory)
+    assert total == pytest.approx(7.5e9, rel=0.01), "without the embedding: a row is looked up"
+    assert total - multiplied == 128256 * 4096
