@@ -37,6 +37,24 @@ def test_the_wire_order_is_layer_then_k_then_v() -> None:
     assert numbers.tolist() == [2, 1, 12, 11, 22, 21, 32, 31]
 
 
+@pytest.mark.parametrize("is_staged", [False, True])
+def test_whole_blocks_are_written_at_once(is_staged: bool) -> None:
+    layout = KvLayout(4, "bfloat16", (2, 1), (8, 16))
+    source, target = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
+    if is_staged:
+        target._staged = StagedCopies(CPU)
+    for part in (*source.keys, *source.values):
+        part.copy_(torch.randn(part.shape))
+    payloads = [source.read([block], 0, 2) for block in (4, 1, 2)]
+    target.write_whole([0, 5, 3], payloads)
+    for mine, theirs in zip(source.keys + source.values, target.keys + target.values, strict=True):
+        assert torch.equal(mine[[4, 1, 2]], theirs[[0, 5, 3]])
+        assert not theirs[[1, 2, 4]].any()
+    with pytest.raises(KvLayoutMismatch):
+        target.write_whole([1, 2], [payloads[0], payloads[1][:-1]])
+    assert not any(part[1].any() for part in target.keys)
+
+
 def test_a_payload_of_the_wrong_size_writes_nothing() -> None:
     cache = KvCache(KvLayout(4, "float32", (1,), (8,)), 2, CPU)
     payload = memoryview(b"\x01" * (cache.layout.block_bytes - 1))

@@ -39,8 +39,8 @@ class PrefixSource:
     async def fetch(self, spec: SequenceSpec) -> int:
         """Takes blocks that the store has and this worker lacks; returns how many.
 
-        Takes at most the time limit. The last token's block is never fetched: it has to be
-        computed for the first token.
+        Takes at most the time limit; what came within it counts. The last token's block is never
+        fetched: it has to be computed for the first token.
         """
         hashes = self._hashes(spec)
         cache = self._cache.replica(hashes[0]) if hashes else None
@@ -49,15 +49,24 @@ class PrefixSource:
         num_local = self._engine.match_prefix(spec.token_ids, spec.cache_salt)
         if num_local >= len(hashes):
             return 0
+        payloads: list[memoryview] = []
         try:
             async with asyncio.timeout(self._timeout_s):
                 num_stored = await cache.num_stored(hashes, timeout_s=self._timeout_s)
-                if num_stored <= num_local:
-                    return 0
-                return await self._take(cache, hashes[num_local:num_stored])
+                if num_stored > num_local:
+                    await self._collect(cache, hashes[num_local:num_stored], payloads)
         except (BatonError, TimeoutError) as error:
             self._cache.failed(cache, error)
+        if not payloads:
             return 0
+        num_imported = await asyncio.get_running_loop().run_in_executor(
+            self._executor,
+            self._engine.import_blocks,
+            hashes[num_local : num_local + len(payloads)],
+            payloads,
+        )
+        self.num_fetched_blocks += num_imported
+        return num_imported
 
     def offer(self, spec: SequenceSpec) -> None:
         """Has a computed prompt's full blocks stored in the background; never waits."""
@@ -67,13 +76,11 @@ class PrefixSource:
         """Hashes of the full blocks before the last token's."""
         return self._engine.block_hashes(spec.token_ids[:-1], spec.cache_salt)
 
-    async def _take(self, cache: CachePeer, hashes: list[bytes]) -> int:
+    async def _collect(
+        self, cache: CachePeer, hashes: list[bytes], payloads: list[memoryview]
+    ) -> None:
         layout = self._engine.fingerprint.layout
         fetched = cache.fetch(hashes, layout, timeout_s=self._timeout_s)
         async with aclosing(fetched) as blocks:
-            payloads = [memoryview(block.payload) async for block in blocks]
-        num_imported = await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._engine.import_blocks, hashes[: len(payloads)], payloads
-        )
-        self.num_fetched_blocks += num_imported
-        return num_imported
+            async for block in blocks:
+                payloads += [memoryview(block.payload)]  # what comes in time counts

@@ -77,26 +77,27 @@ class Transfer:
         Raises:
             KvLayoutMismatch: a payload has the wrong size.
         """
-        num_layers = self._kv.layout.num_layers
         pool = self._state.pool
         pinned: list[int] = []
+        fresh: dict[int, int] = {}
+        """Index among `hashes` by block."""
         try:
-            for block_hash, payload in zip(hashes, payloads, strict=True):
-                with self._state.lock:
+            with self._state.lock:
+                for index, block_hash in enumerate(hashes):
                     found = pool.match([block_hash])
                     pool.share(found)
+                    if not found:
+                        try:
+                            found = pool.allocate(1, BlockState.FILLING)
+                        except KvCacheFull:
+                            break
+                        fresh[found[0]] = index
                     pinned.extend(found)
-                    if found:
-                        continue
-                    try:
-                        (block_id,) = pool.allocate(1, BlockState.FILLING)
-                    except KvCacheFull:
-                        return len(pinned)
-                    pinned.append(block_id)
-                self._kv.write([block_id], 0, num_layers, payload)
-                with self._state.lock:
-                    pool.set_stage([block_id], BlockState.IN_USE)
-                    pool.publish(block_id, block_hash)
+            self._kv.write_whole(list(fresh), [payloads[index] for index in fresh.values()])
+            with self._state.lock:
+                pool.set_stage(fresh, BlockState.IN_USE)
+                for block_id, index in fresh.items():
+                    pool.publish(block_id, hashes[index])
             return len(pinned)
         finally:
             with self._state.lock:
