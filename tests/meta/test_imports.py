@@ -89,10 +89,14 @@ def _optional(part: Part) -> set[str]:
 def _distributions_of(part: Part) -> set[str]:
     """Distributions whose modules the part's own files import."""
     by_module = packages_distributions()
-    prefixes = SHARED_NAMESPACES | {
-        "baton." + ("v1" if other.name == "protos" else other.name): f"baton-{other.name}"
-        for other in parts()
-    }
+    prefixes = (
+        SHARED_NAMESPACES
+        | {"baton.oip": "baton-protos"}
+        | {
+            "baton." + ("v1" if other.name == "protos" else other.name): f"baton-{other.name}"
+            for other in parts()
+        }
+    )
     found: set[str] = set()
     for name in set().union(*(imported_modules(path) for path in part.modules())):
         matching = [prefix for prefix in prefixes if f"{name}.".startswith(f"{prefix}.")]

@@ -160,6 +160,8 @@ def uncommented(file: File) -> list[str]:
 
 
 def test_contract_keeps_the_style_rules(described: list[File]) -> None:
+    # The names of the Open Inference Protocol are not ours to choose.
+    described = [file for file in described if file.package != "inference"]
     assert [problem for file in described for problem in style_problems(file)] == []
     assert list(rpc_problems(described)) == []
 
@@ -174,6 +176,7 @@ def test_each_service_has_its_own_file(described: list[File]) -> None:
         "CacheService",
         "ControlService",
         "DecodeService",
+        "GRPCInferenceService",
         "InferenceService",
         "KvTransferService",
         "PrefillService",

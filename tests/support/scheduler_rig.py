@@ -104,7 +104,8 @@ class Rig:
         await server.start()
         self._stack.push_async_callback(self.service.stop)
         self._stack.push_async_callback(server.stop, 0)
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.address = f"127.0.0.1:{port}"
+        channel = grpc.aio.insecure_channel(self.address)
         self._stack.push_async_callback(channel.close)
         self.stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
         return self

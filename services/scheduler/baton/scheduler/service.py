@@ -14,6 +14,7 @@ from baton.scheduler.background import Leases, Releases
 from baton.scheduler.embeddings import Embedder
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.live import SchedulerMetrics, StageSpans
+from baton.scheduler.oip.servicer import OpenInferenceServicer, add_open_inference_servicer
 from baton.scheduler.orchestrator import Orchestrator, Surroundings
 from baton.scheduler.peers import Peers
 from baton.scheduler.servicer import Edge, InferenceServicer, add_inference_servicer
@@ -57,22 +58,25 @@ class SchedulerService:
         self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock, runtime.rng)
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
         runtime.members.on_change(lambda view: _warm_channels(view, runtime.channels))
-        self._servicer = InferenceServicer(
-            Edge(
-                self._orchestrator,
-                self._embedder,
-                encoder,
-                cluster,
-                metrics,
-                lambda: runtime.bus.is_connected,
-                settings.request_timeout_s,
-                runtime.rng,
-            )
+        edge = Edge(
+            self._orchestrator,
+            self._embedder,
+            encoder,
+            cluster,
+            metrics,
+            lambda: runtime.bus.is_connected,
+            settings.request_timeout_s,
+            runtime.rng,
         )
+        self._servicer = InferenceServicer(edge)
+        self._open_servicer = OpenInferenceServicer(edge)
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """See `runtime.Service`."""
-        return [add_inference_servicer(self._servicer, server)]
+        return [
+            add_inference_servicer(self._servicer, server),
+            add_open_inference_servicer(self._open_servicer, server),
+        ]
 
     async def start(self) -> None:
         """See `runtime.Service`."""

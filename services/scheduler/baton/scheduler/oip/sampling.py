@@ -1,0 +1,121 @@
+"""What a request of the Open Inference Protocol asks for, from its tensors and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from baton.core.errors import InvalidRequest
+from baton.core.sampling import SamplingParams
+from baton.scheduler.messages import Prompt
+from baton.scheduler.oip.tensors import Scalar, Tensor
+
+TEXT_INPUT, TOKEN_INPUT = "text_input", "input_ids"
+PARAMETERS: Mapping[str, type] = MappingProxyType({
+    "max_tokens": int,
+    "min_tokens": int,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "frequency_penalty": float,
+    "presence_penalty": float,
+    "seed": int,
+    "stop": str,
+    "ignore_eos": bool,
+    "stream": bool,
+    "cache_salt": str,
+    "keep_special_tokens": bool,
+})
+"""Names and types, as parameters or as tensors with one value."""
+DATATYPES: Mapping[type, str] = MappingProxyType({
+    int: "INT64",
+    float: "FP32",
+    str: "BYTES",
+    bool: "BOOL",
+})
+EMPTY_FINAL = "triton_enable_empty_final_response"
+TIMEOUT = "timeout"
+"""Time that the request may take, in microseconds; 0 sets no limit."""
+_OF_TRITON = frozenset({TIMEOUT, EMPTY_FINAL})
+_BESIDE_SAMPLING = frozenset({"stream", "cache_salt", "keep_special_tokens"})
+MAX_CACHE_SALT_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A request's prompt and options."""
+
+    prompt: Prompt
+    sampling: SamplingParams
+    is_stream: bool
+    has_empty_final: bool
+    cache_salt: str
+    keep_special_tokens: bool
+    timeout_s: float | None
+
+
+def read_wish(tensors: Mapping[str, Tensor], parameters: Mapping[str, Scalar]) -> Wish:
+    """What is asked for.
+
+    Raises:
+        InvalidRequest: something is missing, not known, or of a wrong type or range.
+    """
+    prompt = _prompt(tensors)
+    given: dict[str, Any] = {
+        name: tensor.scalar()
+        for name, tensor in tensors.items()
+        if name not in {TEXT_INPUT, TOKEN_INPUT}
+    }
+    given |= {name: value for name, value in parameters.items() if name not in _OF_TRITON}
+    checked: dict[str, Any] = {name: _checked(name, value) for name, value in given.items()}
+    fields = {name: value for name, value in checked.items() if name not in _BESIDE_SAMPLING}
+    if "stop" in fields:
+        fields["stop"] = (fields["stop"],)
+    timeout_us = parameters.get(TIMEOUT, 0)
+    if type(timeout_us) is not int or timeout_us < 0:
+        raise InvalidRequest(f"{TIMEOUT} must be a number of microseconds, got {timeout_us!r}")
+    if not 0 <= checked.get("seed", 0) < 1 << 64:
+        raise InvalidRequest(f"seed must be in [0, 2**64 - 1], got {checked['seed']}")
+    if len(checked.get("cache_salt", "")) > MAX_CACHE_SALT_CHARS:
+        raise InvalidRequest(f"cache_salt must have at most {MAX_CACHE_SALT_CHARS} characters")
+    return Wish(
+        prompt=prompt,
+        sampling=SamplingParams(**fields).check(),
+        is_stream=checked.get("stream", False),
+        has_empty_final=bool(parameters.get(EMPTY_FINAL, False)),
+        cache_salt=checked.get("cache_salt", ""),
+        keep_special_tokens=checked.get("keep_special_tokens", False),
+        timeout_s=timeout_us / 1e6 if timeout_us else None,
+    )
+
+
+def _prompt(tensors: Mapping[str, Tensor]) -> Prompt:
+    text, tokens = tensors.get(TEXT_INPUT), tensors.get(TOKEN_INPUT)
+    if (text is None) == (tokens is None):
+        raise InvalidRequest(f"give exactly one of the tensors {TEXT_INPUT} and {TOKEN_INPUT}")
+    if text is not None:
+        value = text.scalar()
+        if not isinstance(value, str) or not value:
+            raise InvalidRequest(f"{TEXT_INPUT} must be of type BYTES and not empty")
+        return value
+    values = tokens.values if tokens is not None else ()
+    ids = tuple(value for value in values if type(value) is int and 0 <= value < 1 << 32)
+    if not ids or len(ids) < len(values):
+        raise InvalidRequest(f"{TOKEN_INPUT} must hold token ids, at least one")
+    return ids
+
+
+def _checked(name: str, value: Scalar) -> Scalar:
+    kind = PARAMETERS.get(name)
+    if kind is None:
+        known = ", ".join(sorted(PARAMETERS))
+        raise InvalidRequest(f"{name!r} is neither an input nor a parameter; there are: {known}")
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InvalidRequest(f"{name} must be of type {kind.__name__}, got {type(value).__name__}")
+    return value

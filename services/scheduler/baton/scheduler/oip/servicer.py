@@ -1,0 +1,271 @@
+"""GRPCInferenceService on the wire: KServe's and Triton's clients, over the same orchestrator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, Unsupported
+from baton.core.ids import make_id
+from baton.oip import open_inference_pb2 as pb
+from baton.oip import open_inference_pb2_grpc
+from baton.rpc.errors import public_message
+from baton.rpc.logs import bind_request_id
+from baton.rpc.version import VERSION
+from baton.scheduler.live import LiveRequest
+from baton.scheduler.messages import GenerateJob, Output
+from baton.scheduler.oip.sampling import (
+    DATATYPES,
+    PARAMETERS,
+    TEXT_INPUT,
+    TOKEN_INPUT,
+    Wish,
+    read_wish,
+)
+from baton.scheduler.oip.tensors import Scalar, Tensor, from_raw, to_raw
+from baton.scheduler.servicer import Edge
+
+MODEL_VERSION = "1"
+MAX_STREAMED_AT_ONCE = 64
+"""Requests of one ModelStreamInfer call that run side by side; further ones wait unread."""
+_OUTPUTS = {"text_output": "BYTES", "output_ids": "UINT32", "finish_reason": "BYTES"}
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+Send = Callable[[pb.ModelInferResponse], Awaitable[None]]
+
+
+class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers GRPCInferenceService."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    async def ServerLive(
+        self, request: pb.ServerLiveRequest, context: Any
+    ) -> pb.ServerLiveResponse:
+        """The process answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: pb.ServerReadyRequest, context: Any
+    ) -> pb.ServerReadyResponse:
+        """Some model can be used."""
+        return pb.ServerReadyResponse(ready=bool(self._edge.cluster.models()))
+
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, context: Any
+    ) -> pb.ModelReadyResponse:
+        """A model can be used."""
+        is_known = request.name in self._edge.cluster.models()
+        return pb.ModelReadyResponse(ready=is_known and request.version in {"", MODEL_VERSION})
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: Any
+    ) -> pb.ServerMetadataResponse:
+        """What this is."""
+        return pb.ServerMetadataResponse(name="baton", version=VERSION)
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: Any
+    ) -> pb.ModelMetadataResponse:
+        """What a model takes and gives."""
+        model = self._resolve(request.name, request.version)
+        inputs = {TEXT_INPUT: "BYTES", TOKEN_INPUT: "INT64"}
+        inputs |= {name: DATATYPES[kind] for name, kind in PARAMETERS.items()}
+        describe = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=model,
+            versions=[MODEL_VERSION],
+            platform="baton",
+            inputs=[
+                describe(name=name, datatype=datatype, shape=[-1 if name == TOKEN_INPUT else 1])
+                for name, datatype in inputs.items()
+            ],
+            outputs=[
+                describe(name=name, datatype=datatype, shape=[-1 if name == "output_ids" else 1])
+                for name, datatype in _OUTPUTS.items()
+            ],
+        )
+
+    async def ModelInfer(
+        self, request: pb.ModelInferRequest, context: Any
+    ) -> pb.ModelInferResponse:
+        """Completes one prompt."""
+        wish = _wish(request)
+        if wish.is_stream:
+            raise Unsupported("ModelInfer does not stream; call ModelStreamInfer")
+        outputs: list[Output] = []
+
+        async def keep(live: LiveRequest, output: Output) -> None:
+            del live
+            outputs.append(output)
+
+        model = await self._run(request, wish, context, keep)
+        return _response(request, model, outputs)
+
+    async def ModelStreamInfer(
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Any
+    ) -> None:
+        """Completes prompts side by side, as they come."""
+        places = asyncio.Semaphore(MAX_STREAMED_AT_ONCE)
+        writing = asyncio.Lock()
+
+        async def send(response: pb.ModelStreamInferResponse) -> None:
+            async with writing:  # one call takes one write at a time
+                await context.write(response)
+
+        async def answer(request: pb.ModelInferRequest) -> None:
+            try:
+                await self._stream(request, context, send)
+            except BatonError as error:
+                failed = pb.ModelInferResponse(id=request.id, model_name=request.model_name)
+                failed.parameters["triton_final_response"].bool_param = True
+                message = f"{error.reason.name}: {public_message(error)}"
+                await send(
+                    pb.ModelStreamInferResponse(error_message=message, infer_response=failed)
+                )
+            finally:
+                places.release()
+
+        async with asyncio.TaskGroup() as group:
+            async for request in request_iterator:
+                await places.acquire()
+                group.create_task(answer(request))
+
+    async def _stream(
+        self,
+        request: pb.ModelInferRequest,
+        context: Any,
+        send: Callable[[pb.ModelStreamInferResponse], Awaitable[None]],
+    ) -> None:
+        wish = _wish(request)
+        whole: list[Output] = []
+
+        async def relay(model: str, outputs: list[Output], *, is_final: bool) -> None:
+            response = _response(request, model, outputs)
+            response.parameters["triton_final_response"].bool_param = is_final
+            await send(pb.ModelStreamInferResponse(infer_response=response))
+
+        async def take(live: LiveRequest, output: Output) -> None:
+            if not wish.is_stream:
+                whole.append(output)
+            elif output.text or output.token_ids or output.ending:
+                is_final = output.ending is not None and not wish.has_empty_final
+                await relay(live.model, [output], is_final=is_final)
+
+        model = await self._run(request, wish, context, take)
+        if whole:
+            await relay(model, whole, is_final=not wish.has_empty_final)
+        if wish.has_empty_final:
+            await relay(model, [], is_final=True)
+
+    async def _run(
+        self,
+        request: pb.ModelInferRequest,
+        wish: Wish,
+        context: Any,
+        take: Callable[[LiveRequest, Output], Awaitable[None]],
+    ) -> str:
+        """Runs a request to its end; returns the model that answered."""
+        model = self._resolve(request.model_name, request.model_version)
+        job = GenerateJob(
+            model=model,
+            prompt=wish.prompt,
+            sampling=wish.sampling,
+            # The caller's id need not be unique here.
+            request_id=make_id("oip", self._edge.rng),
+            cache_salt=wish.cache_salt,
+            keep_special_tokens=wish.keep_special_tokens,
+        )
+        bind_request_id(job.request_id)
+        remaining_s = context.time_remaining()
+        limits = (remaining_s, wish.timeout_s, self._edge.request_timeout_s)
+        timeout_s = min(limit for limit in limits if limit is not None)
+
+        def emit(live: LiveRequest) -> Callable[[Output], Awaitable[None]]:
+            return lambda output: take(live, output)
+
+        await self._edge.orchestrator.generate(job, timeout_s, emit)
+        return model
+
+    def _resolve(self, name: str, version: str) -> str:
+        if version not in {"", MODEL_VERSION}:
+            raise ModelNotFound(f"there is only version {MODEL_VERSION!r}, not {version!r}")
+        return self._edge.cluster.resolve_model(name)
+
+
+def _wish(request: pb.ModelInferRequest) -> Wish:
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs"
+        )
+    wanted = [output.name for output in request.outputs]
+    unknown = [name for name in wanted if name not in _OUTPUTS]
+    if unknown:
+        raise InvalidRequest(f"there is no output {unknown[0]!r}; there are: {', '.join(_OUTPUTS)}")
+    tensors: dict[str, Tensor] = {}
+    for index, given in enumerate(request.inputs):
+        if raw:
+            values = from_raw(given.name, given.datatype, raw[index])
+        else:
+            field = _CONTENTS.get(given.datatype)
+            if field is None:
+                raise InvalidRequest(f"{given.name}: datatype {given.datatype!r} is not supported")
+            values = tuple(getattr(given.contents, field))
+        if given.name in tensors:
+            raise InvalidRequest(f"{given.name} is given twice")
+        tensors[given.name] = Tensor(given.name, given.datatype, values)
+    parameters: dict[str, Scalar] = {}
+    for name, parameter in request.parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is None:
+            raise InvalidRequest(f"the parameter {name!r} has no value")
+        parameters[name] = getattr(parameter, kind)
+    return read_wish(tensors, parameters)
+
+
+def _response(
+    request: pb.ModelInferRequest, model: str, outputs: list[Output]
+) -> pb.ModelInferResponse:
+    response = pb.ModelInferResponse(model_name=model, model_version=MODEL_VERSION, id=request.id)
+    if not outputs:
+        return response
+    ending = outputs[-1].ending
+    reason = ending.finish_reason.name.lower() if ending else ""
+    values: dict[str, list[Scalar]] = {
+        "text_output": ["".join(output.text for output in outputs).encode()],
+        "output_ids": [token_id for output in outputs for token_id in output.token_ids],
+        "finish_reason": [reason.encode()],
+    }
+    for name in [output.name for output in request.outputs] or ["text_output"]:
+        shape, datatype = [len(values[name])], _OUTPUTS[name]
+        tensor = response.outputs.add(name=name, datatype=datatype, shape=shape)
+        if request.raw_input_contents:
+            response.raw_output_contents.append(to_raw(datatype, values[name]))
+        else:
+            getattr(tensor.contents, _CONTENTS[datatype]).extend(values[name])
+    if ending is not None:
+        response.parameters["finish_reason"].string_param = reason
+        response.parameters["prompt_tokens"].int64_param = ending.usage.prompt_tokens
+        response.parameters["completion_tokens"].int64_param = ending.usage.completion_tokens
+    return response
+
+
+def add_open_inference_servicer(servicer: OpenInferenceServicer, server: Any) -> str:
+    """Adds it to a server; returns the service's full name."""
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    return str(pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name)
