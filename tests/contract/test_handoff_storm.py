@@ -14,6 +14,7 @@ from baton.rpc.errors import error_from_rpc
 from baton.v1 import decode_pb2, prefill_pb2
 from tests.support.eventually import eventually
 from tests.support.tiny_models import load_reference, make_tiny_model, reference_greedy
+from tests.support.transports import TRANSPORTS
 from tests.support.workers import Pair, worker_pair
 
 NUM_REQUESTS = 48
@@ -62,8 +63,8 @@ async def _served(pair: Pair, prompt: list[int]) -> list[int]:
     return (await pair.generate(prompt, "last")).token_ids
 
 
-@pytest.mark.parametrize("transports", ["shm,grpc", "grpc"])
-@pytest.mark.parametrize("fault", ["", "corrupt_chunk=1,times=10", "wrong_epoch,times=10"])
+@pytest.mark.parametrize("transports", TRANSPORTS)
+@pytest.mark.parametrize("fault", ["", "corrupt_chunk=0,times=10", "wrong_epoch,times=10"])
 async def test_nothing_stays_behind(tmp_path: Path, fault: str, transports: str) -> None:
     model_path = make_tiny_model("llama", tmp_path / "tiny")
     rng = Random(fault)
@@ -73,7 +74,7 @@ async def test_nothing_stays_behind(tmp_path: Path, fault: str, transports: str)
     async with worker_pair(
         model_path,
         prefill={"num_blocks": 64, "fault": fault, "kv_transports": transports},
-        decode={"num_blocks": 48},
+        decode={"num_blocks": 48, "kv_transports": transports},
     ) as pair:
         picks = [rng.randrange(len(prompts)) for _ in range(NUM_REQUESTS)]
         outs = await asyncio.gather(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import xxhash
 
@@ -14,10 +16,12 @@ from baton.core.handoff import Chunk, Opening, Span
 from baton.prefill.peers import Committed, Credit, PushCall
 from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
+from baton.rpc.nixl import NixlAgent
 from baton.v1 import decode_pb2, prefill_pb2
 from tests.support.eventually import eventually
 from tests.support.shared_memory import num_held
 from tests.support.tiny_models import load_reference, make_tiny_model, reference_greedy
+from tests.support.transports import NIXL
 from tests.support.workers import Pair, worker_pair
 
 PROMPT = [(index * 37 + 5) % 256 for index in range(100)]
@@ -44,6 +48,12 @@ def _count(pair: Pair, name: str, **labels: str) -> float:
     return (
         pair.prefill.runtime.metrics.registry.get_sample_value(f"baton_{name}_total", labels) or 0
     )
+
+
+def _used(pair: Pair) -> set[str]:
+    """Transports that carried anything."""
+    names = ("nixl", "shm", "grpc")
+    return {name for name in names if _count(pair, "handoff_sent_bytes", transport=name)}
 
 
 async def _expect_reference(pair: Pair, model_path: Path, request_id: str = "req") -> None:
@@ -80,8 +90,7 @@ async def test_without_shared_memory_kv_comes_with_the_frames(
 ) -> None:
     async with worker_pair(model_path, prefill=prefill, decode=decode) as pair:
         await _expect_reference(pair, model_path)
-        assert _count(pair, "handoff_sent_bytes", transport="shm") == 0
-        assert _count(pair, "handoff_sent_bytes", transport="grpc") > 0
+        assert _used(pair) == {"grpc"}
         if at is not None:
             assert _count(pair, "handoff_fallbacks", transport="shm", at=at) == 1
 
@@ -103,20 +112,78 @@ async def test_memory_that_is_not_seen_here_is_not_asked_for_again(
     await _expect_reference(pair, model_path, "a")
     await _expect_reference(pair, model_path, "b")
     assert _count(pair, "handoff_fallbacks", transport="shm", at="open") == 1
-    assert _count(pair, "handoff_sent_bytes", transport="shm") == 0
+    assert _used(pair) == {"grpc"}
     assert [record.msg for record in caplog.records].count("transport failed; falling back") == 1
 
 
 async def test_after_a_damaged_push_the_next_attempt_goes_another_way(model_path: Path) -> None:
     async with worker_pair(model_path, prefill={"fault": "corrupt_chunk=0,times=1"}) as pair:
         grant = await pair.reserve(PROMPT)
-        with pytest.raises(Exception, match="does not match its checksum"):
+        with pytest.raises(grpc.aio.AioRpcError, match="does not match its checksum"):
             await pair.run_prefill(pair.prefill_request(PROMPT, grant))
         out = await pair.generate(PROMPT, attempt=2)
         assert out.token_ids == list(reference_greedy(load_reference(model_path), PROMPT, 8))
-        assert _count(pair, "handoff_fallbacks", transport="shm", at="checksum") == 1
+        assert _count(pair, "handoff_fallbacks", transport="shm", at="transfer") == 1
         assert _count(pair, "handoff_sent_bytes", transport="grpc") > 0
     assert num_held() == 0
+
+
+@pytest.mark.parametrize("transports", [NIXL])
+async def test_kv_is_read_over_nixl(model_path: Path, transports: str) -> None:
+    setting = {"kv_transports": transports}
+    async with worker_pair(model_path, prefill=setting, decode=setting) as pair:
+        for index in range(20):  # more than there are buffers and leases
+            await _expect_reference(pair, model_path, f"req-{index}")
+        assert _used(pair) == {"nixl"}
+
+
+@pytest.mark.parametrize("transports", [NIXL])
+async def test_memory_that_nixl_cannot_read_is_left_for_the_next_transport(
+    model_path: Path, transports: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("unreachable")
+
+    setting = {"kv_transports": transports.replace("grpc", "shm,grpc")}
+    async with worker_pair(model_path, prefill=setting, decode=setting) as pair:
+        monkeypatch.setattr("baton.rpc.nixl.NixlAgent.read", unreachable)
+        await _expect_reference(pair, model_path)
+        assert _used(pair) == {"shm"}
+        assert _count(pair, "handoff_fallbacks", transport="nixl", at="declined") == 1
+
+
+@pytest.mark.parametrize("transports", [NIXL])
+async def test_a_read_that_fails_in_mid_push_costs_one_attempt(
+    model_path: Path, transports: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_read = NixlAgent.read
+
+    def fail_on_chunks(self: NixlAgent, *args: Any, **kwargs: Any) -> memoryview:
+        if args[3] > 16:  # not the token
+            raise OSError("disconnected")
+        return real_read(self, *args, **kwargs)
+
+    setting = {"kv_transports": transports.replace("grpc", "shm,grpc")}
+    async with worker_pair(model_path, prefill=setting, decode=setting) as pair:
+        monkeypatch.setattr("baton.rpc.nixl.NixlAgent.read", fail_on_chunks)
+        grant = await pair.reserve(PROMPT)
+        with pytest.raises(grpc.aio.AioRpcError, match="could not be read"):
+            await pair.run_prefill(pair.prefill_request(PROMPT, grant))
+        out = await pair.generate(PROMPT, attempt=2)
+        assert out.token_ids == list(reference_greedy(load_reference(model_path), PROMPT, 8))
+        assert _used(pair) == {"shm"}
+        assert _count(pair, "handoff_fallbacks", transport="nixl", at="transfer") == 1
+
+
+async def test_without_nixl_workers_start_and_use_the_next_transport(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.rpc.nixl._MODULES", ("no_such_library",))
+    setting = {"kv_transports": "nixl,shm,grpc"}
+    async with worker_pair(model_path, prefill=setting, decode=setting) as pair:
+        await _expect_reference(pair, model_path)
+        assert _used(pair) == {"shm"}
+        assert _count(pair, "handoff_fallbacks", transport="nixl", at="start") == 1
 
 
 class _Writer:

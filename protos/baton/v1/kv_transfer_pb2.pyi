@@ -28,20 +28,36 @@ class PushHeader(_message.Message):
     def __init__(self, open: _Optional[_Union[PushOpen, _Mapping]] = ..., chunk: _Optional[_Union[PushChunk, _Mapping]] = ..., manifest: _Optional[_Union[PushManifest, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class PushOpen(_message.Message):
-    __slots__ = ("reservation_id", "request_id", "attempt", "fingerprint", "worker_id", "transports")
+    __slots__ = ("reservation_id", "request_id", "attempt", "fingerprint", "worker_id", "transports", "staged")
     RESERVATION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
     reservation_id: str
     request_id: str
     attempt: int
     fingerprint: _common_pb2.ModelFingerprint
     worker_id: str
     transports: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, reservation_id: _Optional[str] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., worker_id: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ...) -> None: ...
+    staged: StagedMemory
+    def __init__(self, reservation_id: _Optional[str] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., worker_id: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., staged: _Optional[_Union[StagedMemory, _Mapping]] = ...) -> None: ...
+
+class StagedMemory(_message.Message):
+    __slots__ = ("agent", "address", "num_slots", "slot_bytes", "token")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    agent: bytes
+    address: int
+    num_slots: int
+    slot_bytes: int
+    token: bytes
+    def __init__(self, agent: _Optional[bytes] = ..., address: _Optional[int] = ..., num_slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class PushChunk(_message.Message):
     __slots__ = ("sequence", "layer_start", "layer_end", "block_start", "num_blocks", "checksum", "slot_bytes")
@@ -102,16 +118,22 @@ class PushCredit(_message.Message):
     def __init__(self, num_chunks: _Optional[int] = ...) -> None: ...
 
 class PushOffer(_message.Message):
-    __slots__ = ("num_slots", "slot_bytes", "token", "shared_memory")
+    __slots__ = ("num_slots", "slot_bytes", "token", "shared_memory", "staged")
     NUM_SLOTS_FIELD_NUMBER: _ClassVar[int]
     SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
     num_slots: int
     slot_bytes: int
     token: bytes
     shared_memory: SharedMemory
-    def __init__(self, num_slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., token: _Optional[bytes] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
+    staged: StagedOffer
+    def __init__(self, num_slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., token: _Optional[bytes] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ..., staged: _Optional[_Union[StagedOffer, _Mapping]] = ...) -> None: ...
+
+class StagedOffer(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class SharedMemory(_message.Message):
     __slots__ = ("pid", "fd")

@@ -16,17 +16,17 @@ import xxhash
 from baton.core.errors import (
     BatonError,
     InvalidRequest,
-    KvLayoutMismatch,
     KvTransferLost,
     RequestNotFound,
     StaleEpoch,
     Stalled,
 )
 from baton.core.handoff import Chunk, Manifest, Opening, Receiver, Span
-from baton.decode.regions import Regions
+from baton.decode.pulls import PullOffer
+from baton.decode.regions import Region, Regions
 from baton.decode.sessions import Session, Sessions
 from baton.engine.worker import EngineWorker
-from baton.rpc.shared_memory import ReceiverSlots, SlotOffer
+from baton.rpc.shared_memory import SlotOffer
 
 _NUM_WRITERS = 2
 
@@ -95,10 +95,11 @@ class Intake:
     def close(self) -> None:
         """Waits for the writing threads."""
         self._writers.shutdown()
+        self._regions.stop()
 
     async def receive(
         self, frames: AsyncIterator[Frame]
-    ) -> AsyncGenerator[SlotOffer | Credit | Committed, None]:
+    ) -> AsyncGenerator[SlotOffer | PullOffer | Credit | Committed, None]:
         """Serves one push to its end.
 
         Raises:
@@ -114,13 +115,17 @@ class Intake:
         expected = self._sessions.expected(session)
         receiver = Receiver(session.reservation, expected, xxhash.xxh3_64_intdigest)
         receiver.open(opening)
-        slots = self._regions.open(opening.transports, self._num_credits, expected.num_bytes)
-        push = _Push(self, self._sessions, session, receiver, slots)
+        push = _Push(self, self._sessions, session, receiver)
+        num_credits = self._num_credits
         try:
             self._sessions.push_opened(session)
-            if slots is not None:
-                yield slots.offer
-            yield Credit(self._num_credits)
+            region = await self._regions.open(opening, num_credits, expected.num_bytes)
+            self._sessions.push_progressed(session)
+            if region is not None:
+                push.region = region
+                num_credits = min(num_credits, region.offer.num_slots)
+                yield region.offer
+            yield Credit(num_credits)
             while True:
                 frame = await self._next(frames, session)
                 self._sessions.push_progressed(session)
@@ -177,33 +182,25 @@ class Intake:
             payload,
         )
 
-    def end_region(self, slots: ReceiverSlots) -> None:
-        """Nothing is taken from a push's slots any more."""
-        self._regions.close(slots)
-
 
 class _Push:
     """One push, and its write under way."""
 
     def __init__(
-        self,
-        intake: Intake,
-        sessions: Sessions,
-        session: Session,
-        receiver: Receiver,
-        slots: ReceiverSlots | None,
+        self, intake: Intake, sessions: Sessions, session: Session, receiver: Receiver
     ) -> None:
         self._intake = intake
         self._sessions = sessions
         self._session = session
         self._receiver = receiver
-        self._slots = slots
+        self.region: Region | None = None
+        """Where its chunks lie, if not in their frames."""
         self._writing: asyncio.Future[None] | None = None
         self._is_closed = False
 
     async def write(self, frame: ChunkFrame) -> None:
         """Verifies and writes a chunk. When this is cancelled the write goes on: see `close`."""
-        payload = self._taken(frame) if frame.slot_bytes else frame.payload
+        payload = await self._taken(frame) if frame.slot_bytes else frame.payload
         self._receiver.chunk(frame.chunk, payload)
         self._writing = self._intake.start_write(self._session, frame.chunk.span, payload)
         try:
@@ -221,22 +218,18 @@ class _Push:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._slots is not None:
-            self._intake.end_region(self._slots)
+        if self.region is not None:
+            self.region.close()
         self._sessions.push_ended(self._session, error)
         if self._writing is None or self._writing.done():
             self._sessions.writes_ended(self._session)
         else:
             self._writing.add_done_callback(self._after_write)
 
-    def _taken(self, frame: ChunkFrame) -> memoryview:
-        """This side's own copy of what the sender put into a slot."""
-        if self._slots is None:
+    async def _taken(self, frame: ChunkFrame) -> memoryview:
+        if self.region is None:
             raise KvTransferLost("a chunk came in a slot, and none were offered")
-        try:
-            return self._slots.take(frame.chunk.sequence, frame.slot_bytes)
-        except ValueError as error:
-            raise KvLayoutMismatch(str(error)) from error
+        return await self.region.take(frame.chunk.sequence, frame.slot_bytes)
 
     def _after_write(self, done: asyncio.Future[None]) -> None:
         if not done.cancelled():

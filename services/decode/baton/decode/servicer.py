@@ -11,11 +11,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch
-from baton.core.handoff import Chunk, Manifest, Opening, Span
+from baton.core.handoff import Chunk, Manifest, Opening, Span, Staged
 from baton.core.ids import check_request_id
 from baton.core.sequence import SequenceSpec
 from baton.decode.intake import ChunkFrame, Committed, Credit, Frame, SignOfLife
 from baton.decode.outbox import Timings, TokenBatch
+from baton.decode.pulls import PullOffer
 from baton.engine.engine import Engine
 from baton.rpc.convert import (
     duration_to_pb,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from baton.decode.service import DecodeService
 
 MAX_SALT_CHARS = 256
+_MAX_TRANSPORTS = 8
 _LAST_WORD_S = 1.0
 _Context = grpc.aio.ServicerContext[Any, Any]
 _DECODE = "baton.v1.DecodeService"
@@ -231,7 +233,8 @@ def _frame_from_bytes(message: bytes) -> Frame:
             epoch=header.epoch,
             fingerprint=fingerprint_from_pb(header.open.fingerprint),
             worker_id=header.open.worker_id,
-            transports=tuple(header.open.transports),
+            transports=tuple(header.open.transports[:_MAX_TRANSPORTS]),
+            staged=_staged_from_pb(header.open) if header.open.HasField("staged") else None,
         )
     if kind == "chunk":
         chunk = header.chunk
@@ -260,7 +263,22 @@ def _manifest_from_pb(manifest: kv_transfer_pb2.PushManifest, epoch: int) -> Man
     )
 
 
-def _answer_to_pb(answer: SlotOffer | Credit | Committed) -> kv_transfer_pb2.PushResponse:
+def _staged_from_pb(opened: kv_transfer_pb2.PushOpen) -> Staged:
+    staged = opened.staged
+    return Staged(staged.agent, staged.address, staged.num_slots, staged.slot_bytes, staged.token)
+
+
+def _answer_to_pb(
+    answer: SlotOffer | PullOffer | Credit | Committed,
+) -> kv_transfer_pb2.PushResponse:
+    if isinstance(answer, PullOffer):
+        return kv_transfer_pb2.PushResponse(
+            offer=kv_transfer_pb2.PushOffer(
+                num_slots=answer.num_slots,
+                slot_bytes=answer.slot_bytes,
+                staged=kv_transfer_pb2.StagedOffer(),
+            )
+        )
     if isinstance(answer, SlotOffer):
         memory = kv_transfer_pb2.SharedMemory(pid=answer.pid, fd=answer.fd)
         return kv_transfer_pb2.PushResponse(

@@ -10,7 +10,8 @@ from typing import Any, cast
 import grpc
 
 from baton.core.errors import BatonError, ErrorReason, KvTransferLost, error_for
-from baton.core.handoff import Chunk, Manifest, Opening
+from baton.core.handoff import Chunk, Manifest, Opening, Staged
+from baton.prefill.staging import StagedSlots
 from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
 from baton.rpc.convert import fingerprint_to_pb, logprob_to_pb, reason_from_pb
@@ -36,6 +37,8 @@ _SAYS_WHY = frozenset({
     ErrorReason.DEADLINE,
 })
 """Reasons that a receiver gives itself; all others mean that it is not reachable."""
+_MAY_BE_TRANSPORT = frozenset({ErrorReason.KV_CHECKSUM, ErrorReason.KV_TRANSFER_LOST})
+"""Failures of a push that another transport may not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +123,13 @@ class PushCall:
         self._call: Any = start(timeout=timeout_s)
         self._transports = transports
         self._wanted: list[str] = []
-        self._slots: SenderSlots | None = None
+        self._staged: StagedSlots | None = None
+        self._slots: SenderSlots | StagedSlots | None = None
 
     @property
     def transport(self) -> str:
         """Name of what carries the bytes of chunks."""
-        return "shm" if self._slots is not None else "grpc"
+        return self._slots.name if self._slots is not None else "grpc"
 
     @property
     def max_chunk_bytes(self) -> int:
@@ -136,6 +140,8 @@ class PushCall:
         """Sends the first frame."""
         if self._transports is not None:
             self._wanted = self._transports.wanted(self._address)
+        if self._transports is not None and "nixl" in self._wanted:
+            self._staged = self._transports.stage()
         await self._write(
             kv_transfer_pb2.PushHeader(
                 epoch=opening.epoch,
@@ -146,6 +152,7 @@ class PushCall:
                     fingerprint=fingerprint_to_pb(opening.fingerprint),
                     worker_id=opening.worker_id,
                     transports=self._wanted,
+                    staged=_staged_to_pb(self._staged.staged) if self._staged else None,
                 ),
             )
         )
@@ -211,13 +218,12 @@ class PushCall:
         if answer.HasField("offer"):
             self._take(answer.offer)
             answer = await self._read()
-        elif self._transports is not None and self._wanted and answer.HasField("credit"):
-            self._transports.declined(self._wanted[0])
-        self._wanted = []
+        elif answer.HasField("credit"):
+            self._is_chosen("grpc")
         if answer.HasField("failed"):
             reason = reason_from_pb(answer.failed.reason)
             failure = error_for(reason, answer.failed.message)
-            if self._slots is not None and reason is ErrorReason.KV_CHECKSUM:
+            if self._slots is not None and reason in _MAY_BE_TRANSPORT:
                 self._give_up(failure)
             raise self._as_sender(failure)
         if answer.HasField("committed"):
@@ -227,7 +233,10 @@ class PushCall:
     def cancel(self) -> None:
         """Ends the call at once; harmless when it is over."""
         self._call.cancel()
-        self._slots = None
+        for slots in (self._slots, self._staged):
+            if slots is not None:
+                slots.close()
+        self._slots = self._staged = None
 
     async def _read(self) -> kv_transfer_pb2.PushResponse:
         try:
@@ -239,17 +248,26 @@ class PushCall:
         return cast("kv_transfer_pb2.PushResponse", answer)
 
     def _take(self, offer: kv_transfer_pb2.PushOffer) -> None:
-        memory = offer.shared_memory
-        if self._transports is not None and offer.num_slots and offer.slot_bytes:
+        if offer.HasField("staged"):
+            self._is_chosen("nixl")
+            self._slots = self._staged
+        elif self._transports is not None and offer.num_slots and offer.slot_bytes:
+            self._is_chosen("shm")
+            memory = offer.shared_memory
             self._slots = self._transports.open(
                 self._address,
                 SlotOffer(offer.num_slots, offer.slot_bytes, offer.token, memory.pid, memory.fd),
             )
 
+    def _is_chosen(self, name: str) -> None:
+        wanted, self._wanted = self._wanted, []
+        if self._transports is not None and wanted and wanted[0] != name:
+            self._transports.declined(wanted[0])
+
     def _give_up(self, failure: BatonError) -> None:
         """Has the next push to this worker go another way."""
         if self._transports is not None:
-            self._transports.failed(self._address, self.transport, "checksum", failure)
+            self._transports.failed(self._address, self.transport, "transfer", failure)
 
     async def _write(
         self, header: kv_transfer_pb2.PushHeader, payload: memoryview = _NOTHING
@@ -272,3 +290,13 @@ class PushCall:
         if failure.reason in _SAYS_WHY:
             return failure
         return KvTransferLost(f"push to {self._address}: {failure.message}")
+
+
+def _staged_to_pb(staged: Staged) -> kv_transfer_pb2.StagedMemory:
+    return kv_transfer_pb2.StagedMemory(
+        agent=staged.agent,
+        address=staged.address,
+        num_slots=staged.num_slots,
+        slot_bytes=staged.slot_bytes,
+        token=staged.token,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from baton.prefill.staging import StagedSlots, Staging
 from baton.rpc.shared_memory import IS_SUPPORTED, SenderSlots, SlotOffer
 
 logger = logging.getLogger(__name__)
@@ -26,12 +27,22 @@ class Transports:
         clock: Callable[[], float],
         on_fallback: Callable[[str, str], None],
     ) -> None:
-        """`names` are tried in order; `on_fallback` gets a transport that failed, and at what."""
-        usable = {"shm"} if IS_SUPPORTED else set()
-        self._names = [name for name in names if name in usable]
+        """`names` are tried in order; `on_fallback` gets a transport that failed, and at what.
+
+        Takes about half a second where "nixl" is among them.
+        """
         self._clock = clock
         self._on_fallback = on_fallback
         self._failed_at_s: dict[tuple[str, str], float] = {}
+        self._names = ["shm"] if "shm" in names and IS_SUPPORTED else []
+        self._staging: Staging | None = None
+        if "nixl" in names:
+            try:
+                self._staging = Staging()
+            except OSError as error:
+                self.failed("", "nixl", "start", error)
+            else:
+                self._names.insert(names.index("nixl"), "nixl")
 
     def wanted(self, address: str) -> list[str]:
         """What to ask the worker at `address` for, best first; without any it is the stream."""
@@ -41,6 +52,10 @@ class Transports:
             for name in self._names
             if now - self._failed_at_s.get((address, name), -_AVOIDED_S) >= _AVOIDED_S
         ]
+
+    def stage(self) -> StagedSlots | None:
+        """Slots for a push of which NIXL may be wanted; None when there are none left."""
+        return self._staging.lease() if self._staging is not None else None
 
     def open(self, address: str, offer: SlotOffer) -> SenderSlots | None:
         """The slots that a worker offers; None when it is not memory that is seen here."""

@@ -20,6 +20,19 @@ Digest = Callable[[bytes | bytearray | memoryview], int]
 
 
 @dataclass(frozen=True, slots=True)
+class Staged:
+    """A sender's memory for chunks, which a receiver reads over NIXL."""
+
+    agent: bytes
+    """What NIXL knows the sender by."""
+    address: int
+    num_slots: int
+    slot_bytes: int
+    token: bytes
+    """What the memory begins with until the first chunk."""
+
+
+@dataclass(frozen=True, slots=True)
 class Opening:
     """First frame of a push."""
 
@@ -31,6 +44,7 @@ class Opening:
     worker_id: str
     transports: tuple[str, ...] = ()
     """What the sender can use for the bytes of chunks beside the stream, best first."""
+    staged: Staged | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ HEADER_BYTES = 4096
 TOKEN_BYTES = 16
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 IS_SUPPORTED = sys.platform == "linux"
-_TRANSPORTS = ("shm", "grpc")
+_TRANSPORTS = ("nixl", "shm", "grpc")
 
 
 def parse_transports(text: str) -> tuple[str, ...]:
@@ -101,6 +101,8 @@ class ReceiverSlots:
 class SenderSlots:
     """The side that writes. The memory lasts as long as anybody holds a view of it."""
 
+    name = "shm"
+
     def __init__(self, offer: SlotOffer) -> None:
         """Opens a receiver's memory.
 
@@ -128,3 +130,7 @@ class SenderSlots:
         """Where chunk `sequence` goes. There must be credit for it: then nobody else uses it."""
         start = HEADER_BYTES + sequence % self._offer.num_slots * self._offer.slot_bytes
         return self._memory[start : start + num_bytes]
+
+    def close(self) -> None:
+        """Lets go; whoever still writes holds on to the memory himself."""
+        self._memory = memoryview(b"")

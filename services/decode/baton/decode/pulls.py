@@ -1,0 +1,122 @@
+"""Chunks that this worker reads from senders' memory over NIXL, into buffers of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from baton.core.errors import KvLayoutMismatch, KvTransferLost
+from baton.core.handoff import Staged
+from baton.rpc.nixl import NixlAgent
+
+_BUFFER_BYTES = 1 << 20
+_NUM_BUFFERS = 16
+_READ_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class PullOffer:
+    """The receiver reads chunks from the sender's slots."""
+
+    num_slots: int
+    slot_bytes: int
+
+
+class Pulls:
+    """The agent, its thread, and the buffers that pushes have."""
+
+    def __init__(self) -> None:
+        """Takes about half a second.
+
+        Raises:
+            OSError: NIXL does not work here.
+        """
+        name = f"baton-decode-{secrets.token_hex(8)}"
+        self.agent = NixlAgent(name, _NUM_BUFFERS * _BUFFER_BYTES)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="baton-nixl")
+        self._free = [number * _BUFFER_BYTES for number in range(_NUM_BUFFERS)]
+
+    async def open(self, staged: Staged) -> PullRegion | None:
+        """A region for a push; None when all buffers are in use.
+
+        Raises:
+            OSError: the sender's memory cannot be read, or is not what it says.
+        """
+        if not self._free or not (staged.slot_bytes > 0 and staged.num_slots > 0):
+            return None
+        region = PullRegion(self, staged, self._free.pop())
+        try:
+            token = await region.read(0, len(staged.token))
+            if token != staged.token:
+                raise OSError("the memory read is not the sender's: another token")
+        except BaseException:
+            region.close()
+            raise
+        return region
+
+    def give_back(self, start: int) -> None:
+        """A buffer is free again."""
+        self._free.append(start)
+
+
+@dataclass(slots=True)
+class PullRegion:
+    """One push's buffer: only this worker ever writes to it. `close` it on every path."""
+
+    pulls: Pulls
+    staged: Staged
+    start: int
+    _reading: asyncio.Future[memoryview] | None = field(default=None, init=False)
+
+    @property
+    def offer(self) -> PullOffer:
+        """What the sender is told."""
+        return PullOffer(self.staged.num_slots, self.staged.slot_bytes)
+
+    async def take(self, sequence: int, num_bytes: int) -> memoryview:
+        """The chunk, read from the sender's slot; valid until the next one is taken.
+
+        Raises:
+            KvLayoutMismatch: it is more than a slot or a buffer has.
+            KvTransferLost: it could not be read.
+        """
+        if not 0 < num_bytes <= min(self.staged.slot_bytes, _BUFFER_BYTES):
+            raise KvLayoutMismatch(f"{num_bytes} bytes are not in a slot")
+        try:
+            start = sequence % self.staged.num_slots * self.staged.slot_bytes
+            return await self.read(start, num_bytes)
+        except OSError as error:
+            raise KvTransferLost(f"a chunk could not be read: {error}") from error
+
+    async def read(self, start: int, num_bytes: int) -> memoryview:
+        """Bytes of the sender's memory. When this is cancelled the read goes on: see `close`.
+
+        Raises:
+            OSError: they could not be read.
+        """
+        staged, agent = self.staged, self.pulls.agent
+        self._reading = asyncio.get_running_loop().run_in_executor(
+            self.pulls.thread,
+            lambda: agent.read(
+                staged.agent,
+                staged.address + start,
+                self.start,
+                num_bytes,
+                timeout_s=_READ_TIMEOUT_S,
+            ),
+        )
+        return await asyncio.shield(self._reading)
+
+    def close(self) -> None:
+        """Gives the buffer back once nothing is read into it any more."""
+        if self._reading is None:
+            self.pulls.give_back(self.start)
+        else:
+            self._reading.add_done_callback(self._after_read)
+
+    def _after_read(self, done: asyncio.Future[memoryview]) -> None:
+        # A read that was given up may still arrive: its buffer is not used again.
+        if not isinstance(done.exception(), TimeoutError):
+            self.pulls.give_back(self.start)
