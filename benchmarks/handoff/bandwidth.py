@@ -46,7 +46,7 @@ from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
 from baton.rpc.server import create_server, listen
 
-TRANSPORTS = ("shm", "grpc")
+TRANSPORTS = ("nixl", "shm", "grpc")
 _BLOCK_SIZE = 16
 _LAYOUT = KvLayout(_BLOCK_SIZE, "bfloat16", (8,) * 32, (128,) * 32)
 _FINGERPRINT = Fingerprint("8b-shape", "", "", "", _LAYOUT)
