@@ -8,7 +8,8 @@ model as processes of their own. Each hand-off gets one fault: a worker killed w
 random moment (and replaced), a chunk or the manifest dropped, a delay past the lease, a chunk
 corrupted, sent twice or out of order, a stale epoch, a cancel by the client at a random point, or
 a deadline that is too short. Output is compared with that of an undisturbed run: all of it where a
-request finished, what came of it otherwise. Exit status 1 when anything is wrong.
+request finished, what came of it otherwise. All the while the workers' metrics are read: blocks by
+state must add up to the pool in each scrape. Exit status 1 when anything is wrong.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ async def measure(options: argparse.Namespace, directory: Path) -> dict[str, obj
         "handoffs": len(storm.outcomes),
         **totals(storm.outcomes),
         "held_blocks": held_blocks,
+        "scrapes": storm.num_scrapes,
+        "unbalanced_scrapes": storm.num_unbalanced,
         "kills": storm.num_kills,
         "crashes": storm.num_crashes,
         "seed": options.seed,
@@ -144,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(json.dumps(figures) + "\n")
     else:
         sys.stdout.write(", ".join(f"{name} {value}" for name, value in figures.items()) + "\n")
-    wrong = ("wrong_tokens", "hangs", "internal_errors", "held_blocks", "crashes")
+    wrong = ["wrong_tokens", "hangs", "internal_errors", "held_blocks"]
+    wrong += ["unbalanced_scrapes", "crashes"]
     return 1 if any(figures[name] for name in wrong) else 0
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
+from baton.cli.examination import parse_scrape
 from baton.client import BatonError, Cancelled, GenerateOptions
 from benchmarks.faults.injection import LEASE_S, Injection, draw
 from tests.support.eventually import eventually
@@ -18,6 +21,8 @@ MODEL = "tiny"
 NUM_PROMPTS = 24
 MAX_TOKENS = 24
 HOLD_LEASE_S = 5.0
+NUM_BLOCKS = 512
+_SCRAPE_INTERVAL_S = 0.25
 _GRACE_S = 5.0
 """A request that has not ended so long after its deadline hangs."""
 _END_MARGIN_S = 5.0
@@ -69,6 +74,9 @@ class Storm:
     num_kills: int = 0
     num_crashes: int = 0
     """Workers that died without having been killed here."""
+    num_scrapes: int = 0
+    num_unbalanced: int = 0
+    """Scrapes in which the blocks by state did not add up to the pool."""
     _killing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self, num_workers: int = 2) -> None:
@@ -98,9 +106,12 @@ class Storm:
                 self.outcomes.append(await self._hand_off(index, draw(rng), rng))
                 on_outcome(self)
 
+        scraping = asyncio.create_task(self._scrape_all_the_time())
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(work())
+        scraping.cancel()
+        await asyncio.gather(scraping, return_exceptions=True)
         self._count_crashes()
 
     async def held_blocks(self) -> int:
@@ -109,6 +120,19 @@ class Storm:
             await eventually(self._is_clean, max(LEASE_S, HOLD_LEASE_S) + _END_MARGIN_S, 0.1)
         held = await self.system.held_blocks()
         return sum(sum(counts.values()) for counts in held.values())
+
+    async def _scrape_all_the_time(self) -> None:
+        """Adds up each worker's blocks as its metrics show them, while everything changes."""
+        while True:
+            for process in [p for p in self.system.processes if p.role in _SETTINGS]:
+                with suppress(OSError):  # it is starting, or was killed
+                    self._add_up(await asyncio.to_thread(_scrape, process))
+            await asyncio.sleep(_SCRAPE_INTERVAL_S)
+
+    def _add_up(self, counts: Mapping[str, int]) -> None:
+        if counts:  # none while the model loads
+            self.num_scrapes += 1
+            self.num_unbalanced += sum(counts.values()) != NUM_BLOCKS
 
     async def _is_clean(self) -> bool:
         return not await self.system.held_blocks()
@@ -191,12 +215,18 @@ class Storm:
         )
 
     async def _spawn(self, role: str) -> Process:
-        return await self.system.worker(role, MODEL, **_SETTINGS[role])
+        return await self.system.worker(role, MODEL, num_blocks=NUM_BLOCKS, **_SETTINGS[role])
 
     def _count_crashes(self) -> None:
         for process in [p for p in self.system.processes if p.popen.poll() is not None]:
             self.num_crashes += 1
             self.system.processes.remove(process)
+
+
+def _scrape(process: Process) -> Mapping[str, int]:
+    address = json.loads(process.ready_file.read_text())["metrics_address"]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=2.0) as page:
+        return parse_scrape(page.read().decode()).kv_blocks
 
 
 def _options(prompt: Prompt, max_tokens: int, cache_salt: str) -> GenerateOptions:

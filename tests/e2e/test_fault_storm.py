@@ -52,3 +52,4 @@ def test_a_storm_ends_clean(capsys: pytest.CaptureFixture[str]) -> None:
     assert figures["handoffs"] == HANDOFFS == figures["finished"] + figures["typed_errors"]
     assert figures["finished"] > HANDOFFS / 2
     assert figures["kills"] >= 2
+    assert figures["scrapes"] > 20

@@ -1,298 +1,27 @@
 """All behaviours of small hand-offs, over the real core code.
 
 Two workers, two requests that share a prefix, and a network and a scheduler that do anything:
-frames are lost, repeated and overtaken, calls are cancelled, leases end, workers crash, threads
-write late. Every reachable state is visited once and checked.
+frames are lost, repeated, damaged and overtaken, calls are cancelled, leases end, workers crash,
+threads write late. Every reachable state is visited once and checked.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any
 
 import pytest
 
-from baton.core.blocks import BlockPool, BlockState
-from baton.core.errors import BatonError, KvCacheFull
-from baton.core.handoff import Chunk, Expected, Ledger, Manifest, Opening, Receiver, Span
-from baton.core.hashing import Fingerprint, KvLayout
-from baton.core.reservation import Reservation, ReservationState, ReservationTable
+from baton.core.errors import KvCacheFull
+from baton.core.handoff import Receiver
+from baton.core.reservation import ReservationState
+from tests.support.handoff_decoder import NUM_BLOCKS, Decoder, Frame, copied, frames_of
 
-LAYOUT = KvLayout(block_size=1, dtype="float16", num_kv_heads=(1,), head_dim=(1,))
-FINGERPRINT = Fingerprint("demo", "c", "w", "t", LAYOUT)
-NUM_BLOCKS = 3
-PROMPTS = {"a": ("x", "a"), "b": ("x", "b")}
-"""One token per block; the first one is shared."""
 MAX_ATTEMPTS = {"a": 2, "b": 1}
-
-
 MAX_IN_FLIGHT = 2
 """Frames of a push on their way: as far as they can overtake each other."""
-
-
-def _digest(data: bytes | bytearray | memoryview) -> int:
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
-
-
-def _payload(request_id: str, index: int) -> bytes:
-    return "".join(PROMPTS[request_id][: index + 1]).rjust(4).encode()
-
-
-def _hash(request_id: str, index: int) -> bytes:
-    return b"hash of " + _payload(request_id, index)
-
-
-def _copy(source: Any, **changes: Any) -> Any:
-    """A shallow copy with changes; many times as fast as the copy module's."""
-    made = object.__new__(type(source))
-    names = getattr(type(source), "__slots__", None) or vars(source)
-    for name in names:
-        setattr(made, name, changes[name] if name in changes else getattr(source, name))
-    return made
-
-
-@dataclass(frozen=True, order=True)
-class Frame:
-    """A frame on its way; the stream that it belongs to names the reservation."""
-
-    reservation_id: str
-    epoch: int
-    number: int
-    """Position within its push."""
-    body: Opening | Manifest | tuple[Chunk, bytes] = field(repr=False, compare=False)
-
-
-def _frames(request_id: str, reservation: Reservation, block_start: int) -> tuple[Frame, ...]:
-    epoch, ledger = reservation.epoch, Ledger(_digest)
-    chunks = []
-    for index in range(block_start, len(PROMPTS[request_id])):
-        payload = _payload(request_id, index)
-        chunk = Chunk(epoch, ledger.num_chunks, Span(0, 1, index, 1), _digest(payload))
-        ledger.add(len(payload), chunk.checksum)
-        chunks.append((chunk, payload))
-    num_blocks = len(chunks)
-    manifest = Manifest(
-        epoch,
-        ledger.num_chunks,
-        ledger.num_bytes,
-        block_start,
-        num_blocks,
-        len(PROMPTS[request_id]),
-        request_id.encode(),
-        ledger.checksum,
-        0,
-    )
-    opening = Opening(
-        reservation.reservation_id, request_id, reservation.attempt, epoch, FINGERPRINT, "p"
-    )
-    bodies = (opening, *chunks, manifest)
-    return tuple(
-        Frame(reservation.reservation_id, epoch, number, body) for number, body in enumerate(bodies)
-    )
-
-
-@dataclass
-class Session:
-    """What a decode worker has beside a reservation."""
-
-    reservation: Reservation
-    receiver: Receiver
-    blocks: list[int]
-    block_epochs: list[int]
-    block_start: int
-    is_push_open: bool = False
-    writing: tuple[int, bytes] | None = None
-    """Index and content of a verified chunk that a thread is about to write."""
-    quarantined: list[int] = field(default_factory=list)
-
-
-@dataclass
-class Decoder:
-    """A decode worker, as `baton.decode` and the engine put the core together."""
-
-    is_quarantining: bool = True
-    table: ReservationTable = field(default_factory=lambda: ReservationTable(1.0))
-    pool: BlockPool = field(default_factory=lambda: BlockPool(NUM_BLOCKS, 1))
-    memory: dict[int, bytes] = field(default_factory=dict)
-    sessions: dict[str, Session] = field(default_factory=dict)
-    """Those that have ended stay while a frame or a write may still come."""
-
-    def reserve(self, reservation_id: str, request_id: str, attempt: int) -> Session:
-        for older in self.table.older(request_id, attempt):
-            self.release(older.reservation_id)
-        num_blocks = len(PROMPTS[request_id])
-        shared = self.pool.match(_hash(request_id, index) for index in range(num_blocks - 1))
-        self.pool.share(shared)
-        try:
-            fresh = self.pool.allocate(num_blocks - len(shared), BlockState.RESERVED)
-        except KvCacheFull:
-            self.pool.release(shared)
-            raise
-        for block_id in fresh:
-            self.memory.pop(block_id, None)
-        reservation = self.table.open(reservation_id, request_id, attempt, now=0.0)
-        expected = Expected(FINGERPRINT, len(shared), num_blocks, num_blocks, request_id.encode())
-        blocks = [*shared, *fresh]
-        session = Session(
-            reservation,
-            Receiver(reservation, expected, _digest),
-            blocks,
-            [self.pool.epoch(block_id) for block_id in blocks],
-            len(shared),
-        )
-        self.sessions[reservation_id] = session
-        return session
-
-    def receive(self, frame: Frame) -> None:
-        session = self.sessions.get(frame.reservation_id)
-        if session is None:  # this process does not know it: a push finds no reservation
-            assert self.table.get(frame.reservation_id) is None
-            return
-        body = frame.body
-        is_live = self.table.get(frame.reservation_id) is session.reservation
-        was = session.reservation.state
-        try:
-            if isinstance(body, Opening):
-                session.receiver.open(body)
-                assert (is_live, was) == (True, ReservationState.RESERVED), "a dead push was opened"
-                session.is_push_open = True
-                self.pool.set_stage(session.blocks, BlockState.FILLING)
-            elif isinstance(body, Manifest):
-                session.receiver.manifest(body)
-                assert (is_live, was) == (True, ReservationState.FILLING), "a dead push committed"
-                self._commit(session)
-            else:
-                chunk, payload = body
-                session.receiver.chunk(chunk, memoryview(payload))
-                is_current = chunk.epoch == session.reservation.epoch
-                assert (is_live, is_current) == (True, True), "a stale write"
-                session.writing = (chunk.span.block_start, payload)
-        except BatonError:
-            # Also a repeated opening: within one stream it ends the push.
-            if session.reservation.state is ReservationState.FILLING:
-                self.release(frame.reservation_id)
-            self._close(session)
-
-    def write(self, session: Session) -> None:
-        assert session.writing is not None
-        index, payload = session.writing
-        session.writing = None
-        block_id = session.blocks[index]
-        assert self.pool.epoch(block_id) == session.block_epochs[index], "another's block written"
-        is_ours = self.pool.state(block_id) in {BlockState.FILLING, BlockState.QUARANTINED}
-        assert is_ours, "a block written that was let go"
-        self.memory[block_id] = payload
-        if session.reservation.state is ReservationState.RELEASED:
-            self._close(session)
-
-    def run(self, session: Session) -> None:
-        session.reservation.transition(ReservationState.RUNNING)
-        session.reservation.is_attached = True
-        self.pool.set_stage(session.blocks, BlockState.IN_USE)
-
-    def release(self, reservation_id: str) -> None:
-        session = self.sessions.get(reservation_id)
-        if session is None or not self.table.release(session.reservation):
-            return
-        if session.is_push_open and self.is_quarantining:
-            session.quarantined = self.pool.quarantine(session.blocks)
-        else:
-            self.pool.release(session.blocks)
-
-    def end_stream(self, session: Session) -> None:
-        """The sender is gone, or the session ended while its push waited for a frame."""
-        if session.reservation.state is ReservationState.FILLING:
-            self.release(session.reservation.reservation_id)
-        self._close(session)
-
-    def _commit(self, session: Session) -> None:
-        request_id = session.reservation.request_id
-        for index, block_id in enumerate(session.blocks):
-            assert self.pool.epoch(block_id) == session.block_epochs[index]
-            assert self.memory.get(block_id) == _payload(request_id, index), "wrong KV committed"
-        session.reservation.transition(ReservationState.COMMITTED)
-        self.pool.set_stage(session.blocks, BlockState.READY)
-        for index, block_id in enumerate(session.blocks):
-            self.pool.publish(block_id, _hash(request_id, index))
-        session.is_push_open = False
-
-    def _close(self, session: Session) -> None:
-        if session.writing is None:
-            session.is_push_open = False
-            self.pool.end_quarantine(session.quarantined)
-            session.quarantined = []
-
-    def clone(self) -> Decoder:
-        table = _copy(self.table, _by_id={})
-        sessions = {}
-        for name, old in self.sessions.items():
-            if self.is_over(name):
-                sessions[name] = old
-                continue
-            reservation = _copy(old.reservation)
-            ledger = _copy(old.receiver.received)
-            ledger._checksums = bytearray(ledger._checksums)
-            receiver = _copy(
-                old.receiver,
-                _reservation=reservation,
-                _written=[*old.receiver._written],
-                received=ledger,
-            )
-            sessions[name] = _copy(old, reservation=reservation, receiver=receiver)
-            if name in self.table._by_id:
-                table._by_id[name] = reservation
-        pool = _copy(
-            self.pool,
-            _blocks=[_copy(block) for block in self.pool._blocks],
-            _free=[*self.pool._free],
-            _cached=OrderedDict(self.pool._cached),
-            _by_hash={**self.pool._by_hash},
-            _counts={**self.pool._counts},
-            _changes={},
-        )
-        return Decoder(self.is_quarantining, table, pool, {**self.memory}, sessions)
-
-    def is_over(self, reservation_id: str) -> bool:
-        """True if no frame of the reservation can ever change anything again."""
-        session = self.sessions.get(reservation_id)
-        return session is None or (
-            session.reservation.state is ReservationState.RELEASED
-            and not session.is_push_open
-            and session.writing is None
-        )
-
-    def key(self) -> object:
-        """Equal for states that differ in the numbering of blocks only."""
-        pool = self.pool
-        live = {n: session for n, session in self.sessions.items() if not self.is_over(n)}
-        order = [*(i for session in live.values() for i in session.blocks), *pool._cached]
-        number = {block_id: index for index, block_id in enumerate(dict.fromkeys(order))}
-        blocks = [pool._blocks[block_id] for block_id in number]
-        return (
-            self.table._epoch,
-            tuple((b.num_uses, b.state, b.stage, b.block_hash) for b in blocks),
-            tuple(self.memory.get(block_id) for block_id in number),
-            tuple(number[block_id] for block_id in pool._cached),
-            tuple(
-                (
-                    name,
-                    session.reservation.epoch,
-                    session.reservation.state,
-                    session.receiver.received.num_chunks,
-                    tuple(session.receiver._written),
-                    tuple(number[block_id] for block_id in session.blocks),
-                    tuple(map(pool.epoch, session.blocks)) == tuple(session.block_epochs),
-                    session.is_push_open,
-                    session.writing,
-                    tuple(number[block_id] for block_id in session.quarantined),
-                )
-                for name, session in live.items()
-            ),
-        )
 
 
 @dataclass
@@ -312,14 +41,14 @@ class World:
     decoder: Decoder
     faults_left: int
     requests: dict[str, Request] = field(
-        default_factory=lambda: {name: Request() for name in PROMPTS}
+        default_factory=lambda: {name: Request() for name in MAX_ATTEMPTS}
     )
     unsent: dict[str, tuple[Frame, ...]] = field(default_factory=dict)
     """By reservation: what the prefill worker has still to send."""
     network: tuple[Frame, ...] = ()
 
     def clone(self) -> World:
-        requests = {name: _copy(request) for name, request in self.requests.items()}
+        requests = {name: copied(request) for name, request in self.requests.items()}
         decoder, unsent = self.decoder.clone(), {**self.unsent}
         return World(decoder, self.faults_left, requests, unsent, self.network)
 
@@ -356,6 +85,8 @@ class World:
 
 
 Action = Callable[[World], None]
+Moves = Iterator[tuple[str, Action]]
+"""What can happen, and its name."""
 
 
 def _reserve(name: str) -> Action:
@@ -369,7 +100,7 @@ def _reserve(name: str) -> Action:
             return
         request.attempt += 1
         request.reservation_id = reservation_id
-        world.unsent[reservation_id] = _frames(name, session.reservation, session.block_start)
+        world.unsent[reservation_id] = frames_of(name, session.reservation, session.block_start)
 
     return act
 
@@ -429,6 +160,17 @@ def _take(frame: Frame, *, is_delivered: bool, is_kept: bool) -> Action:
     return act
 
 
+def _damage(frame: Frame) -> Action:
+    """A chunk arrives with another content."""
+
+    def act(world: World) -> None:
+        chunk, _ = frame.body  # type: ignore[misc]
+        _take(frame, is_delivered=False, is_kept=False)(world)
+        world.decoder.receive(replace(frame, body=(chunk, b"????")))
+
+    return act
+
+
 def _on_session(name: str, method: str) -> Action:
     def act(world: World) -> None:
         getattr(world.decoder, method)(world.decoder.sessions[name])
@@ -456,55 +198,60 @@ def _crash_decode(world: World) -> None:
     world.decoder = Decoder(world.decoder.is_quarantining)
 
 
-def _of_scheduler(world: World) -> Iterator[Action]:
+def _of_scheduler(world: World) -> Moves:
     for name, request in world.requests.items():
         if request.outcome:
             continue
         if not request.reservation_id:
-            yield _reserve(name)
+            yield "reserve", _reserve(name)
             continue
         session = world.decoder.sessions.get(request.reservation_id)
         state = session.reservation.state if session else None
         if state is ReservationState.COMMITTED:
-            yield _run(name)
+            yield "run", _run(name)
         if state is ReservationState.RUNNING:
-            yield _finish(name)
-        yield _give_up(name, is_told=True)
+            yield "finish", _finish(name)
+        yield "give up", _give_up(name, is_told=True)
         if world.faults_left and state is not ReservationState.RUNNING:
-            yield _give_up(name, is_told=False)
+            yield "lose a release", _give_up(name, is_told=False)
 
 
-def _of_network(world: World) -> Iterator[Action]:
+def _of_network(world: World) -> Moves:
     for name in world.unsent:
         if sum(frame.reservation_id == name for frame in world.network) < MAX_IN_FLIGHT:
-            yield _send(name)
+            yield "send", _send(name)
     for frame in dict.fromkeys(world.network):
         if world.faults_left:
-            yield _take(frame, is_delivered=False, is_kept=False)
+            yield "lose", _take(frame, is_delivered=False, is_kept=False)
         session = world.decoder.sessions.get(frame.reservation_id)
         if session is not None and session.writing is not None:
             continue  # frames of a push are taken one by one
-        yield _take(frame, is_delivered=True, is_kept=False)
+        others = (other for other in world.network if other.reservation_id == frame.reservation_id)
+        is_overtaking = any(other.number < frame.number for other in others)
+        kind = "overtake" if is_overtaking else "deliver"
+        yield kind, _take(frame, is_delivered=True, is_kept=False)
         if world.faults_left:
-            yield _take(frame, is_delivered=True, is_kept=True)
+            yield "repeat", _take(frame, is_delivered=True, is_kept=True)
+            if isinstance(frame.body, tuple):
+                yield "damage", _damage(frame)
 
 
-def _of_workers(world: World) -> Iterator[Action]:
+def _of_workers(world: World) -> Moves:
     for name, session in world.decoder.sessions.items():
         reservation = session.reservation
         if session.writing is not None:
-            yield _on_session(name, "write")
+            yield "write", _on_session(name, "write")
         elif session.is_push_open:
-            yield _on_session(name, "end_stream")
+            yield "end the stream", _on_session(name, "end_stream")
         if reservation.state is not ReservationState.RELEASED and not reservation.is_attached:
-            yield _expire(name)
+            yield "expire", _expire(name)
     if world.faults_left and world.unsent:
-        yield _crash_prefill
+        yield "crash prefill", _crash_prefill
     if world.faults_left and world.decoder.sessions:
-        yield _crash_decode
+        yield "crash decode", _crash_decode
 
 
-def _actions(world: World) -> Iterator[Action]:
+def _moves(world: World) -> Moves:
     """All that can happen next."""
     return chain(_of_scheduler(world), _of_network(world), _of_workers(world))
 
@@ -514,6 +261,15 @@ class Explored:
     num_states: int = 0
     num_ends: int = 0
     outcomes: set[tuple[str, ...]] = field(default_factory=set)
+    moves: Counter[str] = field(default_factory=Counter)
+    crashed_in: dict[str, set[ReservationState]] = field(default_factory=dict)
+    """By crash, the states in which reservations met it."""
+
+    def note(self, kind: str, world: World) -> None:
+        self.moves[kind] += 1
+        if kind.startswith("crash"):
+            live = world.decoder.sessions.values()
+            self.crashed_in.setdefault(kind, set()).update(s.reservation.state for s in live)
 
 
 def _explore(start: World) -> Explored:
@@ -523,8 +279,9 @@ def _explore(start: World) -> Explored:
         world = queue.popleft()
         found.num_states += 1
         is_end = True
-        for action in _actions(world):
+        for kind, action in _moves(world):
             is_end = False
+            found.note(kind, world)
             after = world.clone()
             action(after)
             after.settle()
@@ -547,6 +304,12 @@ def test_no_behaviour_of_two_handoffs_corrupts_or_leaks() -> None:
     assert {("finished", "finished"), ("finished", "failed"), ("failed", "failed")} <= (
         found.outcomes
     )
+    faults = {"lose", "repeat", "damage", "overtake", "crash prefill", "crash decode"}
+    faults |= {"lose a release", "expire", "end the stream", "give up"}
+    assert min(found.moves[fault] for fault in faults) > 100
+    # Workers crash at every step of a hand-off.
+    states = {*ReservationState}
+    assert found.crashed_in == {"crash decode": states, "crash prefill": states}
 
 
 def test_the_model_finds_writes_to_blocks_that_were_let_go() -> None:
