@@ -8,23 +8,18 @@ import grpc
 import pytest
 import xxhash
 
-from baton.cache.metrics import make_metrics
-from baton.cache.servicer import CacheLimits, CacheServicer
 from baton.cache.store import BLOCK_OVERHEAD_BYTES
-from baton.cache.tiers import TieredStore
 from baton.core.errors import (
     BatonError,
     InvalidRequest,
+    KvCacheFull,
     KvChecksum,
     KvLayoutMismatch,
     Stalled,
 )
-from baton.core.prefix_index import PrefixIndex
 from baton.rpc.errors import rpc_errors
-from baton.rpc.interceptors import ServerInterceptor
-from baton.rpc.metrics import Metrics
-from baton.rpc.telemetry import Telemetry
 from baton.v1 import cache_pb2, cache_pb2_grpc, common_pb2
+from tests.support.cache_process import Cache
 
 LAYOUT = common_pb2.KvLayout(block_size=16, dtype="float32", num_kv_heads=[2, 2], head_dim=[8, 8])
 BLOCK_BYTES = 2 * 16 * 4 * (16 + 16)
@@ -53,29 +48,9 @@ def blocks(
         yield cache_pb2.StoreBlocksRequest(header=header, payload=data)
 
 
-class Cache:
-    def __init__(self, memory_bytes: int) -> None:
-        self.store = TieredStore(memory_bytes)
-        self.index = PrefixIndex()
-        self.metrics = Metrics("cache", "c1", "0")
-        servicer = CacheServicer(
-            self.store,
-            self.index,
-            CacheLimits(max_prefix_blocks=64, stall_timeout_s=0.2),
-            make_metrics(self.metrics, self.store),
-        )
-        telemetry = Telemetry("cache", "c1")
-        self.server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, self.metrics)])
-        self.server.add_generic_rpc_handlers((servicer.handlers(),))
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
-
-    def value(self, metric: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(f"baton_{metric}_total", labels) or 0.0
-
-
 @pytest.fixture
 async def cache() -> AsyncIterator[Cache]:
-    running = Cache(8 * (BLOCK_BYTES + BLOCK_OVERHEAD_BYTES))
+    running = Cache(8 * (BLOCK_BYTES + BLOCK_OVERHEAD_BYTES), pinned_bytes=6 * BLOCK_BYTES)
     await running.server.start()
     yield running
     await running.server.stop(None)
@@ -226,3 +201,50 @@ async def test_garbage_instead_of_a_frame_is_refused(cache: Cache) -> None:
         for garbage in (b"\x0a\x7f", b"\x0a\x02\xff\xff"):
             with pytest.raises(InvalidRequest), rpc_errors():
                 await call(iter([garbage]), timeout=5)
+
+
+async def test_pinned_blocks_stay_whatever_comes(
+    cache: Cache, stub: cache_pb2_grpc.CacheServiceStub
+) -> None:
+    await store(stub, [1, 2])
+    request = cache_pb2.PinBlocksRequest(
+        block_hashes=[name(1), name(2), name(3)], block_bytes=BLOCK_BYTES, label="system"
+    )
+    request.ttl.FromSeconds(50)
+    pin = (await stub.PinBlocks(request, timeout=5)).pin
+    assert (pin.num_blocks, pin.num_stored_blocks, pin.bytes) == (3, 2, 3 * BLOCK_BYTES)
+    await store(stub, range(3, 20))
+    found = await stub.LookupPrefix(
+        cache_pb2.LookupPrefixRequest(block_hashes=request.block_hashes), timeout=5
+    )
+    assert found.num_stored_blocks == 3
+    (listed,) = (await stub.ListPins(cache_pb2.ListPinsRequest(), timeout=5)).pins
+    assert (listed.pin_id, listed.label, listed.num_stored_blocks) == (pin.pin_id, "system", 3)
+    assert listed.remaining.ToSeconds() == 50
+
+    request.block_hashes.extend(name(number) for number in range(30, 34))
+    with pytest.raises(KvCacheFull), rpc_errors():
+        await stub.PinBlocks(request, timeout=5)
+    unpin = cache_pb2.UnpinBlocksRequest(pin_id=pin.pin_id)
+    assert (await stub.UnpinBlocks(unpin, timeout=5)).found
+    assert not (await stub.UnpinBlocks(unpin, timeout=5)).found
+    await store(stub, range(40, 60))
+    assert not any(name(number) in cache.store for number in (1, 2, 3))
+
+
+async def test_answers_are_kept_as_they_are(
+    cache: Cache, stub: cache_pb2_grpc.CacheServiceStub
+) -> None:
+    key = b"k" * 32
+    lookup = cache_pb2.LookupAnswerRequest(key=key)
+    assert (await stub.LookupAnswer(lookup, timeout=5)).answer == b""
+    request = cache_pb2.StoreAnswerRequest(key=key, answer=b"answer")
+    assert (await stub.StoreAnswer(request, timeout=5)).stored
+    assert (await stub.LookupAnswer(lookup, timeout=5)).answer == b"answer"
+    assert cache.value("cache_answers", outcome="hits") == 1
+    cache.now = 60.0
+    assert (await stub.LookupAnswer(lookup, timeout=5)).answer == b""
+    too_large = cache_pb2.StoreAnswerRequest(key=key, answer=bytes(4096))
+    assert not (await stub.StoreAnswer(too_large, timeout=5)).stored
+    with pytest.raises(InvalidRequest), rpc_errors():
+        await stub.LookupAnswer(cache_pb2.LookupAnswerRequest(key=b"short"), timeout=5)

@@ -23,35 +23,59 @@ _sym_db = _symbol_database.Default()
 
 
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
+from baton.v1 import inference_pb2 as baton_dot_v1_dot_inference__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/cache.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"+\n\x13LookupPrefixRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"Z\n\x14LookupPrefixResponse\x12\x19\n\x11num_stored_blocks\x18\x01 \x01(\r\x12\'\n\x07holders\x18\x02 \x03(\x0b\x32\x16.baton.v1.PrefixHolder\"5\n\x0cPrefixHolder\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\"*\n\x12\x46\x65tchBlocksRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"M\n\x13\x46\x65tchBlocksResponse\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.baton.v1.BlockHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"~\n\x0b\x42lockHeader\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\x12\"\n\x06layout\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvLayout\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x13\n\x0bparent_hash\x18\x05 \x01(\x0c\"L\n\x12StoreBlocksRequest\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.baton.v1.BlockHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\">\n\x13StoreBlocksResponse\x12\x12\n\nnum_stored\x18\x01 \x01(\r\x12\x13\n\x0bnum_skipped\x18\x02 \x01(\r\"\x13\n\x11\x44ropBlocksRequest\")\n\x12\x44ropBlocksResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r2\xc2\x02\n\x0c\x43\x61\x63heService\x12M\n\x0cLookupPrefix\x12\x1d.baton.v1.LookupPrefixRequest\x1a\x1e.baton.v1.LookupPrefixResponse\x12L\n\x0b\x46\x65tchBlocks\x12\x1c.baton.v1.FetchBlocksRequest\x1a\x1d.baton.v1.FetchBlocksResponse0\x01\x12L\n\x0bStoreBlocks\x12\x1c.baton.v1.StoreBlocksRequest\x1a\x1d.baton.v1.StoreBlocksResponse(\x01\x12G\n\nDropBlocks\x12\x1b.baton.v1.DropBlocksRequest\x1a\x1c.baton.v1.DropBlocksResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61ton/v1/cache.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\x1a\x18\x62\x61ton/v1/inference.proto\x1a\x1egoogle/protobuf/duration.proto\"+\n\x13LookupPrefixRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"Z\n\x14LookupPrefixResponse\x12\x19\n\x11num_stored_blocks\x18\x01 \x01(\r\x12\'\n\x07holders\x18\x02 \x03(\x0b\x32\x16.baton.v1.PrefixHolder\"5\n\x0cPrefixHolder\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\r\"*\n\x12\x46\x65tchBlocksRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\"M\n\x13\x46\x65tchBlocksResponse\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.baton.v1.BlockHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"~\n\x0b\x42lockHeader\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\x12\"\n\x06layout\x18\x03 \x01(\x0b\x32\x12.baton.v1.KvLayout\x12\x10\n\x08position\x18\x04 \x01(\r\x12\x13\n\x0bparent_hash\x18\x05 \x01(\x0c\"L\n\x12StoreBlocksRequest\x12%\n\x06header\x18\x01 \x01(\x0b\x32\x15.baton.v1.BlockHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\">\n\x13StoreBlocksResponse\x12\x12\n\nnum_stored\x18\x01 \x01(\r\x12\x13\n\x0bnum_skipped\x18\x02 \x01(\r\"\x13\n\x11\x44ropBlocksRequest\")\n\x12\x44ropBlocksResponse\x12\x13\n\x0bnum_dropped\x18\x01 \x01(\r\"6\n\x06\x41nswer\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.baton.v1.GenerateResponse\"\"\n\x13LookupAnswerRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"&\n\x14LookupAnswerResponse\x12\x0e\n\x06\x61nswer\x18\x01 \x01(\x0c\"1\n\x12StoreAnswerRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"%\n\x13StoreAnswerResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\"t\n\x10PinBlocksRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x03(\x0c\x12\x13\n\x0b\x62lock_bytes\x18\x02 \x01(\x04\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05label\x18\x04 \x01(\t\"/\n\x11PinBlocksResponse\x12\x1a\n\x03pin\x18\x01 \x01(\x0b\x32\r.baton.v1.Pin\"$\n\x12UnpinBlocksRequest\x12\x0e\n\x06pin_id\x18\x01 \x01(\t\"$\n\x13UnpinBlocksResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"\x11\n\x0fListPinsRequest\"/\n\x10ListPinsResponse\x12\x1b\n\x04pins\x18\x01 \x03(\x0b\x32\r.baton.v1.Pin2\xb2\x05\n\x0c\x43\x61\x63heService\x12M\n\x0cLookupPrefix\x12\x1d.baton.v1.LookupPrefixRequest\x1a\x1e.baton.v1.LookupPrefixResponse\x12L\n\x0b\x46\x65tchBlocks\x12\x1c.baton.v1.FetchBlocksRequest\x1a\x1d.baton.v1.FetchBlocksResponse0\x01\x12L\n\x0bStoreBlocks\x12\x1c.baton.v1.StoreBlocksRequest\x1a\x1d.baton.v1.StoreBlocksResponse(\x01\x12G\n\nDropBlocks\x12\x1b.baton.v1.DropBlocksRequest\x1a\x1c.baton.v1.DropBlocksResponse\x12\x44\n\tPinBlocks\x12\x1a.baton.v1.PinBlocksRequest\x1a\x1b.baton.v1.PinBlocksResponse\x12J\n\x0bUnpinBlocks\x12\x1c.baton.v1.UnpinBlocksRequest\x1a\x1d.baton.v1.UnpinBlocksResponse\x12\x41\n\x08ListPins\x12\x19.baton.v1.ListPinsRequest\x1a\x1a.baton.v1.ListPinsResponse\x12M\n\x0cLookupAnswer\x12\x1d.baton.v1.LookupAnswerRequest\x1a\x1e.baton.v1.LookupAnswerResponse\x12J\n\x0bStoreAnswer\x12\x1c.baton.v1.StoreAnswerRequest\x1a\x1d.baton.v1.StoreAnswerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LOOKUPPREFIXREQUEST']._serialized_start=57
-  _globals['_LOOKUPPREFIXREQUEST']._serialized_end=100
-  _globals['_LOOKUPPREFIXRESPONSE']._serialized_start=102
-  _globals['_LOOKUPPREFIXRESPONSE']._serialized_end=192
-  _globals['_PREFIXHOLDER']._serialized_start=194
-  _globals['_PREFIXHOLDER']._serialized_end=247
-  _globals['_FETCHBLOCKSREQUEST']._serialized_start=249
-  _globals['_FETCHBLOCKSREQUEST']._serialized_end=291
-  _globals['_FETCHBLOCKSRESPONSE']._serialized_start=293
-  _globals['_FETCHBLOCKSRESPONSE']._serialized_end=370
-  _globals['_BLOCKHEADER']._serialized_start=372
-  _globals['_BLOCKHEADER']._serialized_end=498
-  _globals['_STOREBLOCKSREQUEST']._serialized_start=500
-  _globals['_STOREBLOCKSREQUEST']._serialized_end=576
-  _globals['_STOREBLOCKSRESPONSE']._serialized_start=578
-  _globals['_STOREBLOCKSRESPONSE']._serialized_end=640
-  _globals['_DROPBLOCKSREQUEST']._serialized_start=642
-  _globals['_DROPBLOCKSREQUEST']._serialized_end=661
-  _globals['_DROPBLOCKSRESPONSE']._serialized_start=663
-  _globals['_DROPBLOCKSRESPONSE']._serialized_end=704
-  _globals['_CACHESERVICE']._serialized_start=707
-  _globals['_CACHESERVICE']._serialized_end=1029
+  _globals['_LOOKUPPREFIXREQUEST']._serialized_start=115
+  _globals['_LOOKUPPREFIXREQUEST']._serialized_end=158
+  _globals['_LOOKUPPREFIXRESPONSE']._serialized_start=160
+  _globals['_LOOKUPPREFIXRESPONSE']._serialized_end=250
+  _globals['_PREFIXHOLDER']._serialized_start=252
+  _globals['_PREFIXHOLDER']._serialized_end=305
+  _globals['_FETCHBLOCKSREQUEST']._serialized_start=307
+  _globals['_FETCHBLOCKSREQUEST']._serialized_end=349
+  _globals['_FETCHBLOCKSRESPONSE']._serialized_start=351
+  _globals['_FETCHBLOCKSRESPONSE']._serialized_end=428
+  _globals['_BLOCKHEADER']._serialized_start=430
+  _globals['_BLOCKHEADER']._serialized_end=556
+  _globals['_STOREBLOCKSREQUEST']._serialized_start=558
+  _globals['_STOREBLOCKSREQUEST']._serialized_end=634
+  _globals['_STOREBLOCKSRESPONSE']._serialized_start=636
+  _globals['_STOREBLOCKSRESPONSE']._serialized_end=698
+  _globals['_DROPBLOCKSREQUEST']._serialized_start=700
+  _globals['_DROPBLOCKSREQUEST']._serialized_end=719
+  _globals['_DROPBLOCKSRESPONSE']._serialized_start=721
+  _globals['_DROPBLOCKSRESPONSE']._serialized_end=762
+  _globals['_ANSWER']._serialized_start=764
+  _globals['_ANSWER']._serialized_end=818
+  _globals['_LOOKUPANSWERREQUEST']._serialized_start=820
+  _globals['_LOOKUPANSWERREQUEST']._serialized_end=854
+  _globals['_LOOKUPANSWERRESPONSE']._serialized_start=856
+  _globals['_LOOKUPANSWERRESPONSE']._serialized_end=894
+  _globals['_STOREANSWERREQUEST']._serialized_start=896
+  _globals['_STOREANSWERREQUEST']._serialized_end=945
+  _globals['_STOREANSWERRESPONSE']._serialized_start=947
+  _globals['_STOREANSWERRESPONSE']._serialized_end=984
+  _globals['_PINBLOCKSREQUEST']._serialized_start=986
+  _globals['_PINBLOCKSREQUEST']._serialized_end=1102
+  _globals['_PINBLOCKSRESPONSE']._serialized_start=1104
+  _globals['_PINBLOCKSRESPONSE']._serialized_end=1151
+  _globals['_UNPINBLOCKSREQUEST']._serialized_start=1153
+  _globals['_UNPINBLOCKSREQUEST']._serialized_end=1189
+  _globals['_UNPINBLOCKSRESPONSE']._serialized_start=1191
+  _globals['_UNPINBLOCKSRESPONSE']._serialized_end=1227
+  _globals['_LISTPINSREQUEST']._serialized_start=1229
+  _globals['_LISTPINSREQUEST']._serialized_end=1246
+  _globals['_LISTPINSRESPONSE']._serialized_start=1248
+  _globals['_LISTPINSRESPONSE']._serialized_end=1295
+  _globals['_CACHESERVICE']._serialized_start=1298
+  _globals['_CACHESERVICE']._serialized_end=1988
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,8 @@
+import datetime
+
 from baton.v1 import common_pb2 as _common_pb2
+from baton.v1 import inference_pb2 as _inference_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -82,3 +86,75 @@ class DropBlocksResponse(_message.Message):
     NUM_DROPPED_FIELD_NUMBER: _ClassVar[int]
     num_dropped: int
     def __init__(self, num_dropped: _Optional[int] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[_inference_pb2.GenerateResponse]
+    def __init__(self, messages: _Optional[_Iterable[_Union[_inference_pb2.GenerateResponse, _Mapping]]] = ...) -> None: ...
+
+class LookupAnswerRequest(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    def __init__(self, key: _Optional[bytes] = ...) -> None: ...
+
+class LookupAnswerResponse(_message.Message):
+    __slots__ = ("answer",)
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    answer: bytes
+    def __init__(self, answer: _Optional[bytes] = ...) -> None: ...
+
+class StoreAnswerRequest(_message.Message):
+    __slots__ = ("key", "answer")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    answer: bytes
+    def __init__(self, key: _Optional[bytes] = ..., answer: _Optional[bytes] = ...) -> None: ...
+
+class StoreAnswerResponse(_message.Message):
+    __slots__ = ("stored",)
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    stored: bool
+    def __init__(self, stored: bool = ...) -> None: ...
+
+class PinBlocksRequest(_message.Message):
+    __slots__ = ("block_hashes", "block_bytes", "ttl", "label")
+    BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
+    block_bytes: int
+    ttl: _duration_pb2.Duration
+    label: str
+    def __init__(self, block_hashes: _Optional[_Iterable[bytes]] = ..., block_bytes: _Optional[int] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., label: _Optional[str] = ...) -> None: ...
+
+class PinBlocksResponse(_message.Message):
+    __slots__ = ("pin",)
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    pin: _common_pb2.Pin
+    def __init__(self, pin: _Optional[_Union[_common_pb2.Pin, _Mapping]] = ...) -> None: ...
+
+class UnpinBlocksRequest(_message.Message):
+    __slots__ = ("pin_id",)
+    PIN_ID_FIELD_NUMBER: _ClassVar[int]
+    pin_id: str
+    def __init__(self, pin_id: _Optional[str] = ...) -> None: ...
+
+class UnpinBlocksResponse(_message.Message):
+    __slots__ = ("found",)
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    def __init__(self, found: bool = ...) -> None: ...
+
+class ListPinsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPinsResponse(_message.Message):
+    __slots__ = ("pins",)
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    pins: _containers.RepeatedCompositeFieldContainer[_common_pb2.Pin]
+    def __init__(self, pins: _Optional[_Iterable[_Union[_common_pb2.Pin, _Mapping]]] = ...) -> None: ...

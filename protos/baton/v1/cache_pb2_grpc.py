@@ -55,6 +55,31 @@ class CacheServiceStub(object):
                 request_serializer=baton_dot_v1_dot_cache__pb2.DropBlocksRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_cache__pb2.DropBlocksResponse.FromString,
                 _registered_method=True)
+        self.PinBlocks = channel.unary_unary(
+                '/baton.v1.CacheService/PinBlocks',
+                request_serializer=baton_dot_v1_dot_cache__pb2.PinBlocksRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_cache__pb2.PinBlocksResponse.FromString,
+                _registered_method=True)
+        self.UnpinBlocks = channel.unary_unary(
+                '/baton.v1.CacheService/UnpinBlocks',
+                request_serializer=baton_dot_v1_dot_cache__pb2.UnpinBlocksRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_cache__pb2.UnpinBlocksResponse.FromString,
+                _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/baton.v1.CacheService/ListPins',
+                request_serializer=baton_dot_v1_dot_cache__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_cache__pb2.ListPinsResponse.FromString,
+                _registered_method=True)
+        self.LookupAnswer = channel.unary_unary(
+                '/baton.v1.CacheService/LookupAnswer',
+                request_serializer=baton_dot_v1_dot_cache__pb2.LookupAnswerRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_cache__pb2.LookupAnswerResponse.FromString,
+                _registered_method=True)
+        self.StoreAnswer = channel.unary_unary(
+                '/baton.v1.CacheService/StoreAnswer',
+                request_serializer=baton_dot_v1_dot_cache__pb2.StoreAnswerRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_cache__pb2.StoreAnswerResponse.FromString,
+                _registered_method=True)
 
 
 class CacheServiceServicer(object):
@@ -89,6 +114,41 @@ class CacheServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinBlocks(self, request, context):
+        """Keeps a prefix from being evicted, for a limited time; again for the same prefix: renews that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinBlocks(self, request, context):
+        """Takes a pin back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPins(self, request, context):
+        """Lists the pins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupAnswer(self, request, context):
+        """Finds the answer that was kept of an identical request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StoreAnswer(self, request, context):
+        """Keeps an answer for a while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +171,31 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     servicer.DropBlocks,
                     request_deserializer=baton_dot_v1_dot_cache__pb2.DropBlocksRequest.FromString,
                     response_serializer=baton_dot_v1_dot_cache__pb2.DropBlocksResponse.SerializeToString,
+            ),
+            'PinBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinBlocks,
+                    request_deserializer=baton_dot_v1_dot_cache__pb2.PinBlocksRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_cache__pb2.PinBlocksResponse.SerializeToString,
+            ),
+            'UnpinBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinBlocks,
+                    request_deserializer=baton_dot_v1_dot_cache__pb2.UnpinBlocksRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_cache__pb2.UnpinBlocksResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=baton_dot_v1_dot_cache__pb2.ListPinsRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_cache__pb2.ListPinsResponse.SerializeToString,
+            ),
+            'LookupAnswer': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupAnswer,
+                    request_deserializer=baton_dot_v1_dot_cache__pb2.LookupAnswerRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_cache__pb2.LookupAnswerResponse.SerializeToString,
+            ),
+            'StoreAnswer': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreAnswer,
+                    request_deserializer=baton_dot_v1_dot_cache__pb2.StoreAnswerRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_cache__pb2.StoreAnswerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +307,141 @@ class CacheService(object):
             '/baton.v1.CacheService/DropBlocks',
             baton_dot_v1_dot_cache__pb2.DropBlocksRequest.SerializeToString,
             baton_dot_v1_dot_cache__pb2.DropBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.CacheService/PinBlocks',
+            baton_dot_v1_dot_cache__pb2.PinBlocksRequest.SerializeToString,
+            baton_dot_v1_dot_cache__pb2.PinBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.CacheService/UnpinBlocks',
+            baton_dot_v1_dot_cache__pb2.UnpinBlocksRequest.SerializeToString,
+            baton_dot_v1_dot_cache__pb2.UnpinBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.CacheService/ListPins',
+            baton_dot_v1_dot_cache__pb2.ListPinsRequest.SerializeToString,
+            baton_dot_v1_dot_cache__pb2.ListPinsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.CacheService/LookupAnswer',
+            baton_dot_v1_dot_cache__pb2.LookupAnswerRequest.SerializeToString,
+            baton_dot_v1_dot_cache__pb2.LookupAnswerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StoreAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.CacheService/StoreAnswer',
+            baton_dot_v1_dot_cache__pb2.StoreAnswerRequest.SerializeToString,
+            baton_dot_v1_dot_cache__pb2.StoreAnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,

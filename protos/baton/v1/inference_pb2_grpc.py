@@ -60,6 +60,21 @@ class InferenceServiceStub(object):
                 request_serializer=baton_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
+        self.PinPrefix = channel.unary_unary(
+                '/baton.v1.InferenceService/PinPrefix',
+                request_serializer=baton_dot_v1_dot_inference__pb2.PinPrefixRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_inference__pb2.PinPrefixResponse.FromString,
+                _registered_method=True)
+        self.UnpinPrefix = channel.unary_unary(
+                '/baton.v1.InferenceService/UnpinPrefix',
+                request_serializer=baton_dot_v1_dot_inference__pb2.UnpinPrefixRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_inference__pb2.UnpinPrefixResponse.FromString,
+                _registered_method=True)
+        self.ListPinnedPrefixes = channel.unary_unary(
+                '/baton.v1.InferenceService/ListPinnedPrefixes',
+                request_serializer=baton_dot_v1_dot_inference__pb2.ListPinnedPrefixesRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_inference__pb2.ListPinnedPrefixesResponse.FromString,
+                _registered_method=True)
         self.GetClusterStatus = channel.unary_unary(
                 '/baton.v1.InferenceService/GetClusterStatus',
                 request_serializer=baton_dot_v1_dot_inference__pb2.GetClusterStatusRequest.SerializeToString,
@@ -112,6 +127,27 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinPrefix(self, request, context):
+        """Has the cache keep a prompt's KV, whatever comes, for a limited time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinPrefix(self, request, context):
+        """Takes that back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPinnedPrefixes(self, request, context):
+        """Lists the prefixes that are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetClusterStatus(self, request, context):
         """Reports every service and worker that the scheduler knows, with its state and load.
         """
@@ -153,6 +189,21 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=baton_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
                     response_serializer=baton_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'PinPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinPrefix,
+                    request_deserializer=baton_dot_v1_dot_inference__pb2.PinPrefixRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_inference__pb2.PinPrefixResponse.SerializeToString,
+            ),
+            'UnpinPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinPrefix,
+                    request_deserializer=baton_dot_v1_dot_inference__pb2.UnpinPrefixRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_inference__pb2.UnpinPrefixResponse.SerializeToString,
+            ),
+            'ListPinnedPrefixes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPinnedPrefixes,
+                    request_deserializer=baton_dot_v1_dot_inference__pb2.ListPinnedPrefixesRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_inference__pb2.ListPinnedPrefixesResponse.SerializeToString,
             ),
             'GetClusterStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetClusterStatus,
@@ -301,6 +352,87 @@ class InferenceService(object):
             '/baton.v1.InferenceService/Detokenize',
             baton_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
             baton_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.InferenceService/PinPrefix',
+            baton_dot_v1_dot_inference__pb2.PinPrefixRequest.SerializeToString,
+            baton_dot_v1_dot_inference__pb2.PinPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.InferenceService/UnpinPrefix',
+            baton_dot_v1_dot_inference__pb2.UnpinPrefixRequest.SerializeToString,
+            baton_dot_v1_dot_inference__pb2.UnpinPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPinnedPrefixes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.InferenceService/ListPinnedPrefixes',
+            baton_dot_v1_dot_inference__pb2.ListPinnedPrefixesRequest.SerializeToString,
+            baton_dot_v1_dot_inference__pb2.ListPinnedPrefixesResponse.FromString,
             options,
             channel_credentials,
             insecure,

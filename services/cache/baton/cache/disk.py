@@ -34,6 +34,7 @@ _FILE = "blocks.lmdb"
 _LOCK = "lock"
 _MAX_REPLICAS = 256
 _ID_KEY = b"store_id"
+_NOTE_KEY = b"note"
 _PREFIX = struct.Struct("<4sHQQ")
 """Magic and version, length of the description, checksum of key and description, of the payload."""
 _MAGIC = b"BKV1"
@@ -76,14 +77,14 @@ class DiskStore:
         self._map_bytes = max(size, MIN_BUDGET_BYTES) // PAGE_BYTES * PAGE_BYTES
         self._env = self._open(file)
         self._main = self._env.open_db(None)
-        self.store_id = self._load_id()
+        self.store_id, self.note = self._load_own()
 
     def scan(self) -> Iterator[DiskEntry | bytes]:
         """All records' descriptions, or the key of one whose description is damaged."""
         with self._env.begin(buffers=True) as txn:
             for key, value in txn.cursor():
                 block_hash = bytes(key)
-                if block_hash == _ID_KEY:
+                if block_hash in {_ID_KEY, _NOTE_KEY}:
                     continue
                 try:
                     layout, link, _, _ = _described(block_hash, value)
@@ -128,6 +129,17 @@ class DiskStore:
         with self._env.begin(write=True) as txn:
             txn.drop(self._main, delete=False)
             txn.put(_ID_KEY, self.store_id.encode())
+            txn.put(_NOTE_KEY, self.note.encode())
+
+    def save_note(self, text: str) -> None:
+        """Keeps a text beside the blocks.
+
+        Raises:
+            DiskError: it did not work.
+        """
+        with self._env.begin(write=True) as txn:
+            txn.put(_NOTE_KEY, text.encode())
+        self.note = text
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -154,14 +166,15 @@ class DiskStore:
         env.reader_check()
         return env
 
-    def _load_id(self) -> str:
+    def _load_own(self) -> tuple[str, str]:
+        """The store's id, made when there is none, and the note."""
         with self._env.begin(write=True) as txn:
-            found = txn.get(_ID_KEY)
-            if found is not None:
-                return bytes(found).decode(errors="replace")
-            store_id = uuid4().hex[:16]
-            txn.put(_ID_KEY, store_id.encode())
-            return store_id
+            store_id = txn.get(_ID_KEY)
+            if store_id is None:
+                store_id = uuid4().hex[:16].encode()
+                txn.put(_ID_KEY, store_id)
+            note = txn.get(_NOTE_KEY) or b""
+            return bytes(store_id).decode(errors="replace"), bytes(note).decode(errors="replace")
 
 
 def disk_bytes(record_bytes: int) -> int:

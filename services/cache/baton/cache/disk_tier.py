@@ -144,6 +144,19 @@ class DiskTier:
         for block_hash in block_hashes:
             self.order.use(block_hash)
 
+    @property
+    def note(self) -> str:
+        """The text that was saved beside the blocks before the start; empty if none was."""
+        return self._store.note
+
+    async def save_note(self, text: str) -> None:
+        """Saves a text beside the blocks; a failure is logged."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._writer, self._store.save_note, text)
+        except DiskError as error:
+            logger.error("note not written to disk", extra={"error": str(error)})
+
     async def run(self) -> None:
         """Writes what is offered, for ever; run it as a task."""
         while True:

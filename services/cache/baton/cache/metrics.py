@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from baton.cache.answers import AnswerCounters
 from baton.cache.tiers import TieredStore
 from baton.rpc.metrics import Metrics
 
 if TYPE_CHECKING:
     from prometheus_client import Counter
+
+    from baton.cache.servicer import Stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +27,14 @@ class CacheMetrics:
     stored_bytes: Counter
 
 
-def make_metrics(metrics: Metrics, store: TieredStore) -> CacheMetrics:
+def make_metrics(metrics: Metrics, stores: Stores) -> CacheMetrics:
     """Registers the cache's metrics."""
+    store = stores.blocks
     metrics.gauge_at_scrape(
-        "cache_store_bytes", "Room for stored blocks, used and in all", "kind", lambda: _room(store)
+        "cache_store_bytes",
+        "Room, used and in all",
+        "kind",
+        lambda: _room(stores),
     )
     metrics.counter_at_scrape(
         "cache_hit_blocks", "Blocks read", "tier", lambda: _by_tier(store, "num_hits")
@@ -50,6 +57,12 @@ def make_metrics(metrics: Metrics, store: TieredStore) -> CacheMetrics:
         "outcome",
         lambda: _writes(store),
     )
+    metrics.counter_at_scrape(
+        "cache_answers",
+        "Kept answers, by what happened",
+        "outcome",
+        lambda: _answers(stores.answers.counters),
+    )
     return CacheMetrics(
         fetched_blocks=metrics.counter(
             "cache_fetched_blocks", "Blocks sent (hit) and first missing ones (miss)", ("outcome",)
@@ -62,10 +75,15 @@ def make_metrics(metrics: Metrics, store: TieredStore) -> CacheMetrics:
     )
 
 
-def _room(store: TieredStore) -> dict[str, float]:
+def _room(stores: Stores) -> dict[str, float]:
+    store = stores.blocks
     room = {
         "memory_used": float(store.memory.used_bytes),
         "memory_budget": float(store.memory.memory_bytes),
+        "pinned_used": float(stores.pins.used_bytes),
+        "pinned_budget": float(stores.pins.limit_bytes),
+        "answers_used": float(stores.answers.used_bytes),
+        "answers_budget": float(stores.answers.budget_bytes),
     }
     if store.disk is not None:
         room |= {
@@ -92,3 +110,7 @@ def _writes(store: TieredStore) -> dict[str, float]:
         "dropped": float(counters.num_dropped),
         "failed": float(counters.num_failed),
     }
+
+
+def _answers(counters: AnswerCounters) -> dict[str, float]:
+    return {name.removeprefix("num_"): float(value) for name, value in asdict(counters).items()}

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from typing import Any
 
+from baton.cache.answers import AnswerStore
 from baton.cache.disk_tier import DiskTier
 from baton.cache.index import KV_SUBJECT, ClusterIndex
 from baton.cache.metrics import make_metrics
-from baton.cache.servicer import SERVICE_NAME, CacheLimits, CacheServicer
+from baton.cache.pins import Pins
+from baton.cache.servicer import SERVICE_NAME, CacheLimits, CacheServicer, Stores
 from baton.cache.settings import CacheSettings
 from baton.cache.tiers import TieredStore
 from baton.rpc.process import Runtime, ServiceSnapshot
 
 logger = logging.getLogger(__name__)
 _FINISH_WRITES_S = 5.0
+_PIN_CHECK_S = 1.0
 
 
 class CacheService:
@@ -32,8 +36,14 @@ class CacheService:
             max_prefix_blocks=settings.max_prefix_blocks,
             stall_timeout_s=settings.stall_timeout_s,
         )
-        metrics = make_metrics(runtime.metrics, self._store)
-        self._servicer = CacheServicer(self._store, self._index.blocks, limits, metrics)
+        largest_bytes = max(settings.memory_bytes, settings.disk_bytes * bool(settings.disk_path))
+        self._stores = Stores(
+            self._store,
+            AnswerStore(settings.answer_bytes, settings.answer_ttl_s, runtime.clock),
+            Pins(min(settings.pinned_bytes, largest_bytes // 2), self._store.orders, time.time),
+        )
+        metrics = make_metrics(runtime.metrics, self._stores)
+        self._servicer = CacheServicer(self._stores, self._index.blocks, limits, metrics)
 
     def register(self, server: Any) -> list[str]:
         """Adds the servicer; returns the full names of what it serves."""
@@ -49,7 +59,9 @@ class CacheService:
             )
             self._store.disk = disk
             self._tasks.append(asyncio.create_task(disk.run(), name="write to disk"))
+            self._store.load_pins(self._stores.pins)
             logger.info("disk tier open", extra={"num_blocks": len(disk), "store": disk.store_id})
+        self._tasks.append(asyncio.create_task(self._end_pins(), name="end pins"))
         await self._runtime.bus.subscribe(KV_SUBJECT, self._index.on_event)
         self._runtime.bus.on_connect(self._index.on_bus_connected)
         self._runtime.members.on_change(self._index.on_members)
@@ -101,6 +113,12 @@ class CacheService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if disk is not None:
             await disk.close()
+
+    async def _end_pins(self) -> None:
+        while True:
+            await asyncio.sleep(_PIN_CHECK_S)
+            if self._stores.pins.expire():
+                await self._store.save_pins(self._stores.pins)
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:
         """Stored blocks are looked up, not announced."""

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from baton.cache.answers import AnswerStore
+from baton.cache.pins import Pin, Pins
 from baton.cache.store import check_hash, received_block
 from baton.cache.tiers import TieredStore
 from baton.core.errors import InvalidRequest, KvChecksum, Stalled
 from baton.core.eviction import ChainLink
 from baton.core.hashing import KvLayout
-from baton.rpc.convert import layout_from_pb
+from baton.rpc.convert import duration_from_pb, duration_to_pb, layout_from_pb
 from baton.rpc.frames import decode_frame, encode_frame
 from baton.v1 import cache_pb2, common_pb2
 
@@ -24,6 +26,15 @@ if TYPE_CHECKING:
     from baton.cache.metrics import CacheMetrics
     from baton.core.prefix_index import PrefixIndex
 
+_UNARY = (
+    "LookupPrefix",
+    "DropBlocks",
+    "PinBlocks",
+    "UnpinBlocks",
+    "ListPins",
+    "LookupAnswer",
+    "StoreAnswer",
+)
 SERVICE_NAME: str = cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
 
 
@@ -35,13 +46,24 @@ class CacheLimits:
     stall_timeout_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What is kept here."""
+
+    blocks: TieredStore
+    answers: AnswerStore
+    pins: Pins
+
+
 class CacheServicer:
-    """Answers CacheService from a store and an index."""
+    """Answers CacheService from its stores and an index."""
 
     def __init__(
-        self, store: TieredStore, index: PrefixIndex, limits: CacheLimits, metrics: CacheMetrics
+        self, stores: Stores, index: PrefixIndex, limits: CacheLimits, metrics: CacheMetrics
     ) -> None:
-        self._store = store
+        self._store = stores.blocks
+        self._answers = stores.answers
+        self._pins = stores.pins
         self._index = index
         self._limits = limits
         self._metrics = metrics
@@ -52,21 +74,12 @@ class CacheServicer:
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {
-                "LookupPrefix": grpc.unary_unary_rpc_method_handler(
-                    self.LookupPrefix,
-                    pb.LookupPrefixRequest.FromString,
-                    pb.LookupPrefixResponse.SerializeToString,
-                ),
+                **{name: self._unary(name) for name in _UNARY},
                 "FetchBlocks": grpc.unary_stream_rpc_method_handler(
                     self.FetchBlocks, pb.FetchBlocksRequest.FromString, None
                 ),
                 "StoreBlocks": grpc.stream_unary_rpc_method_handler(
                     self.StoreBlocks, None, pb.StoreBlocksResponse.SerializeToString
-                ),
-                "DropBlocks": grpc.unary_unary_rpc_method_handler(
-                    self.DropBlocks,
-                    pb.DropBlocksRequest.FromString,
-                    pb.DropBlocksResponse.SerializeToString,
                 ),
             },
         )
@@ -139,6 +152,18 @@ class CacheServicer:
         """Empties the store."""
         return cache_pb2.DropBlocksResponse(num_dropped=await self._store.clear())
 
+    async def LookupAnswer(
+        self, request: cache_pb2.LookupAnswerRequest, context: Any
+    ) -> cache_pb2.LookupAnswerResponse:
+        """The answer kept under a key, if there is one."""
+        return cache_pb2.LookupAnswerResponse(answer=self._answers.get(request.key))
+
+    async def StoreAnswer(
+        self, request: cache_pb2.StoreAnswerRequest, context: Any
+    ) -> cache_pb2.StoreAnswerResponse:
+        """Keeps an answer."""
+        return cache_pb2.StoreAnswerResponse(stored=self._answers.put(request.key, request.answer))
+
     def _put(self, header: cache_pb2.BlockHeader, layout: KvLayout, payload: memoryview) -> bool:
         try:
             link = ChainLink(header.parent_hash, header.position)
@@ -151,6 +176,48 @@ class CacheServicer:
         if is_new:
             self._metrics.stored_bytes.inc(len(payload))
         return is_new
+
+    async def PinBlocks(
+        self, request: cache_pb2.PinBlocksRequest, context: Any
+    ) -> cache_pb2.PinBlocksResponse:
+        """Pins a prefix."""
+        hashes = self._checked(request.block_hashes)
+        ttl_s = duration_from_pb(request.ttl, "ttl")
+        pin = self._pins.pin(hashes, request.block_bytes, ttl_s, request.label)
+        await self._store.save_pins(self._pins)
+        return cache_pb2.PinBlocksResponse(pin=self._pin_to_pb(pin))
+
+    async def UnpinBlocks(
+        self, request: cache_pb2.UnpinBlocksRequest, context: Any
+    ) -> cache_pb2.UnpinBlocksResponse:
+        """Takes a pin back."""
+        found = self._pins.unpin(request.pin_id)
+        if found:
+            await self._store.save_pins(self._pins)
+        return cache_pb2.UnpinBlocksResponse(found=found)
+
+    async def ListPins(
+        self, request: cache_pb2.ListPinsRequest, context: Any
+    ) -> cache_pb2.ListPinsResponse:
+        """The pins of this replica."""
+        return cache_pb2.ListPinsResponse(pins=[self._pin_to_pb(p) for p in self._pins.current()])
+
+    def _unary(self, name: str) -> grpc.RpcMethodHandler[Any, Any]:
+        return grpc.unary_unary_rpc_method_handler(
+            getattr(self, name),
+            getattr(cache_pb2, f"{name}Request").FromString,
+            getattr(cache_pb2, f"{name}Response").SerializeToString,
+        )
+
+    def _pin_to_pb(self, pin: Pin) -> common_pb2.Pin:
+        return common_pb2.Pin(
+            pin_id=pin.pin_id,
+            label=pin.label,
+            num_blocks=len(pin.block_hashes),
+            num_stored_blocks=self._store.num_leading(pin.block_hashes),
+            bytes=pin.num_bytes,
+            remaining=duration_to_pb(self._pins.remaining_s(pin)),
+        )
 
     async def _next_frame(self, frames: AsyncIterator[bytes]) -> bytes | None:
         try:

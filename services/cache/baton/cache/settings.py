@@ -24,6 +24,12 @@ class CacheSettings(ServiceSettings):
     """Size that the file on disk may reach."""
     disk_queue_bytes: int = Field(default=64 << 20, ge=0)
     """Blocks that may wait to be written to disk; more are not."""
+    pinned_bytes: int = Field(default=64 << 20, ge=0)
+    """What pinned prefixes may take, at most half of the larger tier."""
+    answer_bytes: int = Field(default=64 << 20, ge=0)
+    """Memory for kept answers of identical requests; 0 keeps none."""
+    answer_ttl_s: float = Field(default=3600.0, gt=0.0)
+    """An answer is kept for so long."""
     max_prefix_blocks: int = Field(default=65536, ge=1, le=1 << 20)
     """Most block hashes in one lookup or fetch."""
     stall_timeout_s: float = Field(default=10.0, gt=0.0, le=600.0)

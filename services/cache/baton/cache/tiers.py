@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from collections.abc import AsyncGenerator, Sequence
 
 from baton.cache.disk_tier import READ_BATCH_BYTES, DiskTier
+from baton.cache.pins import Pins
 from baton.cache.store import BlockStore, StoredBlock
+from baton.core.eviction import EvictionOrder
+
+logger = logging.getLogger(__name__)
 
 
 class TieredStore:
@@ -83,6 +89,24 @@ class TieredStore:
             num_dropped = max(num_dropped, len(self.disk))
             await self.disk.clear()
         return num_dropped
+
+    def orders(self) -> list[EvictionOrder]:
+        """What decides which block goes, per tier."""
+        return [self.memory.order, *([] if self.disk is None else [self.disk.order])]
+
+    async def save_pins(self, pins: Pins) -> None:
+        """Writes the pins down where there is a disk, so that they last over a restart."""
+        if self.disk is not None:
+            await self.disk.save_note(json.dumps(pins.dump()))
+
+    def load_pins(self, pins: Pins) -> None:
+        """Reads them back; what cannot be read is logged and left out."""
+        if self.disk is None or not self.disk.note:
+            return
+        try:
+            pins.load(json.loads(self.disk.note))
+        except (ValueError, KeyError, TypeError) as error:
+            logger.error("pins on disk cannot be read", extra={"error": str(error)})
 
     def _run(self, block_hashes: Sequence[bytes], start: int) -> list[bytes]:
         """The next blocks that only the disk has, as many as are read in one go."""

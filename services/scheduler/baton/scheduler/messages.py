@@ -46,6 +46,8 @@ class GenerateJob:
     priority: int = 0
     cache_salt: str = ""
     keep_special_tokens: bool = False
+    can_reuse_answer: bool = False
+    """An answer kept of an identical request will do, and this one's may be kept."""
     fork_of: str = ""
     """Id of a request with the same prompt, whose KV is to be shared."""
 
@@ -231,6 +233,8 @@ class Usage:
     cached_tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    is_response_cached: bool = False
+    """No model ran: the whole answer was kept from an identical request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +248,18 @@ class PlacementTaken:
     attempts: int
     decode_cached_tokens: int
     prefill_cached_tokens: int
+
+
+NOWHERE = PlacementTaken(
+    prefill_worker_id="",
+    decode_worker_id="",
+    is_local=False,
+    reason="",
+    attempts=0,
+    decode_cached_tokens=0,
+    prefill_cached_tokens=0,
+)
+"""The placement of what no worker computed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from baton.core.errors import (
 from baton.core.placement import Placement, PlacementJob, place, place_beside
 from baton.core.request import RequestStatus
 from baton.rpc.telemetry import trace_id_hex
+from baton.scheduler.answers import LOOKUP_STAGE, Answers, replay
 from baton.scheduler.attempt import Attempt, AttemptTools
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
@@ -46,6 +47,7 @@ class Surroundings:
     text: TextRelay
     tools: AttemptTools
     metrics: SchedulerMetrics
+    answers: Answers
     clock: Callable[[], float]
     rng: Random
 
@@ -181,6 +183,19 @@ class Orchestrator:
 
     async def _run(self, live: LiveRequest, emit: Emit) -> None:
         await self._tokenize(live)
+        answers = self._around.answers
+        key = answers.key(live)
+        if key is not None:
+            kept = await answers.find(key)
+            if kept is not None:
+                await replay(live, kept, emit, self._around.metrics)
+                return
+            live.stages.mark(LOOKUP_STAGE, self._clock())
+            emit = answers.recorded(key, emit)
+        await self._compute(live, emit)
+
+    async def _compute(self, live: LiveRequest, emit: Emit) -> None:
+        """Has workers answer."""
         job = live.job
         ticket: Ticket | None = None
         text = self._around.text.open(

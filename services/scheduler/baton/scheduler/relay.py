@@ -8,10 +8,10 @@ from baton.core.request import RequestStatus, Stage
 from baton.core.sampling import FinishReason, TokenLogprob
 from baton.scheduler.live import LiveRequest, SchedulerMetrics
 from baton.scheduler.messages import (
+    NOWHERE,
     Ending,
     Output,
     OutputToken,
-    PlacementTaken,
     TextReply,
     TokenBatch,
     TokenText,
@@ -20,15 +20,6 @@ from baton.scheduler.messages import (
 from baton.scheduler.text import TextOutput
 
 FIRST_DECODE_STAGE = "first_decode"
-_NOWHERE = PlacementTaken(
-    prefill_worker_id="",
-    decode_worker_id="",
-    is_local=False,
-    reason="",
-    attempts=0,
-    decode_cached_tokens=0,
-    prefill_cached_tokens=0,
-)
 Emit = Callable[[Output], Awaitable[None]]
 """Sends a piece to the caller; waits while the caller is slow."""
 
@@ -159,7 +150,7 @@ class OutputRelay:
                 accepted_tokens=live.accepted_tokens,
             ),
             stages=tuple(stages.stages),
-            placement=live.placement or _NOWHERE,
+            placement=live.placement or NOWHERE,
         )
 
     def _decode_start_s(self) -> float:

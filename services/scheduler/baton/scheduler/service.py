@@ -7,8 +7,10 @@ import asyncio
 import grpc
 
 from baton.core.cluster import ClusterView
+from baton.rpc.cache_access import CacheAccess
 from baton.rpc.channel import ChannelPool
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.scheduler.answers import Answers
 from baton.scheduler.attempt import AttemptTools
 from baton.scheduler.background import Leases, Releases
 from baton.scheduler.embeddings import Embedder
@@ -17,6 +19,7 @@ from baton.scheduler.live import SchedulerMetrics, StageSpans
 from baton.scheduler.oip.servicer import OpenInferenceServicer, add_open_inference_servicer
 from baton.scheduler.orchestrator import Orchestrator, Surroundings
 from baton.scheduler.peers import Peers
+from baton.scheduler.pins import PrefixPins
 from baton.scheduler.servicer import Edge, InferenceServicer, add_inference_servicer
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.text import TextRelay
@@ -46,8 +49,19 @@ class SchedulerService:
         )
         encoder = Encoder(cluster, peers, settings.tokenizer_timeout_s)
         metrics = SchedulerMetrics(runtime.metrics)
+        cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock)
+        self._answers = Answers(cluster, cache, runtime.metrics, settings.cache_timeout_s)
         self._orchestrator = Orchestrator(
-            Surroundings(cluster, encoder, self._text, tools, metrics, runtime.clock, runtime.rng)
+            Surroundings(
+                cluster,
+                encoder,
+                self._text,
+                tools,
+                metrics,
+                self._answers,
+                runtime.clock,
+                runtime.rng,
+            )
         )
         runtime.metrics.gauge_at_scrape(
             "members_refused",
@@ -64,6 +78,7 @@ class SchedulerService:
             encoder,
             cluster,
             metrics,
+            PrefixPins(cluster, cache),
             lambda: runtime.bus.is_connected,
             settings.request_timeout_s,
             runtime.rng,
@@ -106,6 +121,7 @@ class SchedulerService:
         self._orchestrator.close()
         await self._releases.finish(_RELEASE_WAIT_S)
         await self._leases.close()
+        await self._answers.close()
         await self._text.close()
         await self._prefixes.stop()
 

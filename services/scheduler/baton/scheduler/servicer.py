@@ -13,35 +13,37 @@ from baton.core.errors import InvalidRequest
 from baton.core.ids import check_request_id, make_id
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
 from baton.rpc.convert import (
+    duration_from_pb,
     duration_to_pb,
-    finish_to_pb,
     sampling_from_pb,
     status_to_pb,
 )
 from baton.rpc.convert_timing import slice_to_pb, stage_to_pb
 from baton.rpc.logs import bind_request_id
+from baton.scheduler.convert import output_to_pb
 from baton.scheduler.embeddings import Embedder, EmbedJob
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.live import LiveRequest, SchedulerMetrics
 from baton.scheduler.messages import (
     Chat,
     ChatTurn,
-    Ending,
     GenerateJob,
     Output,
-    OutputToken,
     PlacementTaken,
     Prompt,
 )
 from baton.scheduler.orchestrator import Orchestrator
+from baton.scheduler.pins import PinTarget, PrefixPins
 from baton.scheduler.recent import RequestRecord
 from baton.scheduler.view import ClusterWatch
-from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from baton.v1 import inference_pb2, inference_pb2_grpc
 
 MAX_CACHE_SALT_CHARS = 256
 MAX_CHAT_MESSAGES = 4096
 MAX_EMBED_ID_CHARS = 96
 """Leaves room for each input's number."""
+PIN_TTL_S = 24 * 3600.0
+"""Of pins whose caller names no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Edge:
     encoder: Encoder
     cluster: ClusterWatch
     metrics: SchedulerMetrics
+    pins: PrefixPins
     is_bus_connected: Callable[[], bool]
     request_timeout_s: float
     rng: Random
@@ -133,6 +136,33 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         text = await self._edge.encoder.decode(model, list(request.token_ids), timeout_s)
         return inference_pb2.DetokenizeResponse(text=text)
 
+    async def PinPrefix(
+        self, request: inference_pb2.PinPrefixRequest, context: Any
+    ) -> inference_pb2.PinPrefixResponse:
+        """Has the cache keep a prefix, whatever comes."""
+        _check_salt(request.cache_salt)
+        model = self._edge.cluster.resolve_model(request.model)
+        prompt = _prompt(request)
+        if not isinstance(prompt, tuple):
+            prompt = await self._edge.encoder.encode(model, prompt, self._timeout_s(context))
+        ttl_s = duration_from_pb(request.ttl, "ttl") if request.HasField("ttl") else PIN_TTL_S
+        target = PinTarget(model, tuple(prompt), request.cache_salt)
+        pin = await self._edge.pins.pin(target, ttl_s, request.label)
+        return inference_pb2.PinPrefixResponse(pin=pin)
+
+    async def UnpinPrefix(
+        self, request: inference_pb2.UnpinPrefixRequest, context: Any
+    ) -> inference_pb2.UnpinPrefixResponse:
+        """Takes that back."""
+        found = await self._edge.pins.unpin(request.pin_id)
+        return inference_pb2.UnpinPrefixResponse(found=found)
+
+    async def ListPinnedPrefixes(
+        self, request: inference_pb2.ListPinnedPrefixesRequest, context: Any
+    ) -> inference_pb2.ListPinnedPrefixesResponse:
+        """The prefixes that are kept."""
+        return inference_pb2.ListPinnedPrefixesResponse(pins=await self._edge.pins.current())
+
     async def GetClusterStatus(
         self, request: inference_pb2.GetClusterStatusRequest, context: Any
     ) -> inference_pb2.GetClusterStatusResponse:
@@ -205,6 +235,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             cache_salt=request.cache_salt,
             fork_of=request.fork_of,
             keep_special_tokens=request.keep_special_tokens,
+            can_reuse_answer=request.cache_response,
         )
 
 
@@ -222,20 +253,16 @@ class _Sender:
     async def send(self, output: Output) -> None:
         """Waits while the caller's window is full."""
         live = self._live
-        message = inference_pb2.GenerateResponse(
-            request_id=live.request_id,
-            model=live.model,
-            text=output.text,
-            token_index=output.token_index,
-            num_tokens=len(output.token_ids),
-            token_ids=output.token_ids if self._request.return_token_ids else (),
-            logprobs=[_logprob(token) for token in output.logprobs],
-            prompt_logprobs=[_logprob(token) for token in output.prompt_logprobs],
-        )
+        message = output_to_pb(output)
+        message.request_id = live.request_id
+        message.model = live.model
+        if not self._request.return_token_ids:
+            message.ClearField("token_ids")
         if self._is_first or output.ending is not None:
             message.trace_id = live.trace_id
-        if output.ending is not None:
-            _add_ending(message, output.ending, is_explained=self._request.explain)
+        if output.ending is not None and self._request.explain:
+            message.stages.extend(stage_to_pb(stage) for stage in output.ending.stages)
+            message.placement.CopyFrom(_placement(output.ending.placement))
         self._is_first = False
         await self._context.write(message)
 
@@ -253,7 +280,7 @@ def _input(index: int, entry: inference_pb2.EmbedInput) -> Prompt:
     raise InvalidRequest(f"input {index} is empty; set text or tokens to something that is not")
 
 
-def _prompt(request: inference_pb2.GenerateRequest) -> Prompt:
+def _prompt(request: inference_pb2.GenerateRequest | inference_pb2.PinPrefixRequest) -> Prompt:
     kind = request.WhichOneof("prompt")
     if kind == "text" and request.text:
         return str(request.text)
@@ -282,27 +309,6 @@ def _chat(chat: inference_pb2.ChatPrompt) -> Chat:
         for message in chat.messages
     )
     return Chat(tuple(turns), chat.tools_json)
-
-
-def _add_ending(
-    message: inference_pb2.GenerateResponse, ending: Ending, *, is_explained: bool
-) -> None:
-    usage, placement = ending.usage, ending.placement
-    message.finish_reason = finish_to_pb(ending.finish_reason)
-    message.stop_reason = ending.stop_reason
-    message.usage.CopyFrom(
-        common_pb2.Usage(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cached_tokens=usage.cached_tokens,
-            draft_tokens=usage.draft_tokens,
-            accepted_tokens=usage.accepted_tokens,
-        )
-    )
-    if not is_explained:
-        return
-    message.stages.extend(stage_to_pb(stage) for stage in ending.stages)
-    message.placement.CopyFrom(_placement(placement))
 
 
 def _placement(placement: PlacementTaken) -> inference_pb2.Placement:
@@ -344,24 +350,6 @@ def _record(
         placement=_placement(record.placement) if record.placement else None,
         stages=[stage_to_pb(stage) for stage in record.stages],
         tracks=tracks if has_tracks else (),
-    )
-
-
-def _logprob(token: OutputToken) -> inference_pb2.OutputLogprob:
-    return inference_pb2.OutputLogprob(
-        token_id=token.token_id,
-        token=token.text.text,
-        token_bytes=token.text.token_bytes,
-        logprob=token.logprob,
-        top=[
-            inference_pb2.TopLogprob(
-                token_id=top.token_id,
-                token=top.text.text,
-                token_bytes=top.text.token_bytes,
-                logprob=top.logprob,
-            )
-            for top in token.top
-        ],
     )
 
 

@@ -35,6 +35,8 @@ class SchedulerSettings(ServiceSettings):
     """Ended requests whose times and counts are remembered, for the console; never their texts."""
     tokenizer_timeout_s: float = Field(default=10.0, gt=0.0)
     """Bound on one answer of a tokenizer."""
+    cache_timeout_s: float = Field(default=0.25, gt=0.0)
+    """Bound on looking for a kept answer, for requests that allow one."""
     reserve_timeout_s: float = Field(default=5.0, gt=0.0)
     """Bound on reserving room at a decode worker."""
     prefill_stall_s: float = Field(default=120.0, gt=0.0)

@@ -293,6 +293,11 @@ class ClusterWatch:
             and (not model or member.status.model == model)
         ]
 
+    def fingerprint(self, model: str) -> Fingerprint | None:
+        """What the model's workers compute with; None where they differ, or none is ready."""
+        by_digest = {found.digest(): found for found in self._fingerprints(model)}
+        return next(iter(by_digest.values())) if len(by_digest) == 1 else None
+
     def _fingerprints(self, model: str) -> list[Fingerprint]:
         members = [*self._ready(DECODE_ROLE, model), *self._ready(PREFILL_ROLE, model)]
         return [m.status.fingerprint for m in members if m.status.fingerprint is not None]

@@ -18,10 +18,11 @@ from baton.rpc import convert
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import rpc_errors
 from baton.rpc.frames import decode_frame, encode_frame
-from baton.v1 import cache_pb2, cache_pb2_grpc, control_pb2, control_pb2_grpc
+from baton.v1 import cache_pb2, cache_pb2_grpc, common_pb2, control_pb2, control_pb2_grpc
 
 STATUS_TIMEOUT_S = 1.5
 SNAPSHOT_TIMEOUT_S = 10.0
+PIN_TIMEOUT_S = 5.0
 _FETCH = "/baton.v1.CacheService/FetchBlocks"
 _STORE = "/baton.v1.CacheService/StoreBlocks"
 _EOF = cast("Any", grpc.aio).EOF
@@ -101,12 +102,60 @@ class CachePeer:
 
     async def num_stored(self, hashes: Sequence[bytes], *, timeout_s: float) -> int:
         """Leading blocks of a prefix that the store has."""
-        stub = cache_pb2_grpc.CacheServiceStub(self._channels.get(self._address))
         with rpc_errors():
-            answer: cache_pb2.LookupPrefixResponse = await stub.LookupPrefix(
+            answer: cache_pb2.LookupPrefixResponse = await self._stub().LookupPrefix(
                 cache_pb2.LookupPrefixRequest(block_hashes=hashes), timeout=timeout_s
             )
         return min(answer.num_stored_blocks, len(hashes))
+
+    async def answer(self, key: bytes, *, timeout_s: float) -> bytes:
+        """The serialized Answer that is kept under a key; empty when there is none."""
+        with rpc_errors():
+            found = await self._stub().LookupAnswer(
+                cache_pb2.LookupAnswerRequest(key=key), timeout=timeout_s
+            )
+        return bytes(found.answer)
+
+    async def store_answer(self, key: bytes, answer: bytes, *, timeout_s: float) -> bool:
+        """Has a serialized Answer kept; False when it does not fit."""
+        with rpc_errors():
+            stored = await self._stub().StoreAnswer(
+                cache_pb2.StoreAnswerRequest(key=key, answer=answer), timeout=timeout_s
+            )
+        return bool(stored.stored)
+
+    async def pin(
+        self, hashes: Sequence[bytes], block_bytes: int, ttl_s: float, label: str
+    ) -> common_pb2.Pin:
+        """Has a prefix kept, whatever comes."""
+        request = cache_pb2.PinBlocksRequest(
+            block_hashes=hashes,
+            block_bytes=block_bytes,
+            ttl=convert.duration_to_pb(ttl_s),
+            label=label,
+        )
+        with rpc_errors():
+            answer: cache_pb2.PinBlocksResponse = await self._stub().PinBlocks(
+                request, timeout=PIN_TIMEOUT_S
+            )
+        return answer.pin
+
+    async def unpin(self, pin_id: str) -> bool:
+        """Takes a pin back; False when it has none of that id."""
+        with rpc_errors():
+            answer = await self._stub().UnpinBlocks(
+                cache_pb2.UnpinBlocksRequest(pin_id=pin_id), timeout=PIN_TIMEOUT_S
+            )
+        return bool(answer.found)
+
+    async def pins(self) -> list[common_pb2.Pin]:
+        """Its pins."""
+        with rpc_errors():
+            answer = await self._stub().ListPins(cache_pb2.ListPinsRequest(), timeout=PIN_TIMEOUT_S)
+        return list(answer.pins)
+
+    def _stub(self) -> cache_pb2_grpc.CacheServiceStub:
+        return cache_pb2_grpc.CacheServiceStub(self._channels.get(self._address))
 
     async def fetch(
         self, hashes: Sequence[bytes], layout: KvLayout, *, timeout_s: float

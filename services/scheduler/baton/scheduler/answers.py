@@ -1,0 +1,137 @@
+"""Answers kept of identical requests: a help when the cache is quick, never a condition.
+
+Only where the caller allows it and the answer is determined by the request. The key covers the
+model's fingerprint and the tenant's salt, so nobody sees what another tenant was answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from baton.core.answer_key import answer_key, is_determined
+from baton.core.errors import BatonError
+from baton.core.request import RequestStatus
+from baton.core.sampling import FinishReason
+from baton.rpc.cache_access import CacheAccess
+from baton.rpc.metrics import Metrics
+from baton.scheduler.convert import output_to_bytes, outputs_from_bytes
+from baton.scheduler.live import LiveRequest, SchedulerMetrics
+from baton.scheduler.messages import Output
+from baton.scheduler.relay import Emit
+from baton.scheduler.view import ClusterWatch
+
+MAX_ANSWER_BYTES = 1 << 20
+"""Larger answers are not kept."""
+LOOKUP_STAGE = "answer_lookup"
+_STORE_TIMEOUT_S = 5.0
+_MAX_STORES = 64
+"""Under way at a time; more answers are not kept."""
+_WHOLE = frozenset({FinishReason.STOP, FinishReason.LENGTH})
+
+
+class Answers:
+    """The cache service's answers, as one scheduler uses them."""
+
+    def __init__(
+        self, cluster: ClusterWatch, cache: CacheAccess, metrics: Metrics, timeout_s: float
+    ) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._timeout_s = timeout_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._count = metrics.counter(
+            "kept_answers", "Requests that allow a kept answer, by what came of it", ("outcome",)
+        )
+
+    def key(self, live: LiveRequest) -> bytes | None:
+        """What the request's answer is kept under; None where it is not to be."""
+        if not live.job.can_reuse_answer or not is_determined(live.job.sampling):
+            return None
+        fingerprint = self._cluster.fingerprint(live.model)
+        if fingerprint is None:
+            return None
+        return answer_key(
+            fingerprint.digest(),
+            live.job.cache_salt,
+            live.prompt_ids,
+            live.sampling,
+            keep_special_tokens=live.job.keep_special_tokens,
+        )
+
+    async def find(self, key: bytes) -> list[Output] | None:
+        """The whole answer, if one is kept and comes in time."""
+        peer = self._cache.replica(key)
+        if peer is None:
+            self._count.labels("failed").inc()
+            return None
+        try:
+            content = await peer.answer(key, timeout_s=self._timeout_s)
+            outputs = outputs_from_bytes(content) if content else None
+        except BatonError as error:
+            self._cache.failed(peer, error)
+            self._count.labels("failed").inc()
+            return None
+        self._count.labels("miss" if outputs is None else "hit").inc()
+        return outputs
+
+    def recorded(self, key: bytes, emit: Emit) -> Emit:
+        """As `emit`, and keeps what went out once it has ended well."""
+        parts: list[bytes] = []
+        num_bytes = 0
+
+        async def record(output: Output) -> None:
+            nonlocal num_bytes
+            await emit(output)
+            if num_bytes > MAX_ANSWER_BYTES:
+                return
+            parts.append(output_to_bytes(output))
+            num_bytes += len(parts[-1])
+            if num_bytes > MAX_ANSWER_BYTES:
+                parts.clear()
+                self._count.labels("not_kept").inc()
+            elif output.ending is not None and output.ending.finish_reason in _WHOLE:
+                self._keep(key, b"".join(parts))
+
+        return record
+
+    async def close(self) -> None:
+        """Ends what is still being kept."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _keep(self, key: bytes, answer: bytes) -> None:
+        if len(self._tasks) >= _MAX_STORES:
+            self._count.labels("not_kept").inc()
+            return
+        task = asyncio.get_running_loop().create_task(self._store(key, answer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _store(self, key: bytes, answer: bytes) -> None:
+        peer = self._cache.replica(key)
+        is_kept = False
+        if peer is not None:
+            try:
+                is_kept = await peer.store_answer(key, answer, timeout_s=_STORE_TIMEOUT_S)
+            except BatonError as error:
+                self._cache.failed(peer, error)
+        self._count.labels("kept" if is_kept else "not_kept").inc()
+
+
+async def replay(
+    live: LiveRequest, outputs: list[Output], emit: Emit, metrics: SchedulerMetrics
+) -> None:
+    """Sends a kept answer as it was sent the first time, and ends the request."""
+    live.stages.first_token(LOOKUP_STAGE, live.clock())
+    metrics.ttft_s.observe(live.stages.ttft_s or 0.0)
+    for output in outputs:
+        live.output_ids.extend(output.token_ids)
+        metrics.sent(len(output.token_ids))
+        ending = output.ending
+        if ending is not None:
+            live.finish_reason = ending.finish_reason
+            ending = replace(ending, stages=tuple(live.stages.stages))
+        await emit(replace(output, ending=ending))
+    live.state.end(RequestStatus.FINISHED, live.clock())
