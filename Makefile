@@ -23,7 +23,7 @@ STAMP := $(VENV)/.baton-setup
 # Tests run with one thread each and may not download; fast folders first.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 FAST_TESTS := $(wildcard tests/meta tests/unit tests/contract tests/deploy tests/model)
-SLOW_TESTS := $(wildcard tests/integration tests/e2e)
+SLOW_TESTS := $(wildcard tests/integration tests/e2e tests/browser)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down test test-gpu lint fmt type protos protos-check constraints image bench size clean

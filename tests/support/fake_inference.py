@@ -187,10 +187,12 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     async def ListRequests(
         self, request: inference_pb2.ListRequestsRequest, context: Any
     ) -> inference_pb2.ListRequestsResponse:
-        if request.request_id not in {"", "req-1"}:
+        known = {"", "req-1", *(seen.request_id for seen in self.requests)}
+        if request.request_id not in known:
             await abort(context, RequestNotFound("no such request"))
         response = inference_pb2.ListRequestsResponse(prompt_tokens=7, output_tokens=5)
-        record = response.requests.add(request_id="req-1", state="finished", outcome="stop")
+        name = request.request_id or "req-1"
+        record = response.requests.add(request_id=name, state="finished", outcome="stop")
         record.age.seconds, record.elapsed.seconds, record.ttft.nanos = 9, 2, 500_000_000
         record.stages.add(stage="prefill", before_first_token=True).duration.seconds = 1
         if request.request_id:

@@ -45,7 +45,7 @@ function rates(field) {
 }
 
 function figure(name, value, below) {
-  return h("div", { class: "figure" }, h("h3", {}, name), h("p", { class: "value" }, value), below);
+  return h("div", { class: "figure" }, h("p", { class: "term" }, name), h("p", { class: "value" }, value), below);
 }
 
 const note = (text) => h("p", { class: "quiet" }, text);

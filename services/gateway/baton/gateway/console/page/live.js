@@ -1,4 +1,5 @@
-// The state of the system, once a second, for as long as the page is open.
+// The state of the system, once a second, for as long as the page is seen: a browser has few
+// connections per host, and a page in a hidden tab or in its history would keep one of them.
 
 import { dropKey, events } from "./api.js";
 
@@ -13,6 +14,7 @@ const SILENCE_MS = 8_000;
 export async function follow(on) {
   let delayMs = FIRST_DELAY_MS;
   for (;;) {
+    await seen();
     try {
       await read(on, () => { delayMs = FIRST_DELAY_MS; });
       on.link("lost", "the stream ended");
@@ -23,6 +25,7 @@ export async function follow(on) {
         await on.key(error.message);
         continue;
       }
+      if (document.hidden) continue;
       on.link("lost", error.message);
     }
     await new Promise((resume) => { setTimeout(resume, delayMs); });
@@ -30,8 +33,19 @@ export async function follow(on) {
   }
 }
 
+const seen = async () => {
+  while (document.hidden) {
+    await new Promise((resume) => {
+      document.addEventListener("visibilitychange", resume, { once: true });
+    });
+  }
+};
+
 async function read(on, progressed) {
   const control = new AbortController();
+  const leave = () => control.abort();
+  document.addEventListener("visibilitychange", leave);
+  window.addEventListener("pagehide", leave);
   let timer = setTimeout(() => control.abort(), SILENCE_MS);
   try {
     for await (const { event, data } of events("/console/api/live", { signal: control.signal })) {
@@ -48,5 +62,7 @@ async function read(on, progressed) {
     }
   } finally {
     clearTimeout(timer);
+    document.removeEventListener("visibilitychange", leave);
+    window.removeEventListener("pagehide", leave);
   }
 }

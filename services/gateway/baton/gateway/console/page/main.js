@@ -4,14 +4,14 @@ import { getJson, setKey } from "./api.js";
 import { byId } from "./dom.js";
 import { showFigures } from "./figures.js";
 import { follow } from "./live.js";
-import { loadModels, startPlayground } from "./playground.js";
+import { loadModels, startPlayground, tellPlayground } from "./playground.js";
 import { choose, showRequests } from "./requests.js";
 import { startTheme } from "./theme.js";
 import { showTopology, startTopology } from "./topology.js";
 import { showMissing, showWaterfall, startWaterfall } from "./waterfall.js";
 
 const REQUEST = "#request/";
-let models = "";
+let models = null; // as last asked for; null asks with the next state
 let shown = { id: "", isOver: false };
 
 function onState(state) {
@@ -19,8 +19,13 @@ function onState(state) {
   showTopology(state);
   showRequests(state);
   const served = [...new Set(state.services.map((service) => service.model))].join();
-  if (served !== models) loadModels();
-  models = served;
+  if (served !== models) {
+    models = served;
+    loadModels().catch((error) => {
+      models = null;
+      tellPlayground(error.message);
+    });
+  }
   const record = state.requests.find((request) => request.request_id === shown.id);
   if (record && !shown.isOver) loadWaterfall();
 }
@@ -70,7 +75,7 @@ function askKey(message) {
       setKey(byId("key").value);
       byId("key").value = "";
       form.hidden = true;
-      models = "";
+      models = null;
       resume();
     }, { once: true });
   });

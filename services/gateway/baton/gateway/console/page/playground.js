@@ -30,13 +30,14 @@ export function startPlayground(onStart) {
 
 /** Fills in the models that can be used. */
 export async function loadModels() {
-  try {
-    const models = (await getJson("/v1/models")).data.map((model) => model.id);
-    put(byId("model"), models.map((id) => h("option", { value: id }, id)));
-  } catch (error) {
-    byId("play-state").textContent = error.message;
-  }
+  const select = byId("model");
+  const chosen = select.value;
+  const models = (await getJson("/v1/models")).data.map((model) => model.id);
+  put(select, models.map((id) => h("option", { value: id, selected: id === chosen }, id)));
 }
+
+/** Says something where the state of the request is shown. */
+export const tellPlayground = (text) => { byId("play-state").textContent = text; };
 
 function request() {
   const isChat = new FormData(byId("play-form")).get("kind") === "chat";
