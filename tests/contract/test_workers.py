@@ -121,7 +121,11 @@ async def test_speculation_after_a_handoff_changes_no_token(
 ) -> None:
     """Seed 0 is the target itself, whose drafts are all accepted; 5 is hardly ever right."""
     draft_path = make_tiny_model("llama", tmp_path / "draft", seed=draft_seed)
-    speculative = {"draft_model_path": draft_path, "speculation": True}
+    speculative = {
+        "draft_model_path": draft_path,
+        "speculation": True,
+        "adaptive_drafts": False,
+    }
     async with worker_pair(model_path, decode=speculative) as pair:
         for index, sampling in enumerate([
             {"max_tokens": 24},

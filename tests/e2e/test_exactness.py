@@ -84,7 +84,12 @@ async def test_tokens_equal_transformers_through_the_whole_relay(system: System,
     path = system.models[kind]
     prefill = await system.worker("prefill", kind, max_num_batched_tokens=128)
     decode = await system.worker(
-        "decode", kind, speculation="true", draft_model_path=path, num_draft_tokens=3
+        "decode",
+        kind,
+        speculation="true",
+        draft_model_path=path,
+        num_draft_tokens=3,
+        adaptive_drafts="false",
     )
     prompts = prompts_of(kind)
     expected = await asyncio.to_thread(reference, path, prompts)

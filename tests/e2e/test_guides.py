@@ -45,7 +45,11 @@ OPTIONS = {
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     path = make_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")
     async with System(tmp_path_factory.mktemp("system"), {"llama": path}) as running:
-        settings = {"speculation": "true", "draft_model_path": path}
+        settings = {
+            "speculation": "true",
+            "draft_model_path": path,
+            "adaptive_drafts": "false",
+        }
         workers = [
             await running.worker("prefill", "llama"),
             await running.worker("decode", "llama", **settings),

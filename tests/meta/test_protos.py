@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
 from baton.core.errors import BatonError, ErrorReason
-from baton.core.sampling import FinishReason
+from baton.core.sampling import DraftSource, FinishReason
 from baton.v1 import common_pb2
 from tests.support.repository import ROOT
 
@@ -227,10 +227,15 @@ def test_stubs_are_fresh(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mirror", "message"),
-    [(ErrorReason, common_pb2.ErrorReason), (FinishReason, common_pb2.FinishReason)],
+    [
+        (ErrorReason, common_pb2.ErrorReason),
+        (FinishReason, common_pb2.FinishReason),
+        (DraftSource, common_pb2.DraftSource),
+    ],
 )
 def test_core_enums_mirror_the_contract(mirror: type, message: object) -> None:
-    prefix = "ERROR_REASON_" if mirror is ErrorReason else "FINISH_REASON_"
+    prefixes = {ErrorReason: "ERROR_REASON_", FinishReason: "FINISH_REASON_"}
+    prefix = prefixes.get(mirror, "DRAFT_SOURCE_")
     wire = {
         name.removeprefix(prefix): number
         for name, number in message.items()  # type: ignore[attr-defined]

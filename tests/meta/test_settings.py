@@ -9,7 +9,7 @@ import pytest
 from tests.support.repository import SERVICES, parts
 from tests.support.service_settings import settings_class
 
-MAX_OWN_SETTINGS = 28
+MAX_OWN_SETTINGS = 30
 
 
 def _attributes_read(part_names: set[str]) -> set[str]:

@@ -48,7 +48,12 @@ def make_spec(
 
 @contextmanager
 def make_engine(directory: Path, **settings: object) -> Iterator[Engine]:
-    values: dict[str, object] = {"dtype": "float32", "num_blocks": 256, **settings}
+    values: dict[str, object] = {
+        "dtype": "float32",
+        "num_blocks": 256,
+        "adaptive_drafts": False,
+        **settings,
+    }
     engine = Engine(EngineConfig(str(directory), "tiny", **values))  # type: ignore[arg-type]
     try:
         yield engine

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from baton.core.sampling import SamplingParams
+from baton.core.sampling import DraftSource, SamplingParams
 from baton.engine.events import Tokens
 from tests.model.conftest import TinyModel
 from tests.model.harness import (
@@ -95,6 +97,56 @@ def test_a_request_can_switch_it(
         engine.submit(make_spec("a", prompt, 8, sampling=sampling))
         Driver(engine).run()
         assert bool(engine.stats().counters["draft_tokens"]) is bool(switch)
+
+
+@pytest.mark.parametrize("source", [DraftSource.MODEL, DraftSource.NGRAM, None])
+@pytest.mark.parametrize("has_draft", [True, False])
+def test_adaptive_and_looked_up_drafts_change_no_token(
+    tiny_model: TinyModel, source: DraftSource | None, has_draft: bool
+) -> None:
+    directory = tiny_model("llama")
+    draft = str(tiny_model("llama", seed=9)) if has_draft else None
+    # Repetitive prompts, so that there is something to look up.
+    prompts = [prompt * 5 for prompt in make_prompts((3, 7, 20), seed=16)]
+    outputs = []
+    for speculation in (False, True):
+        with make_engine(
+            directory, draft_model_path=draft, speculation=speculation, adaptive_drafts=True
+        ) as engine:
+            driver = Driver(engine)
+            for index, prompt in enumerate(prompts):
+                sampling = _sampled(index, draft_source=source, repetition_penalty=0.2)
+                engine.submit(make_spec(str(index), prompt, NUM_TOKENS, sampling=sampling))
+                driver.step()
+            outputs.append(driver.run())
+            is_modelled = has_draft and source is not DraftSource.NGRAM
+            if speculation and not is_modelled:
+                assert engine.stats().counters["accepted_tokens"] > 0
+            assert_idle(engine)
+    assert outputs[0] == outputs[1]
+
+
+def test_a_draft_that_costs_what_it_saves_is_hardly_asked(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tiny_model("llama")
+    (prompt,) = make_prompts((20,), seed=17)
+    (expected,) = references(directory, [prompt], 60)
+    # Every look at the clock takes a second: target and draft cost the same.
+    clock = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    counts = []
+    for adaptive_drafts in (False, True):
+        with make_engine(
+            directory,
+            draft_model_path=str(tiny_model("llama", seed=9)),
+            speculation=True,
+            adaptive_drafts=adaptive_drafts,
+        ) as engine:
+            engine.submit(make_spec("a", prompt, 60))
+            assert Driver(engine).run()["a"] == expected
+            counts.append(engine.stats().counters["draft_tokens"])
+    assert counts[1] < counts[0] / 4
 
 
 def test_drafts_never_pass_max_tokens_or_the_context(tiny_model: TinyModel) -> None:

@@ -13,8 +13,8 @@ from baton.core.cluster import Announcement, ServiceState, ServiceStatus, Worker
 from baton.core.errors import ErrorReason, InvalidRequest
 from baton.core.guide import Guide, GuideKind
 from baton.core.hashing import Fingerprint, KvLayout
-from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
-from baton.rpc import convert
+from baton.core.sampling import DraftSource, FinishReason, SamplingParams, TokenLogprob
+from baton.rpc import convert, convert_layout
 from baton.v1 import common_pb2, inference_pb2
 
 FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(16, "bfloat16", (2, 4), (8, 16)))
@@ -58,6 +58,7 @@ def test_sampling_keeps_every_field() -> None:
         top_logprobs=3,
         prompt_logprobs=2,
         speculation=False,
+        draft_source=DraftSource.NGRAM,
     )
     assert all(
         getattr(params, name) != getattr(SamplingParams(), name)
@@ -175,8 +176,8 @@ def test_logprobs_survive_and_are_checked() -> None:
 
 
 def test_fingerprint_survives_and_its_layout_is_checked() -> None:
-    pb = convert.fingerprint_to_pb(FINGERPRINT)
-    assert convert.fingerprint_from_pb(pb) == FINGERPRINT
+    pb = convert_layout.fingerprint_to_pb(FINGERPRINT)
+    assert convert_layout.fingerprint_from_pb(pb) == FINGERPRINT
     for damage in (
         {"block_size": 0},
         {"dtype": "int4"},
@@ -192,7 +193,7 @@ def test_fingerprint_survives_and_its_layout_is_checked() -> None:
             **damage,
         })
         with pytest.raises(InvalidRequest, match=r"layout\."):
-            convert.fingerprint_from_pb(common_pb2.ModelFingerprint(layout=layout))
+            convert_layout.fingerprint_from_pb(common_pb2.ModelFingerprint(layout=layout))
 
 
 def test_announcement_survives() -> None:

@@ -18,7 +18,8 @@ from baton.cache.tiers import TieredStore
 from baton.core.errors import InvalidRequest, KvChecksum, Stalled
 from baton.core.eviction import ChainLink
 from baton.core.hashing import KvLayout
-from baton.rpc.convert import duration_from_pb, duration_to_pb, layout_from_pb
+from baton.rpc.convert import duration_from_pb, duration_to_pb
+from baton.rpc.convert_layout import layout_from_pb, layout_to_pb
 from baton.rpc.frames import decode_frame, encode_frame
 from baton.v1 import cache_pb2, common_pb2
 
@@ -115,7 +116,7 @@ class CacheServicer:
                     )
                     if layout is None:
                         layout = block.layout
-                        header.layout.CopyFrom(_layout_to_pb(layout))
+                        header.layout.CopyFrom(layout_to_pb(layout))
                     yield encode_frame(header.SerializeToString(), block.payload)
                     num_sent += 1
                     self._metrics.fetched_blocks.labels("hit").inc()
@@ -251,12 +252,3 @@ def _layout_of(header: cache_pb2.BlockHeader) -> KvLayout:
     if not header.HasField("layout"):
         raise InvalidRequest("the first block of a stream must have header.layout")
     return layout_from_pb(header.layout)
-
-
-def _layout_to_pb(layout: KvLayout) -> common_pb2.KvLayout:
-    return common_pb2.KvLayout(
-        block_size=layout.block_size,
-        dtype=layout.dtype,
-        num_kv_heads=layout.num_kv_heads,
-        head_dim=layout.head_dim,
-    )

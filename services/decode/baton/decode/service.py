@@ -63,6 +63,12 @@ class DecodeService:
         self._received = runtime.metrics.counter(
             "handoff_received_bytes", "KV bytes received and verified"
         )
+        self._draft_tokens = runtime.metrics.counter(
+            "draft_tokens", "Draft tokens proposed for requests that ended"
+        )
+        self._accepted_tokens = runtime.metrics.counter(
+            "draft_accepted_tokens", "Draft tokens that the target accepted"
+        )
         self._refused = runtime.metrics.counter(
             "handoff_refused", "Pushes that ended in an error", ("reason",)
         )
@@ -199,6 +205,8 @@ class DecodeService:
     def _on_end(self, session: Session, outcome: str) -> None:
         """Counts the end, and offers prompt and output to the cache for the next turn."""
         self._ended.labels(outcome).inc()
+        self._draft_tokens.inc(session.num_draft_tokens)
+        self._accepted_tokens.inc(session.num_accepted_tokens)
         if self._loaded is not None and session.output_ids:
             token_ids = (*session.spec.token_ids, *session.output_ids)
             # The last token has not been through the model: it has no KV.

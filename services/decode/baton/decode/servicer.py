@@ -20,13 +20,13 @@ from baton.decode.pulls import PullOffer
 from baton.engine.engine import Engine
 from baton.rpc.convert import (
     duration_to_pb,
-    fingerprint_from_pb,
     finish_to_pb,
     logprob_from_pb,
     logprob_to_pb,
     reason_to_pb,
     sampling_from_pb,
 )
+from baton.rpc.convert_layout import fingerprint_from_pb
 from baton.rpc.convert_timing import slice_to_pb
 from baton.rpc.errors import public_message
 from baton.rpc.frames import decode_frame

@@ -56,9 +56,12 @@ class DecodeSettings(ServiceSettings):
     draft_model_path: Path | None = None
     """Folder of the draft model for speculation; empty for none."""
     speculation: bool = False
-    """Decode speculatively, unless a request says otherwise."""
+    """Decode speculatively, unless a request says otherwise; without a draft model by looking up
+    what followed the same tokens before."""
     num_draft_tokens: int = Field(default=4, ge=1, le=64)
-    """Draft tokens per step of a speculative sequence."""
+    """Most draft tokens per step of a speculative sequence."""
+    adaptive_drafts: bool = True
+    """Draft as many tokens as measured acceptance and costs make worth it, not always the most."""
     reservation_lease_s: float = Field(default=15.0, gt=0.0, le=3600.0)
     """A reservation that nobody uses or renews is let go after this long."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
@@ -101,4 +104,5 @@ class DecodeSettings(ServiceSettings):
             draft_model_path=str(self.draft_model_path) if self.draft_model_path else None,
             speculation=self.speculation,
             num_draft_tokens=self.num_draft_tokens,
+            adaptive_drafts=self.adaptive_drafts,
         )

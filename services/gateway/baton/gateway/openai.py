@@ -7,7 +7,7 @@ Fields beyond OpenAI's own (`top_k`, `min_p`, `ignore_eos`, …) are those that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -66,6 +66,7 @@ class SamplingBody(GuideBody):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     speculation: bool | None = None
+    draft_source: Literal["model", "ngram"] | None = None
     prompt_logprobs: int | None = None
     priority: int = 0
     cache_salt: str | None = None
@@ -115,6 +116,7 @@ class SamplingBody(GuideBody):
             ignore_eos=self.ignore_eos,
             keep_special_tokens=not self.skip_special_tokens,
             speculation=self.speculation,
+            draft_source=self.draft_source,
             guide=self.guide(),
             prompt_logprobs=self.prompt_logprobs,
             priority=self.priority,

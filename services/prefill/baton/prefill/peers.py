@@ -14,7 +14,8 @@ from baton.core.handoff import Chunk, Manifest, Opening, Staged
 from baton.prefill.staging import StagedSlots
 from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
-from baton.rpc.convert import fingerprint_to_pb, logprob_to_pb, reason_from_pb
+from baton.rpc.convert import logprob_to_pb, reason_from_pb
+from baton.rpc.convert_layout import fingerprint_to_pb
 from baton.rpc.errors import error_from_rpc, rpc_errors
 from baton.rpc.frames import encode_frame
 from baton.rpc.shared_memory import SenderSlots, SlotOffer

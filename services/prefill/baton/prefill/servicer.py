@@ -18,11 +18,11 @@ from baton.prefill.handoff import PushTarget
 from baton.prefill.jobs import Job, JobDone, JobEvent, JobFirstToken, JobStarted
 from baton.rpc.convert import (
     duration_to_pb,
-    fingerprint_from_pb,
     finish_to_pb,
     logprob_to_pb,
     sampling_from_pb,
 )
+from baton.rpc.convert_layout import fingerprint_from_pb
 from baton.rpc.convert_timing import slice_to_pb
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 

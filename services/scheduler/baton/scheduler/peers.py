@@ -13,12 +13,12 @@ from baton.core.sampling import TokenLogprob
 from baton.rpc.channel import ChannelPool
 from baton.rpc.convert import (
     duration_from_pb,
-    fingerprint_to_pb,
     finish_from_pb,
     logprob_from_pb,
     reason_from_pb,
     sampling_to_pb,
 )
+from baton.rpc.convert_layout import fingerprint_to_pb
 from baton.rpc.convert_timing import slices_from_pb
 from baton.rpc.errors import error_from_rpc
 from baton.scheduler.messages import (

@@ -30,6 +30,10 @@ from baton.v1 import common_pb2, inference_pb2
 _MAX_UINT64 = (1 << 64) - 1
 _OPTIONAL_FIELDS = ("temperature", "top_p", "repetition_penalty", "max_tokens", "seed")
 _STATES = MappingProxyType({state.value: state for state in ServiceState})
+_DRAFT_SOURCES = MappingProxyType({
+    "model": common_pb2.DRAFT_SOURCE_MODEL,
+    "ngram": common_pb2.DRAFT_SOURCE_NGRAM,
+})
 _PLAIN_FIELDS = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "min_tokens")
 
 
@@ -155,6 +159,11 @@ def _sampling(options: GenerateOptions) -> common_pb2.SamplingParams:
     speculation = options.get("speculation")
     if speculation is not None:
         sampling.speculation = speculation
+    draft_source = options.get("draft_source")
+    if draft_source is not None:
+        if draft_source not in _DRAFT_SOURCES:
+            raise InvalidRequest(f"draft_source must be model or ngram, got {draft_source!r}")
+        sampling.draft_source = _DRAFT_SOURCES[draft_source]
     if params.guide is not None:
         sampling.guide.CopyFrom(_guide(params.guide))
     return sampling

@@ -38,6 +38,8 @@ class ChatOptions(TypedDict, total=False):
     prompt_logprobs: int | None
     """Ask for log-probabilities of the prompt too, with this many most likely tokens each."""
     speculation: bool | None
+    draft_source: Literal["model", "ngram"] | None
+    """Where drafts come from; "ngram" looks them up in prompt and output."""
     guide: Guide | None
     """What the whole output must match."""
     explain: bool

@@ -26,6 +26,14 @@ class FinishReason(Enum):
     ERROR = 4
 
 
+class DraftSource(Enum):
+    """Where drafts come from. Mirrors baton.v1.DraftSource."""
+
+    MODEL = 1
+    NGRAM = 2
+    """Looked up in prompt and output."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """One request's sampling settings; `check()` has passed on all that reach an engine."""
@@ -56,6 +64,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     """How many most likely tokens to tell per prompt token, besides it; None tells nothing."""
     speculation: bool | None = None
+    draft_source: DraftSource | None = None
+    """None: the draft model where there is one, else looked up."""
     guide: Guide | None = None
     """What the whole output must match."""
 

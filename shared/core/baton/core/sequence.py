@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from baton.core.drafting import Acceptance
 from baton.core.embedding import Pooling
 from baton.core.errors import BatonError
+from baton.core.prompt_lookup import NgramIndex
 from baton.core.sampling import SamplingParams, TokenLogprob
 
 
@@ -117,6 +119,10 @@ class Sequence:
     is_released: bool = False
     is_quarantined: bool = False
     """Once let go, the blocks are quarantined."""
+    acceptance: Acceptance | None = None
+    """Of its drafts, once there were any."""
+    ngrams: NgramIndex | None = None
+    """Where its drafts are looked up, if they are."""
     constraint: Constraint | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed, where asked for."""

@@ -43,8 +43,12 @@ class EngineConfig:
     num_threads: int | None = None
     draft_model_path: str | None = None
     speculation: bool = False
-    """Whether requests that do not say get speculation. Needs `draft_model_path`."""
+    """Whether requests that do not say get speculation: with drafts of the draft model, or else
+    looked up in prompt and output."""
     num_draft_tokens: int = 4
+    """Most drafts of a sequence per step."""
+    adaptive_drafts: bool = True
+    """Draft as many as measured acceptance and costs make worth it, not always the most."""
     headroom_tokens: int = 64
     """Output tokens that a reservation has room for."""
     layer_group_bytes: int | None = None
@@ -76,8 +80,6 @@ class EngineConfig:
             raise InvalidRequest("set one of num_blocks, kv_bytes and kv_share, not several")
         if self.kv_share is not None and not 0.0 < self.kv_share < 1.0:
             raise InvalidRequest(f"kv_share must be between 0 and 1, got {self.kv_share}")
-        if self.speculation and self.draft_model_path is None:
-            raise InvalidRequest("speculation needs draft_model_path")
         for name in (
             "block_size",
             "num_blocks",

@@ -14,6 +14,7 @@ from baton.core.hashing import Fingerprint, block_hashes
 from baton.core.sampling import SamplingParams, TokenLogprob
 from baton.core.sequence import SequenceSpec, SequenceStatus
 from baton.engine.config import EngineConfig
+from baton.engine.drafting import Drafting
 from baton.engine.events import EngineStats, Event, Failed, Grant, KvChange
 from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
 from baton.engine.grammar import Grammars
@@ -77,7 +78,7 @@ class Engine:
             config,
             self._state,
             self._runner,
-            self._make_drafter(sampler),
+            Drafting(config, self._make_drafter(sampler)),
             sampler=sampler,
             eos_token_ids=self.eos_token_ids,
         )
@@ -302,7 +303,6 @@ class Engine:
             sampler,
             vocab_size=self.vocab_size,
             eos_token_ids=self.eos_token_ids,
-            num_draft_tokens=self.config.num_draft_tokens,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
         )
 

@@ -22,6 +22,8 @@ from baton.engine.inputs import Row
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampled, Sampler, SampleRow
 
+_MAX_TAKEN_ALONG = 2
+"""Known tokens that the first proposing forward computes besides."""
 _NO_TOKENS: tuple[int, ...] = ()
 
 
@@ -79,7 +81,6 @@ class Drafter:
         *,
         vocab_size: int,
         eos_token_ids: frozenset[int],
-        num_draft_tokens: int,
         max_num_batched_tokens: int,
     ) -> None:
         self._runner = runner
@@ -87,16 +88,15 @@ class Drafter:
         self._sampler = sampler
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
-        self._num_draft_tokens = num_draft_tokens
         self._max_num_batched_tokens = max_num_batched_tokens
 
-    def draft_length(self, sequence: TokenSequence) -> int:
-        """Drafts worth proposing next; the caller may take fewer. Fixed for now."""
-        room = self._runner.model.max_len_tokens - sequence.num_tokens + 1
-        return max(0, min(self._num_draft_tokens, room))
+    def room(self, sequence: TokenSequence) -> int:
+        """Drafts that fit the draft's context."""
+        return max(0, self._runner.model.max_len_tokens - sequence.num_tokens + 1)
 
-    def observe(self, sequence: TokenSequence, num_proposed: int, num_accepted: int) -> None:
-        """Says what became of drafts: what an adaptive `draft_length` will learn from."""
+    def has_caught_up(self, sequence: TokenSequence) -> bool:
+        """Whether only the last few tokens are left to compute before it can propose."""
+        return sequence.num_tokens - sequence.num_draft_computed_tokens <= _MAX_TAKEN_ALONG
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies the draft's KV along with the target's."""
@@ -134,7 +134,7 @@ class Drafter:
         for request in requests:
             sequence = request.sequence
             start = sequence.num_draft_computed_tokens
-            if sequence.num_tokens - start <= 2:
+            if self.has_caught_up(sequence):
                 active.append(request)
                 continue
             end = min(sequence.num_tokens - 1, start + budget)

@@ -15,6 +15,7 @@ from baton.core.sampling import TokenLogprob
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
 from baton.engine.config import EngineConfig
+from baton.engine.drafting import Drafting
 from baton.engine.events import BlocksReady, Embedded, Failed, Started, Tokens
 from baton.engine.inputs import Row
 from baton.engine.layers import Completed, layer_news
@@ -22,7 +23,7 @@ from baton.engine.pooling import pooled
 from baton.engine.reservations import finish_reason
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampled, Sampler
-from baton.engine.speculative import Drafter, DraftRequest, count_accepted, sample_row
+from baton.engine.speculative import DraftRequest, count_accepted, sample_row
 from baton.engine.speeds import Speeds
 from baton.engine.state import EngineState
 
@@ -80,7 +81,7 @@ class StepLoop:
         config: EngineConfig,
         state: EngineState,
         runner: ModelRunner,
-        drafter: Drafter | None,
+        drafting: Drafting,
         *,
         sampler: Sampler,
         eos_token_ids: frozenset[int],
@@ -89,7 +90,7 @@ class StepLoop:
         self._config = config
         self._state = state
         self._runner = runner
-        self._drafter = drafter
+        self._drafting = drafting
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
 
@@ -157,7 +158,8 @@ class StepLoop:
     def _running(self, sequence: TokenSequence, *, is_tight: bool) -> Candidate:
         num_draft_tokens = 0
         if sequence.num_tokens - sequence.num_computed_tokens == 1:
-            num_draft_tokens = self._num_draft_tokens(sequence)
+            num_seqs = len(self._state.running)
+            num_draft_tokens = self._drafting.length(sequence, num_seqs)
         num_private = 0
         if is_tight:
             pool = self._state.pool
@@ -174,17 +176,6 @@ class StepLoop:
             # Its blocks may be on their way to another worker.
             is_preemptible=not sequence.spec.prefill_only and not sequence.num_pins,
         )
-
-    def _num_draft_tokens(self, sequence: TokenSequence) -> int:
-        spec = sequence.spec
-        is_wanted = spec.sampling.speculation
-        if is_wanted is None:
-            is_wanted = self._config.speculation
-        if self._drafter is None or not is_wanted or spec.prefill_only:
-            return 0
-        # The target's own sample comes on top of the drafts.
-        room = spec.max_tokens - sequence.num_output_tokens - 1
-        return max(0, min(room, self._drafter.draft_length(sequence)))
 
     def _waiting(self, sequence: TokenSequence, matched: list[int] | None) -> Candidate:
         pool = self._state.pool
@@ -232,20 +223,18 @@ class StepLoop:
         if copies:
             sources, targets = zip(*copies, strict=True)
             self._runner.kv.copy(sources, targets)
-            if self._drafter is not None:
-                self._drafter.copy_blocks(sources, targets)
+            self._drafting.copy_blocks(sources, targets)
 
     def _execute(self, work: Sequence[_Work]) -> None:
         self._copy_shared(work)
-        if self._drafter is not None:
-            wanted = [
-                DraftRequest(entry.sequence, entry.item.num_draft_tokens)
-                for entry in work
-                if entry.item.num_draft_tokens
-            ]
-            drafts = self._drafter.propose(wanted) if wanted else {}
-            for entry in work:
-                entry.drafts = drafts.get(entry.sequence.seq_id, [])
+        wanted = [
+            DraftRequest(entry.sequence, entry.item.num_draft_tokens)
+            for entry in work
+            if entry.item.num_draft_tokens
+        ]
+        drafts = self._drafting.propose(wanted) if wanted else {}
+        for entry in work:
+            entry.drafts = drafts.get(entry.sequence.seq_id, [])
         size = self._state.pool.block_size
         prompts = [
             Completed(entry.sequence, entry.item.start // size, entry.num_complete_blocks(size))
@@ -253,6 +242,7 @@ class StepLoop:
             if entry.sequence.spec.prefill_only
         ]
         news = layer_news(self._state, prompts, self._runner.kv.layout)
+        drafted_at_s = time.monotonic()
         logits = self._runner.forward([entry.row for entry in work], news)
         self._pool(work)
         if any(entry.num_prompt_logits for entry in work):
@@ -271,6 +261,8 @@ class StepLoop:
             end = offset + len(entry.drafts) + 1
             entry.sampled = sampled[offset:end]
             offset = end
+        if sampled and all(entry.num_known == 1 for entry in work):
+            self._drafting.observe_step(len(sampled), time.monotonic() - drafted_at_s)
 
     def _pool(self, work: Sequence[_Work]) -> None:
         """Takes the hidden states of sequences that are computed for them."""
@@ -366,8 +358,8 @@ class StepLoop:
                 break
         sequence.num_computed_tokens += len(taken) - 1
         num_accepted = min(num_accepted, len(taken))
-        if entry.drafts and self._drafter is not None:
-            self._drafter.observe(sequence, len(entry.drafts), num_accepted)
+        if entry.drafts:
+            self._drafting.observe(sequence, len(entry.drafts), num_accepted)
         counters["output_tokens"] += len(taken)
         counters["draft_tokens"] += len(entry.drafts)
         counters["accepted_tokens"] += num_accepted

@@ -10,24 +10,29 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus, WorkerRates
 from baton.core.errors import ErrorReason, InvalidRequest
-from baton.core.hashing import HASH_BYTES, Fingerprint, KvLayout
-from baton.core.sampling import MAX_LOGIT_BIAS, FinishReason, SamplingParams, TokenLogprob
+from baton.core.hashing import HASH_BYTES
+from baton.core.sampling import (
+    MAX_LOGIT_BIAS,
+    DraftSource,
+    FinishReason,
+    SamplingParams,
+    TokenLogprob,
+)
 from baton.rpc.convert_guide import guide_from_pb, guide_to_pb
+from baton.rpc.convert_layout import fingerprint_from_pb, fingerprint_to_pb, in_range
 from baton.v1 import common_pb2, control_pb2, inference_pb2
 
 MAX_STOP_TOKEN_IDS = 1024
 MAX_NAME_CHARS = 256
 MAX_LEASE_S = 300.0
 MAX_DURATION_S = 365 * 24 * 3600.0
-_MAX_LAYERS = 4096
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,7 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         top_logprobs=params.top_logprobs,
         prompt_logprobs=params.prompt_logprobs,
         **({} if params.speculation is None else {"speculation": params.speculation}),
+        draft_source=cast("Any", params.draft_source.value if params.draft_source else 0),
         guide=guide_to_pb(params.guide) if params.guide else None,
     )
 
@@ -150,8 +156,18 @@ def sampling_from_pb(pb: common_pb2.SamplingParams) -> SamplingParams:
         top_logprobs=pb.top_logprobs,
         prompt_logprobs=pb.prompt_logprobs if pb.HasField("prompt_logprobs") else None,
         speculation=pb.speculation if pb.HasField("speculation") else None,
+        draft_source=_draft_source(pb.draft_source),
         guide=guide_from_pb(pb.guide) if pb.HasField("guide") else None,
     ).check()
+
+
+def _draft_source(value: int) -> DraftSource | None:
+    if value == 0:
+        return None
+    try:
+        return DraftSource(value)
+    except ValueError as error:
+        raise InvalidRequest(f"draft_source must be 0 to 2, got {value}") from error
 
 
 def logprob_to_pb(logprob: TokenLogprob) -> common_pb2.TokenLogprob:
@@ -177,56 +193,6 @@ def logprob_from_pb(pb: common_pb2.TokenLogprob) -> TokenLogprob:
     if math.isnan(pb.logprob) or any(math.isnan(value) for value in pb.top_logprobs):
         raise InvalidRequest("logprob must be a number, got NaN")
     return TokenLogprob(pb.logprob, tuple(pb.top_token_ids), tuple(pb.top_logprobs))
-
-
-def fingerprint_to_pb(fingerprint: Fingerprint) -> common_pb2.ModelFingerprint:
-    """The wire's form."""
-    layout = fingerprint.layout
-    return common_pb2.ModelFingerprint(
-        model=fingerprint.model,
-        config_hash=fingerprint.config_hash,
-        weights_hash=fingerprint.weights_hash,
-        tokenizer_hash=fingerprint.tokenizer_hash,
-        layout=common_pb2.KvLayout(
-            block_size=layout.block_size,
-            dtype=layout.dtype,
-            num_kv_heads=layout.num_kv_heads,
-            head_dim=layout.head_dim,
-        ),
-    )
-
-
-def fingerprint_from_pb(pb: common_pb2.ModelFingerprint) -> Fingerprint:
-    """A model's identity.
-
-    Raises:
-        InvalidRequest: the layout cannot be one.
-    """
-    return Fingerprint(
-        model=pb.model,
-        config_hash=pb.config_hash,
-        weights_hash=pb.weights_hash,
-        tokenizer_hash=pb.tokenizer_hash,
-        layout=layout_from_pb(pb.layout),
-    )
-
-
-def layout_from_pb(pb: common_pb2.KvLayout) -> KvLayout:
-    """A KV cache's shape.
-
-    Raises:
-        InvalidRequest: it cannot be one.
-    """
-    if pb.dtype not in _DTYPES:
-        raise InvalidRequest(f"layout.dtype must be one of {', '.join(_DTYPES)}")
-    _in_range("layout.block_size", pb.block_size, 1, 4096)
-    _in_range("layout.num_kv_heads' length", len(pb.num_kv_heads), 1, _MAX_LAYERS)
-    if len(pb.num_kv_heads) != len(pb.head_dim):
-        raise InvalidRequest("layout.num_kv_heads and layout.head_dim must be equally long")
-    for heads, dim in zip(pb.num_kv_heads, pb.head_dim, strict=True):
-        _in_range("layout.num_kv_heads", heads, 1, 65_536)
-        _in_range("layout.head_dim", dim, 1, 65_536)
-    return KvLayout(pb.block_size, pb.dtype, tuple(pb.num_kv_heads), tuple(pb.head_dim))
 
 
 def rates_to_pb(rates: WorkerRates) -> control_pb2.WorkerRates:
@@ -361,8 +327,8 @@ def kv_event_from_bytes(data: bytes) -> KvEvent:
         pb.ParseFromString(data)
     except DecodeError as error:
         raise InvalidRequest("event must be a baton.v1.KvEvent") from error
-    _in_range("worker_id's length", len(pb.worker_id), 1, MAX_NAME_CHARS)
-    _in_range("sequence", pb.sequence, 1, 1 << 63)
+    in_range("worker_id's length", len(pb.worker_id), 1, MAX_NAME_CHARS)
+    in_range("sequence", pb.sequence, 1, 1 << 63)
     return KvEvent(
         worker_id=pb.worker_id,
         sequence=pb.sequence,
@@ -386,11 +352,6 @@ def hashes_from_pb(field: str, hashes: Iterable[bytes]) -> tuple[bytes, ...]:
 def _at_most(field: str, count: int, limit: int) -> None:
     if count > limit:
         raise InvalidRequest(f"{field} must have at most {limit} entries, got {count}")
-
-
-def _in_range(field: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise InvalidRequest(f"{field} must be in [{low}, {high}], got {value}")
 
 
 def _rate(field: str, value: float) -> float:

@@ -16,6 +16,7 @@ from baton.core.eviction import FIRST_LINK, ChainLink
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.rpc import convert
 from baton.rpc.channel import ChannelPool
+from baton.rpc.convert_layout import layout_to_pb
 from baton.rpc.errors import rpc_errors
 from baton.rpc.frames import decode_frame, encode_frame
 from baton.v1 import cache_pb2, cache_pb2_grpc, common_pb2, control_pb2, control_pb2_grpc
@@ -194,7 +195,7 @@ class CachePeer:
             response_deserializer=cache_pb2.StoreBlocksResponse.FromString,
         )
         call = start(timeout=timeout_s)
-        layout = convert.fingerprint_to_pb(fingerprint).layout
+        layout = layout_to_pb(fingerprint.layout)
         is_first = True
         try:
             with rpc_errors():
