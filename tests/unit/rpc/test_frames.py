@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.core.errors import InvalidRequest
-from baton.rpc.frames import decode_frame, encode_frame
+from baton.core.hashing import KvLayout
+from baton.rpc.frames import check_kv_frames, decode_frame, encode_frame
 from baton.v1 import cache_pb2, kv_transfer_pb2
 
 SIZES = [0, 1, 127, 128, 16_383, 16_384, 1 << 20]
@@ -85,3 +88,15 @@ def test_garbage_is_refused_or_read_but_never_crashes(data: bytes) -> None:
 def test_malformed_frames_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidRequest, match="malformed frame"):
         decode_frame(data)
+
+
+def test_blocks_that_no_message_can_hold_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    layout = KvLayout(256, "bfloat16", (8,) * 32, (128,) * 32)
+    with caplog.at_level(logging.WARNING):
+        check_kv_frames(layout, 64 << 20)
+        assert not caplog.records
+        check_kv_frames(layout, 4 << 20)
+    assert "the cache service cannot take this model's KV blocks" in caplog.text
+    assert f"have {32 << 20} bytes and a message at most {4 << 20}" in caplog.text
+    with pytest.raises(InvalidRequest, match="one layer of a KV block takes 1048576 bytes"):
+        check_kv_frames(layout, 1 << 20)

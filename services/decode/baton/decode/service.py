@@ -23,6 +23,7 @@ from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
 from baton.rpc.cache_access import CacheAccess
 from baton.rpc.convert import KvEvent, kv_event_to_bytes
+from baton.rpc.frames import check_kv_frames
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.rpc.shared_memory import parse_transports
 from baton.rpc.write_back import WriteBack
@@ -81,6 +82,7 @@ class DecodeService:
         """Loads the model."""
         settings = self._settings
         worker = await EngineWorker.start(settings.engine_config(), self._runtime.report_progress)
+        check_kv_frames(worker.engine.fingerprint.layout, settings.max_message_bytes)
         sessions = Sessions(
             worker,
             lease_s=settings.reservation_lease_s,

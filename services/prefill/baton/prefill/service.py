@@ -27,6 +27,7 @@ from baton.prefill.spans import Recorder
 from baton.prefill.transports import Transports
 from baton.rpc.cache_access import CacheAccess
 from baton.rpc.convert import KvEvent, kv_event_to_bytes
+from baton.rpc.frames import check_kv_frames
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.rpc.shared_memory import parse_transports
 from baton.rpc.write_back import WriteBack
@@ -96,6 +97,7 @@ class PrefillService:
         if self._faults.is_on:
             logger.warning("prompts go wrong on purpose", extra={"fault": settings.fault})
         worker = await EngineWorker.start(settings.engine_config(), self._runtime.report_progress)
+        check_kv_frames(worker.engine.fingerprint.layout, settings.max_message_bytes)
         executor = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="baton-transfer")
         cache = CacheAccess(self._runtime.members.view, self._runtime.channels, self._runtime.clock)
         write_back = WriteBack(worker.engine, cache, executor, settings.write_back_queue_blocks)

@@ -7,8 +7,14 @@ speak to us. The protobuf runtime would copy the payload twice on each side.
 
 from __future__ import annotations
 
-from baton.core.errors import InvalidRequest
+import logging
 
+from baton.core.errors import InvalidRequest
+from baton.core.hashing import KvLayout
+
+logger = logging.getLogger(__name__)
+
+_MAX_HEADER_BYTES = 4096
 _HEADER_TAG = 0x0A
 _PAYLOAD_TAG = 0x12
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -24,6 +30,28 @@ def encode_frame(header: bytes, payload: bytes | memoryview) -> bytes:
     if num_bytes:
         parts += [bytes((_PAYLOAD_TAG,)), _varint(num_bytes), payload]
     return b"".join(parts)
+
+
+def check_kv_frames(layout: KvLayout, max_message_bytes: int) -> None:
+    """Whether a model's blocks fit into frames: hand-offs cut them by layers, the cache does not.
+
+    Raises:
+        InvalidRequest: one layer of one block is more than a message may have.
+    """
+    layers = range(layout.num_layers)
+    smallest = max(layout.layers_block_bytes(layer, layer + 1) for layer in layers)
+    if smallest + _MAX_HEADER_BYTES > max_message_bytes:
+        raise InvalidRequest(
+            f"one layer of a KV block takes {smallest} bytes and a message at most "
+            f"{max_message_bytes}: raise max_message_bytes or lower block_size, on all workers"
+        )
+    if layout.block_bytes + _MAX_HEADER_BYTES > max_message_bytes:
+        logger.warning(
+            "the cache service cannot take this model's KV blocks: they have %d bytes and a "
+            "message at most %d; raise max_message_bytes here and there, or lower block_size",
+            layout.block_bytes,
+            max_message_bytes,
+        )
 
 
 def decode_frame(data: bytes) -> tuple[memoryview, memoryview]:
