@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from baton.engine import quantize_model
 from baton.engine.quantize import Quantization
 from benchmarks.quantization.perplexity import (
     DEMO,
@@ -13,7 +14,7 @@ from benchmarks.quantization.perplexity import (
     perplexity,
 )
 
-MAX_CHANGES = {"int8": 0.01, "int8-dynamic": 0.01, "int4": 0.05}
+MAX_CHANGES = {"fp8": 0.02, "int8": 0.01, "int8-dynamic": 0.01, "int4": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,9 @@ def plain() -> float:
 
 @pytest.mark.skipif(not heldout_texts(2), reason="this Python has none of the held-out files")
 @pytest.mark.parametrize("scheme", sorted(MAX_CHANGES))
-def test_perplexity_stays_close(scheme: str, plain: float) -> None:
+def test_perplexity_stays_close(scheme: str, plain: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Workers refuse fp8 on CPU, where torch has the operator, too, but slowly.
+    monkeypatch.setattr(quantize_model, "check_device", lambda *_: None)
     windows = make_windows(DEMO, heldout_texts(2))
     changed = perplexity(load(DEMO, Quantization(scheme, has_lm_head=True)), windows)
     assert 1 < plain < 100, "a model that predicts something"

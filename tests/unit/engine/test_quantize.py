@@ -9,6 +9,7 @@ import torch
 
 from baton.core.errors import InvalidRequest, Unsupported
 from baton.engine.quantize import (
+    FP8_MAX,
     Quantization,
     dequantize_int4,
     int4_levels,
@@ -206,6 +207,27 @@ def test_odd_widths_run_without_the_int4_kernel() -> None:
     rows = _rows(2, 128, torch.float32)
     expected = rows @ dequantize_int4(**tensors, dtype=torch.float32).t()
     torch.testing.assert_close(layer(rows), expected)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 33])
+def test_fp8_layers_round_rows_and_weights_and_nothing_else(num_rows: int) -> None:
+    """torch has the operator on CPU, too, where it is slow: workers do not offer it there."""
+    tensors = quantize_weight(_weight(num_out=48), Quantization("fp8"))
+    bias = torch.randn(48, dtype=torch.bfloat16)
+    rows = _rows(num_rows, 128, torch.bfloat16)
+    rows[0] = 0.0
+    unit = rows.float().abs().amax(1, keepdim=True).clamp_(min=1e-30) / FP8_MAX
+    rounded = (rows.float() / unit).to(torch.float8_e4m3fn).float() * unit
+    expected = rounded @ (tensors["qweight"].float() * tensors["scale"][:, None]).t() + bias.float()
+    output = make_linear("fp8", tensors, bias, torch.bfloat16)(rows)
+    assert output.dtype is torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_fp8_layers_of_odd_sizes_are_refused() -> None:
+    tensors = quantize_weight(_weight(num_out=41), Quantization("fp8"))
+    with pytest.raises(Unsupported, match="multiples of 16, not 128 to 41"):
+        make_linear("fp8", tensors, None, torch.bfloat16)
 
 
 def test_groups_that_do_not_fit_are_refused_with_those_that_do() -> None:

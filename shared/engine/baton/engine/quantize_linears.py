@@ -26,6 +26,7 @@ _ZERO = 128
 """What uint8 rows hold for 0."""
 _MAX_SMALL_WEIGHTS = 500_000
 _MIN_FP8_CAPABILITY = (8, 9)
+_FP8_MULTIPLE = 16
 _INT4_OUT_MULTIPLE = 16
 _DTYPES = frozenset({torch.float32, torch.bfloat16})
 
@@ -175,6 +176,11 @@ class Fp8Linear(QuantizedLinear):
     ) -> None:
         self._weight, self._scale = tensors["qweight"], tensors["scale"]
         super().__init__(self._weight.shape[1], self._weight.shape[0], bias, dtype)
+        if self.in_features % _FP8_MULTIPLE or self.out_features % _FP8_MULTIPLE:
+            raise Unsupported(
+                f"fp8 takes layers whose sizes are multiples of {_FP8_MULTIPLE}, not "
+                f"{self.in_features} to {self.out_features}"
+            )
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """See QuantizedLinear."""
