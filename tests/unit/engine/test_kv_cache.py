@@ -104,6 +104,9 @@ def test_staged_copies_are_those_of_a_cpu(dtype: str) -> None:
         assert not theirs[[0, 3, 5]].any()
     with pytest.raises(KvLayoutMismatch):
         staged.write([1], 0, 1, memoryview(b"1"))
+    whole = [plain.read([block], 0, 2).toreadonly() for block in (4, 2)]
+    staged.write_whole([0, 3], whole)
+    assert [bytes(staged.read([block], 0, 2)) for block in (0, 3)] == [bytes(one) for one in whole]
 
 
 def test_what_does_not_fit_is_refused_with_numbers() -> None:

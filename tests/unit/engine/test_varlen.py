@@ -82,7 +82,8 @@ def test_the_kernel_of_torch_takes_the_arguments() -> None:
     batch = AttentionBatch(_rows(SHAPES[1]), BLOCK_SIZE, meta)
     backend = VarlenBackend(torch_varlen.varlen_attn)
     for window in (None, 5):
-        output = backend.attend(query, pool, pool, batch, AttentionOptions(0.3, window))
+        with torch.inference_mode():
+            output = backend.attend(query, pool, pool, batch, AttentionOptions(0.3, window))
         assert (output.shape, output.dtype) == (query.shape, query.dtype)
 
 
@@ -110,6 +111,15 @@ def test_the_reason_against_a_kernel_is_said(
 def test_a_device_that_can_gets_the_kernel_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
     assert find_kernel(CUDA, torch.float16, 512) is torch_varlen.varlen_attn
+
+
+def test_an_older_torch_is_told_from_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(query: object, *, scale: float, seqused_k: object, window_size: object) -> None: ...
+
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch_varlen, "varlen_attn", older)
+    with pytest.raises(Unsupported, match="without paged KV"):
+        find_kernel(CUDA, torch.bfloat16, 256)
 
 
 def test_layers_that_the_kernel_cannot_compute_get_sdpa(

@@ -128,7 +128,8 @@ class KvCache:
             return
         parts = self._parts(0, num_layers)
         stacked = np.stack([np.frombuffer(payload, dtype=np.uint8) for payload in payloads])
-        cuts = torch.from_numpy(stacked).split([part[0].nbytes for part in parts], dim=1)
+        sizes = [part[0].nbytes for part in parts]
+        cuts = torch.from_numpy(stacked).split(sizes, dim=1)  # type: ignore[no-untyped-call]
         if self._staged is not None:
             by_layer = torch.cat([cut.reshape(-1) for cut in cuts])
             self._staged.write(parts, block_ids, by_layer.numpy().data)

@@ -8,6 +8,7 @@ without splitting, a row's result does not depend on the rows beside it either.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ _MIN_CAPABILITY = (8, 0)
 _DTYPES = frozenset({torch.bfloat16, torch.float16})
 _MAX_HEAD_DIM = 256
 _HEAD_DIM_MULTIPLE = 8
+_ARGUMENTS = {"enable_gqa", "seqused_k", "block_table", "num_splits"}
+"""What earlier versions of torch lack."""
 
 
 class VarlenBackend:
@@ -87,6 +90,8 @@ def find_kernel(device: torch.device, dtype: torch.dtype, block_size: int) -> Ke
     # Not at the top: importing it sets up operators that a CPU never needs.
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
 
+    if not inspect.signature(varlen_attn).parameters.keys() >= _ARGUMENTS:
+        raise Unsupported(f"torch {torch.__version__} has it without paged KV; 2.13 has it")
     return varlen_attn
 
 
