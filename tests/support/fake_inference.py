@@ -46,7 +46,11 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """Errors of the next calls, raised before their first message."""
     after: list[BatonError] = field(default_factory=list)
     """Errors of the next calls, raised after their first word."""
+    last: list[BatonError] = field(default_factory=list)
+    """Errors of the next calls, raised after their last message."""
     finish: int = common_pb2.FINISH_REASON_STOP
+    seed: int | None = None
+    """Told with the first message: then an answer that broke can go on."""
     hold: asyncio.Event | None = None
     """Waited for after the first word."""
     requests: list[Any] = field(default_factory=list)
@@ -72,15 +76,22 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         self.num_running += 1
         try:
             yield inference_pb2.GenerateResponse(
-                request_id=request.request_id or "req-1", trace_id="ab" * 16, model="demo"
+                request_id=request.request_id or "req-1",
+                trace_id="ab" * 16,
+                model="demo",
+                seed=self.seed,
             )
             for index, word in enumerate(self.words):
+                if index < len(request.resume.token_ids):
+                    continue
                 yield self._word(request, index, word)
                 if self.after:
                     await abort(context, self.after.pop(0))
                 if self.hold is not None:
                     await self.hold.wait()
             yield self._end(request)
+            if self.last:
+                await abort(context, self.last.pop(0))
         except (asyncio.CancelledError, GeneratorExit):
             self.num_cancelled += 1  # GeneratorExit: cancelled while gRPC was writing
             raise

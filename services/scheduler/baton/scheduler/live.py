@@ -84,7 +84,7 @@ class LiveRequest:
         self.sampling: SamplingParams = job.sampling
         """With seed and max_tokens filled in once the prompt is known."""
         self.prompt_ids: tuple[int, ...] = ()
-        self.output_ids: list[int] = []
+        self.output_ids: list[int] = list(job.output_ids)
         """Tokens that went to the caller: what a fail-over continues from."""
         self.draft_tokens = 0
         self.accepted_tokens = 0

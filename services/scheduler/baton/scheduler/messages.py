@@ -50,6 +50,10 @@ class GenerateJob:
     """An answer kept of an identical request will do, and this one's may be kept."""
     fork_of: str = ""
     """Id of a request with the same prompt, whose KV is to be shared."""
+    output_ids: tuple[int, ...] = ()
+    """Output that the caller has already, from a call that broke."""
+    num_output_chars: int = 0
+    """Characters of its text that the caller has."""
 
 
 @dataclass(frozen=True, slots=True)

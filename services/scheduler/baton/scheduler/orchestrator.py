@@ -202,6 +202,7 @@ class Orchestrator:
             OpenText(live.model, live.sampling.stop, job.keep_special_tokens),
             self._settings.tokenizer_timeout_s,
         )
+        text.resume(job.output_ids, job.num_output_chars)
         relay = OutputRelay(live, text, emit, self._around.metrics)
         failover = Failover(self._settings.max_attempts, self._around.rng)
         try:
@@ -245,6 +246,8 @@ class Orchestrator:
             max_tokens=self._max_tokens(live),
             seed=self._around.rng.getrandbits(_SEED_BITS) if seed is None else seed,
         )
+        if _is_complete(live):
+            raise InvalidRequest("resume has max_tokens tokens: nothing is left to produce")
         now = self._clock()
         live.stages.mark("tokenize", now, num_tokens=len(live.prompt_ids))
         live.state.transition(RequestStatus.TOKENIZED, now)

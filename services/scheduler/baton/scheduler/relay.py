@@ -52,7 +52,7 @@ class OutputRelay:
             return False
         logprobs = batch.logprobs[num_known:]
         reply = await self._to_text(batch, token_ids, logprobs)
-        num_shown = reply.num_tokens if reply.stop else len(token_ids)
+        num_shown = max(0, reply.num_tokens) if reply.stop else len(token_ids)
         await self._send(batch, token_ids[:num_shown], logprobs[:num_shown], reply)
         return batch.finish_reason is not None or bool(reply.stop)
 

@@ -235,7 +235,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             cache_salt=request.cache_salt,
             fork_of=request.fork_of,
             keep_special_tokens=request.keep_special_tokens,
-            can_reuse_answer=request.cache_response,
+            can_reuse_answer=request.cache_response and not request.HasField("resume"),
+            output_ids=tuple(request.resume.token_ids),
+            num_output_chars=request.resume.text_chars,
         )
 
 
@@ -260,6 +262,8 @@ class _Sender:
             message.ClearField("token_ids")
         if self._is_first or output.ending is not None:
             message.trace_id = live.trace_id
+        if self._is_first and live.sampling.seed is not None:
+            message.seed = live.sampling.seed
         if output.ending is not None and self._request.explain:
             message.stages.extend(stage_to_pb(stage) for stage in output.ending.stages)
             message.placement.CopyFrom(_placement(output.ending.placement))

@@ -179,6 +179,11 @@ class TextOutput:
         self._stream_id = 0
         self._is_open = False
 
+    def resume(self, token_ids: Sequence[int], num_chars: int) -> None:
+        """Continues an output whose tokens, and so many characters of text, have been returned."""
+        self._token_ids = list(token_ids)
+        self._num_chars = num_chars
+
     async def add(
         self, token_ids: Sequence[int], *, describe: Sequence[int] = (), is_last: bool = False
     ) -> TextReply:

@@ -1,9 +1,11 @@
 """The Baton SDK: `Client` and `AsyncClient`, their values, and the errors that they raise."""
 
-from baton.client.async_client import AsyncClient, AsyncTextStream
+from baton.client.async_client import AsyncClient
+from baton.client.async_stream import AsyncTextStream
 from baton.client.records import RequestList, RequestRecord, Track
 from baton.client.retry import RetryPolicy
-from baton.client.sync_client import Client, TextStream
+from baton.client.sync_client import Client
+from baton.client.sync_stream import TextStream
 from baton.client.types import (
     ChatOptions,
     Chunk,

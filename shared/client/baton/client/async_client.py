@@ -6,11 +6,8 @@ import asyncio
 import functools
 import time
 from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
-    Generator,
     Mapping,
     Sequence,
 )
@@ -20,9 +17,8 @@ from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 import grpc.aio
 
 from baton.client import messages as pb
-from baton.client.collect import Collector
+from baton.client.async_stream import AsyncTextStream, error_of_call
 from baton.client.connection import Connection
-from baton.client.errors import error_from
 from baton.client.records import (
     RequestList,
     RequestRecord,
@@ -32,7 +28,6 @@ from baton.client.records import (
 from baton.client.retry import Retrier, RetryPolicy
 from baton.client.types import (
     ChatOptions,
-    Chunk,
     ClusterStatus,
     Completion,
     Embeddings,
@@ -42,109 +37,16 @@ from baton.client.types import (
     Tls,
 )
 from baton.client.vectors import EmbedInputs, embed_request, embeddings_from
-from baton.core.errors import BatonError, Cancelled
 from baton.v1 import inference_pb2, inference_pb2_grpc
 
 _Answer = TypeVar("_Answer")
 
 
-class AsyncTextStream(AsyncIterator[Chunk]):
-    """A streamed answer. The call starts with the first chunk asked for.
-
-    Use it in `async with`, which cancels the call when left: breaking out of `async for` alone
-    leaves the call running until the garbage collector finds it. `await` on it is allowed and
-    returns it unchanged.
-    """
-
-    def __init__(
-        self,
-        open_call: Callable[[float], Any],
-        connection: Connection,
-        retrier: Retrier,
-        timeout_s: float,
-    ) -> None:
-        self._open_call = open_call
-        self._connection = connection
-        self._retrier = retrier
-        self._timeout_s = timeout_s
-        self._is_cancelled = False
-        self._call: Any = None
-        self._collector: Collector | None = None
-        self._chunks = self._run()
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self
-        yield
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        return await anext(self._chunks)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    @property
-    def completion(self) -> Completion:
-        """What came so far as one value; whole once the stream has ended."""
-        now = time.monotonic()
-        return (self._collector or Collector(now)).completion(now)
-
-    async def aclose(self) -> None:
-        """Cancels the call unless it has ended. For the task that iterates."""
-        await self._chunks.aclose()
-
-    def cancel(self) -> None:
-        """Cancels from another task of the loop: the iterating one gets `Cancelled`."""
-        self._is_cancelled = True
-        if self._call is not None:
-            self._call.cancel()
-
-    async def _run(self) -> AsyncGenerator[Chunk, None]:
-        started_at_s = time.monotonic()
-        ends_at_s = started_at_s + self._timeout_s
-        collector = self._collector = Collector(started_at_s)
-        delay_s: float | None = 0.0
-        while delay_s is not None:
-            if delay_s:
-                await asyncio.sleep(delay_s)
-            if self._is_cancelled:
-                raise Cancelled("the stream was cancelled")
-            collector.num_attempts += 1
-            call = self._call = self._open_call(max(0.0, ends_at_s - time.monotonic()))
-            try:
-                async for message in call:
-                    if not collector.has_messages:
-                        self._retrier.succeeded()
-                    yield collector.add(message, time.monotonic())
-                collector.end(time.monotonic())
-                return
-            except grpc.aio.AioRpcError as rpc_error:
-                error = _error(rpc_error, self._connection)
-                # An answer that has begun is never begun again.
-                remaining_s = 0.0 if collector.has_messages else ends_at_s - time.monotonic()
-                delay_s = self._retrier.delay_s(error, collector.num_attempts, remaining_s)
-                if delay_s is None:
-                    raise error from rpc_error
-            except asyncio.CancelledError as cancelled:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                # Not this task but the call was cancelled: by `cancel`, or by the client's close.
-                raise Cancelled("the stream was cancelled") from cancelled
-            finally:
-                call.cancel()
-
-
 class AsyncClient:
     """Talks to a Baton scheduler from one event loop; close it, or use it in `async with`.
 
-    Failures are the errors of `baton.client`. Refusals are tried again within the deadline, before
-    the first message only.
+    Failures are the errors of `baton.client`. Refusals are tried again within the deadline,
+    and an answer that breaks off goes on with its next token.
 
         async with AsyncClient("127.0.0.1:50051") as client:
             async with client.generate("def add(a, b):", max_tokens=32, stream=True) as stream:
@@ -216,13 +118,13 @@ class AsyncClient:
         """
         request = pb.generate_request(prompt, options)
 
-        def open_call(timeout_s: float) -> Any:
+        def open_call(request: Any, timeout_s: float) -> Any:
             return self._stub.Generate(
                 request, timeout=timeout_s, metadata=self._connection.metadata()
             )
 
         timeout_s = self._connection.deadline_s(options)
-        answer = AsyncTextStream(open_call, self._connection, self._retrier, timeout_s)
+        answer = AsyncTextStream(request, open_call, self._connection, self._retrier, timeout_s)
         return answer if stream else _complete(answer)
 
     @overload
@@ -339,7 +241,7 @@ class AsyncClient:
             try:
                 answer = await method(request, timeout=remaining_s, metadata=metadata)
             except grpc.aio.AioRpcError as rpc_error:
-                error = _error(rpc_error, self._connection)
+                error = error_of_call(rpc_error, self._connection)
                 delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
                 if delay_s is None:
                     raise error from rpc_error
@@ -354,9 +256,3 @@ async def _complete(stream: AsyncTextStream) -> Completion:
         async for _ in stream:
             pass
     return stream.completion
-
-
-def _error(error: grpc.aio.AioRpcError, connection: Connection) -> BatonError:
-    return error_from(
-        error.code(), error.details() or "", error.trailing_metadata() or (), connection.address
-    )

@@ -7,13 +7,22 @@ from baton.client.types import Chunk, Completion, Logprob, Placement, Stage, Usa
 from baton.core.errors import Internal
 from baton.v1 import inference_pb2
 
+_MAX_ID_CHARS = 120
+"""Leaves room for the number of the call in an id of 128."""
+
 
 class Collector:
     """State of one answer as it comes in. Times are monotonic seconds."""
 
-    def __init__(self, started_at_s: float) -> None:
+    def __init__(self, request: inference_pb2.GenerateRequest, started_at_s: float) -> None:
         self.num_attempts = 0
-        self.has_messages = False
+        self._request = request
+        self._can_resume = False
+        self._has_messages = False
+        self._received_ids: list[int] = []
+        self._num_received = 0
+        self._num_chars = 0
+        self._seed: int | None = None
         self._started_at_s = started_at_s
         self._first_at_s: float | None = None
         self._ended_at_s: float | None = None
@@ -27,10 +36,56 @@ class Collector:
         self._placement: Placement | None = None
         self._names = {"request_id": "", "model": "", "trace_id": ""}
 
+    @property
+    def is_whole(self) -> bool:
+        """True when the last message is here."""
+        return bool(self._last.finish_reason)
+
+    @property
+    def can_go_on(self) -> bool:
+        """True when another call can give what is missing, and nothing else."""
+        if not self._num_received:
+            return not self._num_chars
+        return (
+            self._can_resume
+            and self._seed is not None
+            and len(self._received_ids) == self._num_received
+        )
+
+    def first_request(self, *, can_resume: bool) -> inference_pb2.GenerateRequest:
+        """The request of the first call; token ids tell where a broken answer goes on."""
+        self._can_resume = can_resume
+        if not can_resume or self._request.return_token_ids:
+            return self._request
+        request = _copy(self._request)
+        request.return_token_ids = True
+        return request
+
+    def next_request(self) -> inference_pb2.GenerateRequest:
+        """The request of a further call: for the rest of the answer, once there is some."""
+        request = self.first_request(can_resume=self._can_resume)
+        if not self._has_messages:
+            return request
+        request = _copy(request)
+        if self._seed is not None:
+            request.sampling.seed = self._seed
+        if self._received_ids:
+            request.resume.token_ids.extend(self._received_ids)
+            request.resume.text_chars = self._num_chars
+        if request.request_id:
+            # The server may still run the call that broke.
+            request.request_id = f"{request.request_id[:_MAX_ID_CHARS]}.{self.num_attempts}"
+        return request
+
     def add(self, message: inference_pb2.GenerateResponse, now: float) -> Chunk:
         """Takes the next message in and returns it as a chunk."""
-        chunk = chunk_from(message)
-        self.has_messages = True
+        chunk = chunk_from(message, has_token_ids=self._request.return_token_ids)
+        self._has_messages = True
+        self._received_ids.extend(message.token_ids)
+        self._num_received += chunk.num_tokens
+        self._num_chars += len(chunk.text)
+        if message.HasField("seed"):
+            self._seed = message.seed
         if self._first_at_s is None and (chunk.text or chunk.num_tokens):
             self._first_at_s = now
         self._texts.append(chunk.text)
@@ -38,7 +93,7 @@ class Collector:
         self._logprobs.extend(chunk.logprobs)
         self._prompt_logprobs += chunk.prompt_logprobs
         for name in self._names:
-            self._names[name] = getattr(chunk, name) or self._names[name]
+            self._names[name] = self._names[name] or getattr(chunk, name)
         self._usage = chunk.usage or self._usage
         self._stages = chunk.stages or self._stages
         self._placement = chunk.placement or self._placement
@@ -72,4 +127,11 @@ class Collector:
             ttft_s=ttft_s,
             elapsed_s=(self._ended_at_s or now) - self._started_at_s,
             num_attempts=self.num_attempts,
+            seed=self._seed,
         )
+
+
+def _copy(request: inference_pb2.GenerateRequest) -> inference_pb2.GenerateRequest:
+    copy = inference_pb2.GenerateRequest()
+    copy.CopyFrom(request)
+    return copy

@@ -183,14 +183,14 @@ def _guide(guide: Guide) -> common_pb2.Guide:
             return common_pb2.Guide(choice=common_pb2.Choices(texts=guide.choices()))
 
 
-def chunk_from(message: inference_pb2.GenerateResponse) -> Chunk:
+def chunk_from(message: inference_pb2.GenerateResponse, *, has_token_ids: bool = True) -> Chunk:
     """A message of the stream as a value."""
     is_last = message.finish_reason != common_pb2.FINISH_REASON_UNSPECIFIED
     return Chunk(
         text=message.text,
         token_index=message.token_index,
         num_tokens=message.num_tokens,
-        token_ids=tuple(message.token_ids),
+        token_ids=tuple(message.token_ids) if has_token_ids else (),
         logprobs=tuple(_logprob(entry) for entry in message.logprobs),
         prompt_logprobs=tuple(_logprob(entry) for entry in message.prompt_logprobs),
         request_id=message.request_id,

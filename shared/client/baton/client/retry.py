@@ -34,11 +34,16 @@ class Retrier:
         self._budget = policy.budget
         self._lock = threading.Lock()
 
+    @property
+    def may_retry(self) -> bool:
+        """False when no call is ever tried again."""
+        return self._policy.max_attempts > 1
+
     def delay_s(self, error: BatonError, attempt: int, remaining_s: float) -> float | None:
         """Time to wait before the next attempt, or None when the error is final.
 
         Args:
-            error: what the attempt failed with, before its first message.
+            error: what the attempt failed with.
             attempt: number of attempts made, from 1.
             remaining_s: time left to the call's deadline.
         """

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random, SystemRandom
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import grpc
 
 from baton.client import messages as pb
-from baton.client.collect import Collector
 from baton.client.connection import Connection
-from baton.client.errors import error_from
 from baton.client.records import (
     RequestList,
     RequestRecord,
@@ -21,9 +18,9 @@ from baton.client.records import (
     requests_from,
 )
 from baton.client.retry import Retrier, RetryPolicy
+from baton.client.sync_stream import TextStream, error_of_call
 from baton.client.types import (
     ChatOptions,
-    Chunk,
     ClusterStatus,
     Completion,
     Embeddings,
@@ -33,92 +30,16 @@ from baton.client.types import (
     Tls,
 )
 from baton.client.vectors import EmbedInputs, embed_request, embeddings_from
-from baton.core.errors import BatonError, Cancelled
 from baton.v1 import inference_pb2, inference_pb2_grpc
 
 _Answer = TypeVar("_Answer")
 
 
-class TextStream(Iterator[Chunk]):
-    """A streamed answer. The call starts with the first `next`; leaving `with` cancels it."""
-
-    def __init__(
-        self,
-        open_call: Callable[[float], Any],
-        connection: Connection,
-        retrier: Retrier,
-        timeout_s: float,
-    ) -> None:
-        self._open_call = open_call
-        self._connection = connection
-        self._retrier = retrier
-        self._timeout_s = timeout_s
-        self._cancelled = threading.Event()
-        self._call: Any = None
-        self._collector: Collector | None = None
-        self._chunks = self._run()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Chunk:
-        return next(self._chunks)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def completion(self) -> Completion:
-        """What came so far as one value; whole once the stream has ended."""
-        now = time.monotonic()
-        return (self._collector or Collector(now)).completion(now)
-
-    def close(self) -> None:
-        """Cancels the call unless it has ended. For the thread that iterates."""
-        self._chunks.close()
-
-    def cancel(self) -> None:
-        """Cancels from any thread: the iterating one gets `Cancelled`."""
-        self._cancelled.set()
-        if self._call is not None:
-            self._call.cancel()
-
-    def _run(self) -> Generator[Chunk, None, None]:
-        started_at_s = time.monotonic()
-        ends_at_s = started_at_s + self._timeout_s
-        collector = self._collector = Collector(started_at_s)
-        delay_s: float | None = 0.0
-        while delay_s is not None:
-            if self._cancelled.wait(delay_s):
-                raise Cancelled("the stream was cancelled")
-            collector.num_attempts += 1
-            call = self._call = self._open_call(max(0.0, ends_at_s - time.monotonic()))
-            try:
-                for message in call:
-                    if not collector.has_messages:
-                        self._retrier.succeeded()
-                    yield collector.add(message, time.monotonic())
-                collector.end(time.monotonic())
-                return
-            except grpc.RpcError as rpc_error:
-                error = _error(rpc_error, self._connection)
-                # An answer that has begun is never begun again.
-                remaining_s = 0.0 if collector.has_messages else ends_at_s - time.monotonic()
-                delay_s = self._retrier.delay_s(error, collector.num_attempts, remaining_s)
-                if delay_s is None:
-                    raise error from rpc_error
-            finally:
-                call.cancel()
-
-
 class Client:
     """Talks to a Baton scheduler. Thread-safe; close it, or use it in `with`.
 
-    Failures are the errors of `baton.client`. Refusals are tried again within the deadline, before
-    the first message only.
+    Failures are the errors of `baton.client`. Refusals are tried again within the deadline,
+    and an answer that breaks off goes on with its next token.
 
         with Client("127.0.0.1:50051") as client:
             print(client.generate("def add(a, b):", max_tokens=32).text)
@@ -186,13 +107,13 @@ class Client:
         """
         request = pb.generate_request(prompt, options)
 
-        def open_call(timeout_s: float) -> Any:
+        def open_call(request: Any, timeout_s: float) -> Any:
             return self._stub.Generate(
                 request, timeout=timeout_s, metadata=self._connection.metadata()
             )
 
         timeout_s = self._connection.deadline_s(options)
-        answer = TextStream(open_call, self._connection, self._retrier, timeout_s)
+        answer = TextStream(request, open_call, self._connection, self._retrier, timeout_s)
         if stream:
             return answer
         with answer:
@@ -300,7 +221,7 @@ class Client:
             try:
                 answer = method(request, timeout=remaining_s, metadata=self._connection.metadata())
             except grpc.RpcError as rpc_error:
-                error = _error(rpc_error, self._connection)
+                error = error_of_call(rpc_error, self._connection)
                 delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
                 if delay_s is None:
                     raise error from rpc_error
@@ -308,8 +229,3 @@ class Client:
                 self._retrier.succeeded()
                 return answer
             time.sleep(delay_s)
-
-
-def _error(error: grpc.RpcError, connection: Connection) -> BatonError:
-    metadata = error.trailing_metadata() or ()
-    return error_from(error.code(), error.details() or "", metadata, connection.address)

@@ -207,7 +207,9 @@ class Completion:
     elapsed_s: float = 0.0
     """At this client: from the call's start to its end."""
     num_attempts: int = 1
-    """Calls made: more than one when the server refused at first."""
+    """Calls made: more than one when the server refused at first, or the answer broke off."""
+    seed: int | None = None
+    """Of the noise, given or chosen by the server: the same one gives the same answer again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,120 @@
+"""A streamed answer on blocking gRPC."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Self
+
+import grpc
+
+from baton.client.collect import Collector
+from baton.client.connection import Connection
+from baton.client.errors import error_from
+from baton.client.retry import Retrier
+from baton.client.types import Chunk, Completion
+from baton.core.errors import BatonError, Cancelled
+from baton.v1 import inference_pb2
+
+
+class TextStream(Iterator[Chunk]):
+    """A streamed answer. The call starts with the first `next`; leaving `with` cancels it."""
+
+    def __init__(
+        self,
+        request: inference_pb2.GenerateRequest,
+        open_call: Callable[[Any, float], Any],
+        connection: Connection,
+        retrier: Retrier,
+        timeout_s: float,
+    ) -> None:
+        self._request = request
+        self._open_call = open_call
+        self._connection = connection
+        self._retrier = retrier
+        self._timeout_s = timeout_s
+        self._cancelled = threading.Event()
+        self._call: Any = None
+        self._collector: Collector | None = None
+        self._chunks = self._run()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def completion(self) -> Completion:
+        """What came so far as one value; whole once the stream has ended."""
+        now = time.monotonic()
+        return (self._collector or Collector(self._request, now)).completion(now)
+
+    def close(self) -> None:
+        """Cancels the call unless it has ended. For the thread that iterates."""
+        self._chunks.close()
+
+    def cancel(self) -> None:
+        """Cancels from any thread: the iterating one gets `Cancelled`."""
+        self._cancelled.set()
+        if self._call is not None:
+            self._call.cancel()
+
+    def _run(self) -> Generator[Chunk, None, None]:
+        started_at_s = time.monotonic()
+        ends_at_s = started_at_s + self._timeout_s
+        collector = self._collector = Collector(self._request, started_at_s)
+        request = collector.first_request(can_resume=self._retrier.may_retry)
+        delay_s: float | None = 0.0
+        while delay_s is not None:
+            if self._cancelled.wait(delay_s):
+                raise Cancelled("the stream was cancelled")
+            collector.num_attempts += 1
+            call = self._call = self._open_call(request, max(0.0, ends_at_s - time.monotonic()))
+            has_messages = False
+            try:
+                for message in call:
+                    if not has_messages:
+                        has_messages = True
+                        self._retrier.succeeded()
+                    yield collector.add(message, time.monotonic())
+                collector.end(time.monotonic())
+                return
+            except grpc.RpcError as rpc_error:
+                delay_s = self._delay_s(rpc_error, collector, ends_at_s)
+                request = collector.next_request()
+            finally:
+                call.cancel()
+
+    def _delay_s(
+        self, rpc_error: grpc.RpcError, collector: Collector, ends_at_s: float
+    ) -> float | None:
+        """Time to wait before another call; None when the answer is whole.
+
+        Raises:
+            BatonError: there is none.
+        """
+        now = time.monotonic()
+        if collector.is_whole:
+            collector.end(now)
+            return None
+        error = error_of_call(rpc_error, self._connection)
+        # An answer that has begun goes on where it broke off, or not at all.
+        remaining_s = ends_at_s - now if collector.can_go_on else 0.0
+        delay_s = self._retrier.delay_s(error, collector.num_attempts, remaining_s)
+        if delay_s is None:
+            raise error from rpc_error
+        return delay_s
+
+
+def error_of_call(error: grpc.RpcError, connection: Connection) -> BatonError:
+    """The error of a failed call."""
+    metadata = error.trailing_metadata() or ()
+    return error_from(error.code(), error.details() or "", metadata, connection.address)
