@@ -53,6 +53,7 @@ def print_next_steps(console: Console, state: SystemState, *, detached: bool) ->
         console.print(
             f"  HTTP  http://{gateway.http_address}/v1  (OpenAI-compatible)", highlight=False
         )
+        console.print(f"  page  http://{gateway.http_address}/console", highlight=False)
     console.print("\nNext:", style="dim")
     for command, purpose in (
         ('baton generate "def main():"', "stream a completion"),
