@@ -260,3 +260,13 @@ async def test_explanation_comes_when_asked_for(edge):
     assert answer["baton"][0]["placement"]["decode_worker_id"] == "d1"
     answer = (await edge.raw.post("/v1/completions", json={"prompt": "x"})).json()
     assert "baton" not in answer
+
+
+async def test_kept_answer_is_allowed_per_request_and_marked(edge):
+    body: dict[str, Any] = {"prompt": "x", "temperature": 0, "cache_response": True, "n": 2}
+    answer = (await edge.raw.post("/v1/completions", json=body)).json()
+    assert answer["usage"]["response_cached"] is True
+    assert all(request.cache_response for request in edge.fake.requests)
+    answer = (await edge.raw.post("/v1/completions", json={"prompt": "x"})).json()
+    assert "response_cached" not in answer["usage"]
+    assert not edge.fake.requests[-1].cache_response

@@ -136,7 +136,7 @@ def test_references_exist() -> None:
                 assert f"ConfigMap/{source['configMapRef']['name']}" in known, name
             mounts = {mount["name"] for mount in container["volumeMounts"]}
             volumes = {volume["name"] for volume in pod.get("volumes", [])}
-            claims = {"data"} if "nats" in name else set()
+            claims = {"data"} if "nats" in name or "cache" in name else set()
             assert mounts == volumes | claims, name
     for scaler in _of("HorizontalPodAutoscaler"):
         target = scaler["spec"]["scaleTargetRef"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from baton.client import Completion
     from baton.core.hashing import Fingerprint
 
 MODEL = "llama"
@@ -133,3 +134,56 @@ async def test_replicas_share_the_prefixes_and_one_that_dies_loses_its_share_onl
     await system.wait_members(prefill)
     assert [await generate(system, prompt) for prompt in prompts] == expected
     assert await stat(system, prefill, "fetched_blocks") == kept[caches[1].worker_id] * 6
+
+
+@pytest.mark.timeout(180)
+async def test_kept_answer_and_pin_through_all_services(system: CachingSystem) -> None:
+    (cache,) = [process for process in system.processes if process.role == "cache"]
+    prefill, decode = await system.workers(MODEL)
+    await system.wait_members(cache)
+    prompt = prompt_of(5, 100)
+    pinned = await system.client.pin_prefix(token_ids=prompt, label="e2e", ttl_s=60.0)
+    assert (pinned.num_blocks, pinned.num_stored_blocks) == (6, 0)
+
+    async def ask(**options: object) -> Completion:
+        return await system.client.generate(
+            token_ids=prompt,
+            max_tokens=NUM_TOKENS,
+            temperature=0.8,
+            seed=7,
+            top_logprobs=2,
+            return_token_ids=True,
+            cache_response=True,
+            **options,
+        )
+
+    first = await ask()
+    await wait_for_stat(system, cache, "answers", 1)
+    assert [pin.num_stored_blocks for pin in await system.client.pinned_prefixes()] == [6]
+    await system.retire(prefill, decode)
+    decode = await system.worker("decode", MODEL, num_blocks=64)
+    await system.wait_ready(decode)
+    await system.wait_members(decode)
+    again = await ask()
+    assert again.usage.response_cached
+    assert (again.text, again.token_ids, again.logprobs) == (
+        first.text, first.token_ids, first.logprobs,
+    )  # fmt: skip
+    assert "steps" not in (await system.service_status(decode)).stats, "a model ran"
+    other = await ask(cache_salt="another tenant")
+    assert not other.usage.response_cached
+    assert other.token_ids == first.token_ids
+    assert await stat(system, decode, "steps") > 0
+
+    # The pin lasts over a restart.
+    cache.kill()
+    cache = system.spawn("cache", **system.cache_settings())
+    await system.wait_ready(cache)
+    await system.wait_members(cache)
+
+    async def listed() -> bool:
+        return [pin.pin_id for pin in await system.client.pinned_prefixes()] == [pinned.pin_id]
+
+    await eventually(listed, timeout_s=10.0, interval_s=0.1)
+    assert await system.client.unpin_prefix(pinned.pin_id)
+    assert await system.client.pinned_prefixes() == []

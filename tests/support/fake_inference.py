@@ -127,6 +127,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         message.usage.prompt_tokens = 7
         message.usage.completion_tokens = len(self.words)
         message.usage.cached_tokens = 4
+        message.usage.response_cached = request.cache_response
         if request.explain:
             stage = message.stages.add(stage="prefill", before_first_token=True, worker_id="p1")
             stage.start.nanos = 250_000_000

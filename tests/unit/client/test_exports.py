@@ -37,6 +37,8 @@ EXPORTS = {
     "Model",
     "ModelNotFound",
     "NoWorker",
+    "PinOptions",
+    "PinnedPrefix",
     "Placement",
     "PromptTooLong",
     "QueueFull",
@@ -64,10 +66,13 @@ METHODS = {
     "detokenize": ["token_ids", "model", "timeout_s"],
     "generate": ["prompt", "stream", "options"],
     "models": ["timeout_s"],
+    "pin_prefix": ["prompt", "options"],
+    "pinned_prefixes": ["timeout_s"],
     "request": ["request_id", "timeout_s"],
     "requests": ["limit", "timeout_s"],
     "status": ["timeout_s"],
     "tokenize": ["text", "messages", "model", "timeout_s"],
+    "unpin_prefix": ["pin_id", "timeout_s"],
 }
 
 

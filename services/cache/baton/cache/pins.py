@@ -45,6 +45,9 @@ class Pins:
         self._clock = clock
         self._pins: dict[str, Pin] = {}
 
+    def __len__(self) -> int:
+        return len(self._pins)
+
     @property
     def used_bytes(self) -> int:
         """What the pins may take."""

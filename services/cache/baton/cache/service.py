@@ -91,6 +91,8 @@ class CacheService:
             store_id="" if disk is None else disk.store_id,
             stats={
                 **stats,
+                "answers": len(self._stores.answers),
+                "pins": len(self._stores.pins),
                 "indexed_workers": len(self._index.blocks.worker_ids),
                 "kv_events": self._index.num_events,
                 "kv_snapshots": self._index.num_snapshots,

@@ -70,6 +70,7 @@ class SamplingBody(GuideBody):
     prompt_logprobs: int | None = None
     priority: int = 0
     cache_salt: str | None = None
+    cache_response: bool = False
     explain: bool = False
     return_token_ids: bool = False
     allowed_token_ids: Any = None
@@ -121,6 +122,7 @@ class SamplingBody(GuideBody):
             prompt_logprobs=self.prompt_logprobs,
             priority=self.priority,
             cache_salt=self.cache_salt or "",
+            cache_response=self.cache_response,
             explain=self.explain,
             return_token_ids=self.return_token_ids,
         )

@@ -238,7 +238,9 @@ def usage_json(usages: Sequence[Usage], outputs_per_prompt: int) -> Json:
     prompts = usages[::outputs_per_prompt]
     prompt_tokens = sum(usage.prompt_tokens for usage in prompts)
     completion_tokens = sum(usage.completion_tokens for usage in usages)
+    kept = {"response_cached": True} if all(usage.response_cached for usage in usages) else {}
     return {
+        **kept,
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,

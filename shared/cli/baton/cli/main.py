@@ -19,6 +19,7 @@ from baton.cli import demo as demo_command
 from baton.cli.doctor import doctor
 from baton.cli.generate import Interrupted, chat, generate
 from baton.cli.models import DEMO_KV_BYTES, NoModel, choose_models
+from baton.cli.pins import print_pins
 from baton.cli.plan import PlanError, UpOptions
 from baton.cli.progress import print_next_steps
 from baton.cli.quantize import quantize
@@ -31,6 +32,7 @@ from baton.cli.waterfall import print_waterfall
 from baton.cli.waterfall import to_document as trace_document
 from baton.client import BatonError, Cancelled, Client, GenerateOptions
 
+cache_app = typer.Typer(help="Keep prefixes in the cache.", no_args_is_help=True)
 app = typer.Typer(
     name="baton",
     help="Serve language models with prefill and decode apart: start, ask, watch and trace.",
@@ -39,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.add_typer(cache_app, name="cache")
 Address = Annotated[
     str,
     typer.Option(
@@ -131,6 +134,35 @@ def status(address: Address = "", as_json: AsJson = False) -> None:
         console.print_json(json.dumps(to_document(found)))
     else:
         print_status(console, found)
+
+
+@cache_app.command()
+def pin(
+    prompt: Annotated[str, typer.Argument(help="The prefix, such as a system prompt.")],
+    label: Annotated[str, typer.Option(help="Your name for it.")] = "",
+    hours: Annotated[float, typer.Option(min=0.001, max=720.0, help="How long.")] = 24.0,
+    model: Annotated[str, typer.Option(help="Default: the only one served.")] = "",
+    address: Address = "",
+) -> None:
+    """Keep a prompt's KV from being evicted."""
+    with _explained(Console(stderr=True)), Client(_scheduler(address)) as client:
+        pinned = client.pin_prefix(prompt, label=label, ttl_s=hours * 3600, model=model)
+    print_pins(Console(), [pinned])
+
+
+@cache_app.command()
+def unpin(pin_id: str, address: Address = "") -> None:
+    """Take a pin back. Exit status 1 when there is none of that id."""
+    with _explained(Console(stderr=True)), Client(_scheduler(address)) as client:
+        found = client.unpin_prefix(pin_id)
+    raise typer.Exit(0 if found else 1)
+
+
+@cache_app.command()
+def pins(address: Address = "") -> None:
+    """List what is pinned."""
+    with _explained(Console(stderr=True)), Client(_scheduler(address)) as client:
+        print_pins(Console(), client.pinned_prefixes())
 
 
 @app.command(name="doctor")
@@ -239,6 +271,10 @@ def _options(
     max_tokens: int | None, temperature: float | None, seed: int | None, model: str
 ) -> GenerateOptions:
     return GenerateOptions(max_tokens=max_tokens, temperature=temperature, seed=seed, model=model)
+
+
+def _scheduler(address: str) -> str:
+    return scheduler_address(address, run_directory())
 
 
 @contextmanager

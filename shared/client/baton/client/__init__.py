@@ -2,6 +2,7 @@
 
 from baton.client.async_client import AsyncClient
 from baton.client.async_stream import AsyncTextStream
+from baton.client.pins import PinnedPrefix, PinOptions
 from baton.client.records import RequestList, RequestRecord, Track
 from baton.client.retry import RetryPolicy
 from baton.client.sync_client import Client
@@ -76,6 +77,8 @@ __all__ = [
     "Model",
     "ModelNotFound",
     "NoWorker",
+    "PinOptions",
+    "PinnedPrefix",
     "Placement",
     "PromptTooLong",
     "QueueFull",

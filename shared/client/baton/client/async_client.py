@@ -19,6 +19,7 @@ import grpc.aio
 from baton.client import messages as pb
 from baton.client.async_stream import AsyncTextStream, error_of_call
 from baton.client.connection import Connection
+from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
 from baton.client.records import (
     RequestList,
     RequestRecord,
@@ -196,6 +197,29 @@ class AsyncClient:
             return [answer async for answer in answers]
 
         return embeddings_from(request, await self._call(call, request, options.get("timeout_s")))
+
+    async def pin_prefix(
+        self, prompt: str | None = None, **options: Unpack[PinOptions]
+    ) -> PinnedPrefix:
+        """Has the cache keep a prompt's KV from being evicted, for a limited time.
+
+        Raises:
+            KvCacheFull: it does not fit what pins may take.
+        """
+        request = pin_request(prompt, options)
+        answer = await self._call(self._stub.PinPrefix, request, options.get("timeout_s"))
+        return pinned_from(answer.pin)
+
+    async def unpin_prefix(self, pin_id: str, *, timeout_s: float | None = None) -> bool:
+        """Takes that back; False when there is no such pin."""
+        request = inference_pb2.UnpinPrefixRequest(pin_id=pin_id)
+        return bool((await self._call(self._stub.UnpinPrefix, request, timeout_s)).found)
+
+    async def pinned_prefixes(self, *, timeout_s: float | None = None) -> list[PinnedPrefix]:
+        """The prefixes that are kept."""
+        request = inference_pb2.ListPinnedPrefixesRequest()
+        answer = await self._call(self._stub.ListPinnedPrefixes, request, timeout_s)
+        return [pinned_from(pin) for pin in answer.pins]
 
     async def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""

@@ -55,6 +55,7 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> inference_
             request_id=options.get("request_id", ""),
             priority=options.get("priority", 0),
             cache_salt=options.get("cache_salt", ""),
+            cache_response=options.get("cache_response", False),
             fork_of=options.get("fork_of", ""),
             explain=options.get("explain", False),
             return_token_ids=options.get("return_token_ids", False),
@@ -227,6 +228,7 @@ def _usage(usage: common_pb2.Usage) -> Usage:
         cached_tokens=usage.cached_tokens,
         draft_tokens=usage.draft_tokens,
         accepted_tokens=usage.accepted_tokens,
+        response_cached=usage.response_cached,
     )
 
 

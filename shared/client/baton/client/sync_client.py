@@ -11,6 +11,7 @@ import grpc
 
 from baton.client import messages as pb
 from baton.client.connection import Connection
+from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
 from baton.client.records import (
     RequestList,
     RequestRecord,
@@ -189,6 +190,27 @@ class Client:
             return list(self._stub.Embed(request, **given))
 
         return embeddings_from(request, self._call(call, request, options.get("timeout_s")))
+
+    def pin_prefix(self, prompt: str | None = None, **options: Unpack[PinOptions]) -> PinnedPrefix:
+        """Has the cache keep a prompt's KV from being evicted, for a limited time.
+
+        Raises:
+            KvCacheFull: it does not fit what pins may take.
+        """
+        request = pin_request(prompt, options)
+        answer = self._call(self._stub.PinPrefix, request, options.get("timeout_s"))
+        return pinned_from(answer.pin)
+
+    def unpin_prefix(self, pin_id: str, *, timeout_s: float | None = None) -> bool:
+        """Takes that back; False when there is no such pin."""
+        request = inference_pb2.UnpinPrefixRequest(pin_id=pin_id)
+        return bool((self._call(self._stub.UnpinPrefix, request, timeout_s)).found)
+
+    def pinned_prefixes(self, *, timeout_s: float | None = None) -> list[PinnedPrefix]:
+        """The prefixes that are kept."""
+        request = inference_pb2.ListPinnedPrefixesRequest()
+        answer = self._call(self._stub.ListPinnedPrefixes, request, timeout_s)
+        return [pinned_from(pin) for pin in answer.pins]
 
     def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""

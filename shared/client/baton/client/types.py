@@ -49,6 +49,9 @@ class ChatOptions(TypedDict, total=False):
     request_id: str
     priority: int
     cache_salt: str
+    cache_response: bool
+    """Allow an answer kept of an identical request, and keep this one's. Only with a `seed`, or
+    temperature 0; ignored otherwise."""
     fork_of: str
     """Request id of a call with the same prompt, started just before: this one waits for its
     prompt, and shares the prompt's KV."""
@@ -105,6 +108,8 @@ class Usage:
     """Prompt tokens whose KV was found in a cache, anywhere."""
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    response_cached: bool = False
+    """True when the whole answer was kept of an identical request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,34 @@
+"""`baton cache`: prefixes that the cache keeps whatever comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from baton.client import PinnedPrefix
+
+_MIB = 1 << 20
+
+
+def print_pins(console: Console, pins: Sequence[PinnedPrefix]) -> None:
+    """The pins as a table."""
+    if not pins:
+        console.print("nothing is pinned")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("pin", "label"):
+        table.add_column(name)
+    for name in ("blocks stored", "of", "MiB", "ends in"):
+        table.add_column(name, justify="right")
+    for pin in pins:
+        table.add_row(
+            pin.pin_id,
+            pin.label,
+            str(pin.num_stored_blocks),
+            str(pin.num_blocks),
+            f"{pin.num_bytes / _MIB:.1f}",
+            f"{pin.remaining_s / 3600:.1f} h",
+        )
+    console.print(table)
