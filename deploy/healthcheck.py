@@ -10,9 +10,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 def main() -> int:
-    """Asks the service on this host at the port that its own settings name."""
-    own = f"BATON_{os.environ.get('SERVICE', '').upper()}_PORT"
-    port = os.environ.get(own) or os.environ.get("BATON_PORT", "7000")
+    """Asks the service on this host, at its health port if it has one: that one never needs TLS."""
+    own = f"BATON_{os.environ.get('SERVICE', '').upper()}"
+    names = (f"{own}_HEALTH_PORT", "BATON_HEALTH_PORT", f"{own}_PORT", "BATON_PORT")
+    ports = (os.environ.get(name, "") for name in names)
+    port = next((port for port in ports if port not in {"", "0"}), "7000")
     address = f"127.0.0.1:{port}"
     with grpc.insecure_channel(address) as channel:
         try:

@@ -1,4 +1,4 @@
-"""Mutual TLS between services: who has no certificate of ours is not served."""
+"""Mutual TLS between services: who has no certificate of ours is not served, but for probes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.core.errors import NoWorker
 from baton.rpc.channel import ChannelPool, TlsFiles
 from baton.rpc.errors import rpc_errors
 from baton.rpc.server import create_server, listen
 from baton.rpc.settings import ServiceSettings
+from tests.support.demo_process import Demo
+from tests.support.nats import free_port
 
 METHOD = "/test.v1.TlsService/Echo"
+CONTROL = "/baton.v1.ControlService/GetStatus"
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="makes certificates with openssl"
 )
@@ -95,3 +99,29 @@ async def test_others_are_not_served(served: tuple[str, TlsFiles], tmp_path: Pat
     for tls in (None, TlsFiles(ca=files.ca), forged, stranger):
         with pytest.raises(NoWorker):
             await _call(address, tls)
+
+
+async def test_a_process_with_tls_answers_plain_probes_at_its_health_port_only(
+    tmp_path: Path,
+) -> None:
+    authority = await asyncio.to_thread(_authority, tmp_path, "authority")
+    files = await asyncio.to_thread(_issue, tmp_path, "service", authority)
+    health_port = free_port()
+    demo = Demo(tmp_path / "demo")
+    try:
+        demo.start(
+            *("--tls-cert", files.cert, "--tls-key", files.key, "--tls-ca", files.ca),
+            *("--health-port", str(health_port)),
+        )
+        await demo.ready()
+        assert await demo.health() is grpc.StatusCode.UNAVAILABLE
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{health_port}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(CONTROL)(b"", timeout=5)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        demo.kill()
+        await demo.pool.close()

@@ -61,5 +61,12 @@ def test_asks_at_the_port_that_only_this_service_was_given(served: Served) -> No
     assert _check(1, SERVICE="decode", BATON_DECODE_PORT=str(served.port)) == 0
 
 
+def test_asks_at_the_health_port_where_there_is_one(served: Served) -> None:
+    served.servicer.set("", Status.SERVING)
+    assert _check(1, BATON_HEALTH_PORT=str(served.port)) == 0
+    assert _check(1, SERVICE="decode", BATON_DECODE_HEALTH_PORT=str(served.port)) == 0
+    assert _check(served.port, BATON_HEALTH_PORT="0") == 0
+
+
 def test_unhealthy_when_nobody_answers(served: Served) -> None:
     assert _check(1) == 1

@@ -231,8 +231,9 @@ def test_every_variable_is_a_setting_with_a_good_value(
     container = template["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert (settings.port, settings.metrics_port) == (ports["grpc"], ports["metrics"])
-    assert container["readinessProbe"]["grpc"]["port"] == settings.port
-    assert container["startupProbe"]["grpc"]["port"] == settings.port
+    assert settings.health_port == ports["health"], "probes cannot speak TLS"
+    assert container["readinessProbe"]["grpc"]["port"] == settings.health_port
+    assert container["startupProbe"]["grpc"]["port"] == settings.health_port
     grace_s = template["spec"]["terminationGracePeriodSeconds"]
     pre_stop_s = (
         container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)

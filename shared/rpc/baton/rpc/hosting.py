@@ -44,6 +44,7 @@ class Hosting:
     _runtime: Runtime[Any]
     _service: Service
     _server: grpc.aio.Server
+    _probe_server: grpc.aio.Server | None
     _announcer: Announcer
 
     def __init__(
@@ -67,8 +68,15 @@ class Hosting:
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names: list[str] = [""]
 
-    def attach(self, runtime: Runtime[Any], service: Service, server: grpc.aio.Server) -> None:
+    def attach(
+        self,
+        runtime: Runtime[Any],
+        service: Service,
+        server: grpc.aio.Server,
+        probe_server: grpc.aio.Server | None = None,
+    ) -> None:
         """Gives it what can only be made after it."""
+        self._probe_server = probe_server
         self._runtime = runtime
         self._service = service
         self._server = server
@@ -148,6 +156,9 @@ class Hosting:
         )
         self._register_gauges()
         await self._server.start()
+        if self._probe_server is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probe_server)
+            await self._probe_server.start()
         logger.info("listening", extra={"address": self._runtime.address})
 
     async def _load(self) -> bool:
@@ -188,6 +199,8 @@ class Hosting:
         if was_ready:
             await self._drain()
         await self._server.stop(_STOP_GRACE_S)
+        if self._probe_server is not None:
+            await self._probe_server.stop(0.0)
         await self._bounded("stop", self._service.stop(), _STOP_TIMEOUT_S)
         self._is_leaving = True
         await self._announcer.stop()

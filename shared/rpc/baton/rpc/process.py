@@ -32,7 +32,13 @@ from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.peers import ControlClient
 from baton.rpc.runtime import Lifecycle, Runtime, Service, ServiceSnapshot
-from baton.rpc.server import advertised_host, create_server, join_address, listen
+from baton.rpc.server import (
+    advertised_host,
+    create_probe_server,
+    create_server,
+    join_address,
+    listen,
+)
 from baton.rpc.settings import ServiceSettings, load_settings, parse_cores, parse_peers
 from baton.rpc.telemetry import Telemetry
 from baton.rpc.version import VERSION
@@ -150,7 +156,7 @@ async def _assemble(
         clock=time.monotonic,
         lifecycle=lifecycle,
     )
-    hosting.attach(runtime, build(runtime), server)
+    hosting.attach(runtime, build(runtime), server, create_probe_server(settings))
     return runtime, hosting
 
 

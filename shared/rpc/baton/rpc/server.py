@@ -51,6 +51,19 @@ def listen(server: grpc.aio.Server, settings: ServiceSettings) -> int:
     return server.add_insecure_port(address)
 
 
+def create_probe_server(settings: ServiceSettings) -> grpc.aio.Server | None:
+    """A bound server for health probes in plain text, if the settings want one.
+
+    Raises:
+        RuntimeError: the address is taken or not this host's.
+    """
+    if not settings.health_port:
+        return None
+    server = create_server(settings)
+    server.add_insecure_port(join_address(settings.host, settings.health_port))
+    return server
+
+
 def advertised_host(settings: ServiceSettings) -> str:
     """The host that others reach this process at."""
     if settings.advertise_host:

@@ -49,6 +49,9 @@ class ServiceSettings(BaseSettings):
     """Port of gRPC; 0 takes a free one."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of the Prometheus endpoint; 0 takes a free one."""
+    health_port: int = Field(default=0, ge=0, le=65535)
+    """Port that serves grpc.health.v1 alone, in plain text: for probes where TLS is on, since those
+    of Kubernetes do not speak it; 0 for none."""
     advertise_host: str = ""
     """Host name or address that others reach this process at; empty takes `host`, or this host's
     own address where `host` means all interfaces."""
