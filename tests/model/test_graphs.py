@@ -24,52 +24,14 @@ from tests.model.harness import (
     references,
 )
 from tests.support import varlen
-from tests.support.recording import RecordingCapture
+from tests.support.recording import RecordingCapture, recorded_decoding
 
 SETTINGS = {"block_size": 256, "num_blocks": 24, "max_model_len_tokens": 768}
 
 
-@torch.library.custom_op("baton_tests::varlen_attn", mutates_args=())
-def _kernel(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    scale: float,
-    window_size: list[int],
-    enable_gqa: bool,
-    seqused_k: torch.Tensor,
-    block_table: torch.Tensor,
-    num_splits: int,
-) -> torch.Tensor:
-    """One operator for the recording, as the kernel is one for a graph."""
-    return varlen.varlen_attn(
-        query,
-        key,
-        value,
-        cu_seq_q,
-        cu_seq_k,
-        max_q,
-        max_k,
-        scale=scale,
-        window_size=(window_size[0], window_size[1]),
-        enable_gqa=enable_gqa,
-        seqused_k=seqused_k,
-        block_table=block_table,
-        num_splits=num_splits,
-    )
-
-
 @pytest.fixture
 def capture() -> Iterator[RecordingCapture]:
-    recording = RecordingCapture()
-    with (
-        patch.object(backends, "find_kernel", lambda *_: _kernel),
-        patch.object(graphs, "find_capture", lambda _: recording),
-    ):
+    with recorded_decoding() as recording:
         yield recording
 
 
@@ -180,7 +142,7 @@ def test_a_model_that_cannot_be_captured_decodes_eagerly(
 ) -> None:
     def waiting(query: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
         query.sum().item()
-        output: torch.Tensor = _kernel(query, *arguments, **options)
+        output: torch.Tensor = varlen.operator(query, *arguments, **options)
         return output
 
     directory = tiny_model("llama")

@@ -8,12 +8,17 @@ refused as CUDA refuses it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from baton.engine import backends, graphs
+from tests.support import varlen
 
 _aten = torch.ops.aten
 # In inference mode operators that are made of others arrive as they are.
@@ -92,3 +97,14 @@ class RecordingCapture:
                 call()
 
         return replay
+
+
+@contextmanager
+def recorded_decoding() -> Iterator[RecordingCapture]:
+    """Engines made meanwhile attend with varlen in plain operators, and record decode steps."""
+    recording = RecordingCapture()
+    with (
+        patch.object(backends, "find_kernel", lambda *_: varlen.operator),
+        patch.object(graphs, "find_capture", lambda _: recording),
+    ):
+        yield recording

@@ -68,3 +68,37 @@ def varlen_attn(
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         output[start:end] = torch.einsum("hqk,khd->qhd", weights, values)
     return output
+
+
+@torch.library.custom_op("baton_tests::varlen_attn", mutates_args=())
+def operator(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    window_size: list[int],
+    enable_gqa: bool,
+    seqused_k: torch.Tensor,
+    block_table: torch.Tensor,
+    num_splits: int,
+) -> torch.Tensor:
+    """One operator for the recording, as the kernel is one for a graph."""
+    return varlen_attn(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        scale=scale,
+        window_size=(window_size[0], window_size[1]),
+        enable_gqa=enable_gqa,
+        seqused_k=seqused_k,
+        block_table=block_table,
+        num_splits=num_splits,
+    )
