@@ -199,7 +199,7 @@ class Bench:
         """KV of one sequence: plausible numbers, and pages that are really there."""
         num_blocks = -(-context // self.engine.fingerprint.layout.block_size)
         num_bytes = num_blocks * self.engine.fingerprint.layout.block_bytes
-        dtype = getattr(torch, self.engine.fingerprint.layout.dtype)
+        dtype = getattr(torch, self.engine.fingerprint.layout.dtype.replace("int8", "bfloat16"))
         content = torch.randn(num_bytes // dtype.itemsize).to(dtype)
         return content.view(torch.uint8).numpy().data
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.quantization
     python -m benchmarks.quantization --model qwen2-0.5b --threads 2 --json
+    python -m benchmarks.quantization --kv
 
 Perplexity is the demo model's, on modules of the standard library that it was not trained on;
 models of other shapes have random weights, and none. All variants take turns, so compare within
@@ -14,7 +15,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ from baton.core.errors import Unsupported
 from baton.engine.quantize import Quantization
 from baton.engine.quantize_model import write_checkpoint
 from benchmarks.engine.shapes import NAMES, model_directory
-from benchmarks.quantization.perplexity import heldout_texts, load, make_windows, perplexity
+from benchmarks.quantization.kv import kv_table, measure_kv
+from benchmarks.quantization.perplexity import (
+    DEMO,
+    heldout_texts,
+    load,
+    make_windows,
+    perplexity,
+)
 from benchmarks.quantization.speed import Speed, Workload, measure_speed
 
 VARIANTS = {
@@ -69,6 +77,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--variant", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     add("--threads", type=int, help="threads to compute with (default: torch's own choice)")
     add("--max-files", type=int, help="perplexity on the first held-out files only")
+    add("--kv", action="store_true", help="compare ways to keep the demo model's KV instead")
     add("--json", action="store_true", help="end with one line of JSON")
     return parser.parse_args(argv)
 
@@ -166,6 +175,12 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.kv:
+        kv_rows = measure_kv(make_windows(DEMO, heldout_texts(options.max_files)))
+        sys.stdout.write(kv_table(kv_rows))
+        if options.json:
+            sys.stdout.write(json.dumps({"kv": [asdict(row) for row in kv_rows]}) + "\n")
+        return
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(options, Path(scratch))
     sys.stdout.write(as_table(rows, options))

@@ -292,3 +292,19 @@ async def test_probe_counts_bytes(pair: Pair) -> None:
         answer = await stub.Probe(requests(), timeout=5)
     assert answer.num_bytes == 3000
     await channels.close()
+
+
+async def test_int8_kv_is_handed_over_as_it_is_and_to_its_like_only(model_path: Path) -> None:
+    prompt = _prompt(100)
+    small = {"kv_dtype": "int8"}
+    async with worker_pair(model_path, prefill=small, decode=small) as pair:
+        out = await pair.generate(prompt, max_tokens=12)
+        layout = pair.decode.service.loaded().engine.fingerprint.layout
+        assert out.done.bytes == 7 * layout.block_bytes
+        grant = await pair.reserve(prompt, "local", max_tokens=12)
+        assert (await pair.run_decode(grant, local_prefill=True)).token_ids == out.token_ids
+    async with worker_pair(model_path, decode=small) as pair:
+        grant = await pair.reserve(prompt)
+        call = pair.run_prefill(pair.prefill_request(prompt, grant))
+        message = await _refused(ErrorReason.KV_LAYOUT_MISMATCH, call)
+        assert "dtype: int8 != float32" in message

@@ -29,6 +29,9 @@ class PrefillSettings(ServiceSettings):
     """Type to compute with; auto takes the model's own."""
     num_blocks: int | None = Field(default=None, ge=2)
     """KV blocks to keep; empty takes as many as `kv_bytes` or `kv_share` allow."""
+    kv_dtype: Literal["auto", "int8"] = "auto"
+    """How KV is kept, on all workers of a model alike: in the model's dtype, or in half of 16 bits
+    with a scale for each token and head."""
     block_size: int | None = Field(default=None, ge=1)
     """Tokens per KV block, on all workers of a model alike; empty takes 256 on CUDA, else 16."""
     kv_bytes: int | None = Field(default=None, ge=1)
@@ -87,6 +90,7 @@ class PrefillSettings(ServiceSettings):
             model_name=self.model_name or self.model_path.resolve().name,
             device=self.device,
             dtype=self.dtype,
+            kv_dtype=self.kv_dtype,
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             kv_bytes=self.kv_bytes,

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 HASH_BYTES = 16
+INT8_SCALE_BYTES = 2
+"""Behind each vector of int8 KV: its scale."""
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class KvLayout:
     block_size: int
     """Tokens per block."""
     dtype: str
-    """"float32", "bfloat16" or "float16"."""
+    """"float32", "bfloat16" or "float16", or "int8" with a scale for each token and head."""
     num_kv_heads: tuple[int, ...]
     """Per layer."""
     head_dim: tuple[int, ...]
@@ -40,16 +43,17 @@ class KvLayout:
 
     def layers_block_bytes(self, layer_start: int, layer_end: int) -> int:
         """Bytes of one block over layers `[layer_start, layer_end)`, K and V."""
-        item_bytes = 4 if self.dtype == "float32" else 2
-        elements = sum(
-            heads * dim
+        item_bytes = _ITEM_BYTES[self.dtype]
+        extra_bytes = INT8_SCALE_BYTES if self.dtype == "int8" else 0
+        token_bytes = sum(
+            heads * (dim * item_bytes + extra_bytes)
             for heads, dim in zip(
                 self.num_kv_heads[layer_start:layer_end],
                 self.head_dim[layer_start:layer_end],
                 strict=True,
             )
         )
-        return 2 * elements * self.block_size * item_bytes
+        return 2 * token_bytes * self.block_size
 
 
 @dataclass(frozen=True, slots=True)

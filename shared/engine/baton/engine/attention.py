@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 
 from baton.core.errors import Unsupported
 from baton.engine.kv_cache import KvCache
+from baton.engine.kv_int8 import pack
 from baton.engine.ragged import AttentionBatch
 
 
@@ -49,7 +50,8 @@ class AttentionBackend(Protocol):
 
         Args:
             query: [num_tokens, num_heads, head_dim].
-            keys: [num_blocks, block_size, num_kv_heads, head_dim]; holds the new tokens' too.
+            keys: [num_blocks, block_size, num_kv_heads, head_dim]; holds the new tokens' too. May
+                be int8 as `kv_int8` packs it.
             values: as `keys`.
             batch: whose tokens they are.
             options: what the layer asks for.
@@ -134,7 +136,10 @@ class PagedAttention:
             value = pad(value, (0, key.shape[3] - value_dim))
         keys, values = self._kv.keys[layer], self._kv.values[layer]
         for pool, new in ((keys, key), (values, value)):
-            pool.view(-1, *pool.shape[2:]).index_copy_(0, self._batch.slots, new[0].transpose(0, 1))
+            vectors = new[0].transpose(0, 1)
+            if pool.dtype is torch.int8:
+                vectors = pack(vectors)
+            pool.view(-1, *pool.shape[2:]).index_copy_(0, self._batch.slots, vectors)
         if self._on_written is not None:
             self._on_written(layer)
         options = AttentionOptions(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from baton.core.errors import InvalidRequest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = ("auto", "int8")
 QUANTIZATIONS = ("int8", "int8-dynamic", "int4", "fp8")
 INT4_GROUP_SIZES = (32, 64, 128)
 
@@ -26,6 +27,9 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "auto"
     """"auto" takes what the model's config says."""
+    kv_dtype: str = "auto"
+    """"auto" keeps KV in the model's dtype; "int8" rounds it, with a scale for each token and
+    head."""
     block_size: int | None = None
     """Tokens per KV block, the same on all workers of a model. Default: 256 on CUDA, which is what
     the varlen attention backend takes, else 16."""
@@ -71,6 +75,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.kv_dtype not in KV_DTYPES:
+            raise InvalidRequest(
+                f"kv_dtype must be one of {', '.join(KV_DTYPES)}, got {self.kv_dtype}"
+            )
         if self.quantization not in {None, *QUANTIZATIONS}:
             raise InvalidRequest(
                 f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization}"

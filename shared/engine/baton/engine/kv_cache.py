@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from baton.core.errors import InvalidRequest, KvLayoutMismatch
-from baton.core.hashing import KvLayout
+from baton.core.hashing import INT8_SCALE_BYTES, KvLayout
 from baton.engine.staging import StagedCopies, cut_up
 
 _DEFAULT_SHARE = 0.25
@@ -21,6 +21,7 @@ _TORCH_DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.int8,
 }
 
 
@@ -37,6 +38,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 class KvCache:
     """K and V of every layer, each `[num_blocks, block_size, num_kv_heads, head_dim]`.
 
+    In int8 the last dimension is longer: it has the scales, see `kv_int8`.
+
     The engine thread writes the blocks that it computes. Transfer threads read and write whole
     blocks that nobody else writes meanwhile.
     """
@@ -46,10 +49,11 @@ class KvCache:
         self.num_blocks = num_blocks
         self.device = device
         dtype = torch_dtype(layout.dtype)
+        extra = INT8_SCALE_BYTES if layout.dtype == "int8" else 0
 
         def allocate() -> list[torch.Tensor]:
             return [
-                _zeros((num_blocks, layout.block_size, heads, dim), dtype, device)
+                _zeros((num_blocks, layout.block_size, heads, dim + extra), dtype, device)
                 for heads, dim in zip(layout.num_kv_heads, layout.head_dim, strict=True)
             ]
 

@@ -28,6 +28,7 @@ from baton.engine.config import EngineConfig
 from baton.engine.devices import check_device, default_block_size
 from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kv_cache import dtype_name, torch_dtype
+from baton.engine.kv_int8 import int8_layout
 from baton.engine.linears import LinearFactory, packer, replace_linears
 from baton.engine.norms import speed_up_norms
 from baton.engine.probe import check_attention, layer_shapes
@@ -96,14 +97,18 @@ def load_model(
         _speed_up(module, packer(num_packed_rows))
     on_progress(0.9, "looking at its layers")
     shapes = layer_shapes(module, config, attention)
-    attention.set_backends(choose_backends(shapes, target, module.dtype, block_size))
     layout = KvLayout(
         block_size=block_size,
         dtype=dtype_name(module.dtype),
         num_kv_heads=tuple(shape.num_kv_heads for shape in shapes),
         head_dim=tuple(shape.head_dim for shape in shapes),
     )
+    # Before rounding, which is not to hide a difference.
+    attention.set_backends(choose_backends(shapes, target, module.dtype, block_size))
     check_attention(module, attention, layout)
+    if settings.kv_dtype == "int8":
+        layout = int8_layout(layout)
+        attention.set_backends(choose_backends(shapes, target, torch.int8, block_size))
     return LoadedModel(
         module=module,
         directory=directory,

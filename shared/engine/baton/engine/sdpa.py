@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from baton.engine.attention import AttentionOptions
+from baton.engine.kv_int8 import unpack
 from baton.engine.ragged import MAX_FOLDED_QUERIES, AttentionBatch, RowGroup
 
 _MIN_PRODUCT_KEYS = 16_384
@@ -31,7 +32,7 @@ class SdpaBackend:
         parts = []
         for group in batch.groups(options.window):
             part = query[group.token_start : group.token_end]
-            gathered = _gather(keys, group), _gather(values, group)
+            gathered = _gather(keys, group, query.dtype), _gather(values, group, query.dtype)
             is_plain = options.softcap is None and options.sinks is None
             if is_plain and group.num_queries > MAX_FOLDED_QUERIES:
                 parts.append(_attend_long(part, *gathered, group, options))
@@ -42,13 +43,15 @@ class SdpaBackend:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _gather(pool: torch.Tensor, group: RowGroup) -> torch.Tensor:
+def _gather(pool: torch.Tensor, group: RowGroup, dtype: torch.dtype) -> torch.Tensor:
     """Blocks of a group's rows, [num_rows, num_kv_heads, num_keys, head_dim]."""
     num_blocks, _, num_heads, head_dim = pool.shape
     # Whole rows by index_select: 5 to 10 times faster than advanced indexing.
     blocks = pool.view(num_blocks, -1).index_select(0, group.block_index)
-    gathered = blocks.view(group.num_rows, -1, num_heads, head_dim)
-    return gathered[:, : group.num_keys].transpose(1, 2)
+    gathered = blocks.view(group.num_rows, -1, num_heads, head_dim)[:, : group.num_keys]
+    if pool.dtype is torch.int8:
+        gathered = unpack(gathered, dtype)
+    return gathered.transpose(1, 2)
 
 
 def _fold(query: torch.Tensor, num_kv_heads: int, group: RowGroup) -> torch.Tensor:

@@ -7,7 +7,7 @@ from baton.core.hashing import Fingerprint, KvLayout
 from baton.v1 import common_pb2
 
 _MAX_LAYERS = 4096
-_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 def fingerprint_to_pb(fingerprint: Fingerprint) -> common_pb2.ModelFingerprint:
