@@ -25,43 +25,45 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61ton/v1/kv_transfer.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"D\n\x0bPushRequest\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.baton.v1.PushHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\x99\x01\n\nPushHeader\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.baton.v1.PushOpenH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.baton.v1.PushChunkH\x00\x12*\n\x08manifest\x18\x03 \x01(\x0b\x32\x16.baton.v1.PushManifestH\x00\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x42\x06\n\x04kind\"\xc7\x01\n\x08PushOpen\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12/\n\x0b\x66ingerprint\x18\x04 \x01(\x0b\x32\x1a.baton.v1.ModelFingerprint\x12\x11\n\tworker_id\x18\x05 \x01(\t\x12\x12\n\ntransports\x18\x06 \x03(\t\x12&\n\x06staged\x18\x07 \x01(\x0b\x32\x16.baton.v1.StagedMemory\"d\n\x0cStagedMemory\x12\r\n\x05\x61gent\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x11\n\tnum_slots\x18\x03 \x01(\r\x12\x12\n\nslot_bytes\x18\x04 \x01(\x04\x12\r\n\x05token\x18\x05 \x01(\x0c\"\x94\x01\n\tPushChunk\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x13\n\x0blayer_start\x18\x02 \x01(\r\x12\x11\n\tlayer_end\x18\x03 \x01(\r\x12\x13\n\x0b\x62lock_start\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06\x12\x12\n\nslot_bytes\x18\x07 \x01(\x04\"\xe6\x01\n\x0cPushManifest\x12\x12\n\nnum_chunks\x18\x01 \x01(\r\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x62lock_start\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x13\n\x0btokens_hash\x18\x06 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x07 \x01(\x06\x12\x16\n\x0e\x66irst_token_id\x18\x08 \x01(\r\x12\x33\n\x13\x66irst_token_logprob\x18\t \x01(\x0b\x32\x16.baton.v1.TokenLogprob\"\xba\x01\n\x0cPushResponse\x12&\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x14.baton.v1.PushCreditH\x00\x12,\n\tcommitted\x18\x02 \x01(\x0b\x32\x17.baton.v1.PushCommittedH\x00\x12&\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x14.baton.v1.PushFailedH\x00\x12$\n\x05offer\x18\x04 \x01(\x0b\x32\x13.baton.v1.PushOfferH\x00\x42\x06\n\x04kind\" \n\nPushCredit\x12\x12\n\nnum_chunks\x18\x01 \x01(\r\"\xa5\x01\n\tPushOffer\x12\x11\n\tnum_slots\x18\x01 \x01(\r\x12\x12\n\nslot_bytes\x18\x02 \x01(\x04\x12\r\n\x05token\x18\x03 \x01(\x0c\x12/\n\rshared_memory\x18\x04 \x01(\x0b\x32\x16.baton.v1.SharedMemoryH\x00\x12\'\n\x06staged\x18\x05 \x01(\x0b\x32\x15.baton.v1.StagedOfferH\x00\x42\x08\n\x06memory\"\r\n\x0bStagedOffer\"\'\n\x0cSharedMemory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\"6\n\rPushCommitted\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x12\n\nnum_chunks\x18\x02 \x01(\r\"D\n\nPushFailed\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.baton.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1f\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\"\n\rProbeResponse\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x32\x8a\x01\n\x11KvTransferService\x12\x39\n\x04Push\x12\x15.baton.v1.PushRequest\x1a\x16.baton.v1.PushResponse(\x01\x30\x01\x12:\n\x05Probe\x12\x16.baton.v1.ProbeRequest\x1a\x17.baton.v1.ProbeResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61ton/v1/kv_transfer.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"D\n\x0bPushRequest\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x14.baton.v1.PushHeader\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\x99\x01\n\nPushHeader\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.baton.v1.PushOpenH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.baton.v1.PushChunkH\x00\x12*\n\x08manifest\x18\x03 \x01(\x0b\x32\x16.baton.v1.PushManifestH\x00\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x42\x06\n\x04kind\"\xef\x01\n\x08PushOpen\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12/\n\x0b\x66ingerprint\x18\x04 \x01(\x0b\x32\x1a.baton.v1.ModelFingerprint\x12\x11\n\tworker_id\x18\x05 \x01(\t\x12\x12\n\ntransports\x18\x06 \x03(\t\x12&\n\x06staged\x18\x07 \x01(\x0b\x32\x16.baton.v1.StagedMemory\x12&\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x14.baton.v1.KvEncoding\"d\n\x0cStagedMemory\x12\r\n\x05\x61gent\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x11\n\tnum_slots\x18\x03 \x01(\r\x12\x12\n\nslot_bytes\x18\x04 \x01(\x04\x12\r\n\x05token\x18\x05 \x01(\x0c\"\x94\x01\n\tPushChunk\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x13\n\x0blayer_start\x18\x02 \x01(\r\x12\x11\n\tlayer_end\x18\x03 \x01(\r\x12\x13\n\x0b\x62lock_start\x18\x04 \x01(\r\x12\x12\n\nnum_blocks\x18\x05 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06\x12\x12\n\nslot_bytes\x18\x07 \x01(\x04\"\xe6\x01\n\x0cPushManifest\x12\x12\n\nnum_chunks\x18\x01 \x01(\r\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x62lock_start\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x13\n\x0btokens_hash\x18\x06 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x07 \x01(\x06\x12\x16\n\x0e\x66irst_token_id\x18\x08 \x01(\r\x12\x33\n\x13\x66irst_token_logprob\x18\t \x01(\x0b\x32\x16.baton.v1.TokenLogprob\"\xba\x01\n\x0cPushResponse\x12&\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x14.baton.v1.PushCreditH\x00\x12,\n\tcommitted\x18\x02 \x01(\x0b\x32\x17.baton.v1.PushCommittedH\x00\x12&\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x14.baton.v1.PushFailedH\x00\x12$\n\x05offer\x18\x04 \x01(\x0b\x32\x13.baton.v1.PushOfferH\x00\x42\x06\n\x04kind\" \n\nPushCredit\x12\x12\n\nnum_chunks\x18\x01 \x01(\r\"\xa5\x01\n\tPushOffer\x12\x11\n\tnum_slots\x18\x01 \x01(\r\x12\x12\n\nslot_bytes\x18\x02 \x01(\x04\x12\r\n\x05token\x18\x03 \x01(\x0c\x12/\n\rshared_memory\x18\x04 \x01(\x0b\x32\x16.baton.v1.SharedMemoryH\x00\x12\'\n\x06staged\x18\x05 \x01(\x0b\x32\x15.baton.v1.StagedOfferH\x00\x42\x08\n\x06memory\"\r\n\x0bStagedOffer\"\'\n\x0cSharedMemory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\"6\n\rPushCommitted\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04\x12\x12\n\nnum_chunks\x18\x02 \x01(\r\"D\n\nPushFailed\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.baton.v1.ErrorReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1f\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\"\n\rProbeResponse\x12\x11\n\tnum_bytes\x18\x01 \x01(\x04*?\n\nKvEncoding\x12\x1b\n\x17KV_ENCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10KV_ENCODING_INT8\x10\x01\x32\x8a\x01\n\x11KvTransferService\x12\x39\n\x04Push\x12\x15.baton.v1.PushRequest\x1a\x16.baton.v1.PushResponse(\x01\x30\x01\x12:\n\x05Probe\x12\x16.baton.v1.ProbeRequest\x1a\x17.baton.v1.ProbeResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.kv_transfer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_KVENCODING']._serialized_start=1659
+  _globals['_KVENCODING']._serialized_end=1722
   _globals['_PUSHREQUEST']._serialized_start=63
   _globals['_PUSHREQUEST']._serialized_end=131
   _globals['_PUSHHEADER']._serialized_start=134
   _globals['_PUSHHEADER']._serialized_end=287
   _globals['_PUSHOPEN']._serialized_start=290
-  _globals['_PUSHOPEN']._serialized_end=489
-  _globals['_STAGEDMEMORY']._serialized_start=491
-  _globals['_STAGEDMEMORY']._serialized_end=591
-  _globals['_PUSHCHUNK']._serialized_start=594
-  _globals['_PUSHCHUNK']._serialized_end=742
-  _globals['_PUSHMANIFEST']._serialized_start=745
-  _globals['_PUSHMANIFEST']._serialized_end=975
-  _globals['_PUSHRESPONSE']._serialized_start=978
-  _globals['_PUSHRESPONSE']._serialized_end=1164
-  _globals['_PUSHCREDIT']._serialized_start=1166
-  _globals['_PUSHCREDIT']._serialized_end=1198
-  _globals['_PUSHOFFER']._serialized_start=1201
-  _globals['_PUSHOFFER']._serialized_end=1366
-  _globals['_STAGEDOFFER']._serialized_start=1368
-  _globals['_STAGEDOFFER']._serialized_end=1381
-  _globals['_SHAREDMEMORY']._serialized_start=1383
-  _globals['_SHAREDMEMORY']._serialized_end=1422
-  _globals['_PUSHCOMMITTED']._serialized_start=1424
-  _globals['_PUSHCOMMITTED']._serialized_end=1478
-  _globals['_PUSHFAILED']._serialized_start=1480
-  _globals['_PUSHFAILED']._serialized_end=1548
-  _globals['_PROBEREQUEST']._serialized_start=1550
-  _globals['_PROBEREQUEST']._serialized_end=1581
-  _globals['_PROBERESPONSE']._serialized_start=1583
-  _globals['_PROBERESPONSE']._serialized_end=1617
-  _globals['_KVTRANSFERSERVICE']._serialized_start=1620
-  _globals['_KVTRANSFERSERVICE']._serialized_end=1758
+  _globals['_PUSHOPEN']._serialized_end=529
+  _globals['_STAGEDMEMORY']._serialized_start=531
+  _globals['_STAGEDMEMORY']._serialized_end=631
+  _globals['_PUSHCHUNK']._serialized_start=634
+  _globals['_PUSHCHUNK']._serialized_end=782
+  _globals['_PUSHMANIFEST']._serialized_start=785
+  _globals['_PUSHMANIFEST']._serialized_end=1015
+  _globals['_PUSHRESPONSE']._serialized_start=1018
+  _globals['_PUSHRESPONSE']._serialized_end=1204
+  _globals['_PUSHCREDIT']._serialized_start=1206
+  _globals['_PUSHCREDIT']._serialized_end=1238
+  _globals['_PUSHOFFER']._serialized_start=1241
+  _globals['_PUSHOFFER']._serialized_end=1406
+  _globals['_STAGEDOFFER']._serialized_start=1408
+  _globals['_STAGEDOFFER']._serialized_end=1421
+  _globals['_SHAREDMEMORY']._serialized_start=1423
+  _globals['_SHAREDMEMORY']._serialized_end=1462
+  _globals['_PUSHCOMMITTED']._serialized_start=1464
+  _globals['_PUSHCOMMITTED']._serialized_end=1518
+  _globals['_PUSHFAILED']._serialized_start=1520
+  _globals['_PUSHFAILED']._serialized_end=1588
+  _globals['_PROBEREQUEST']._serialized_start=1590
+  _globals['_PROBEREQUEST']._serialized_end=1621
+  _globals['_PROBERESPONSE']._serialized_start=1623
+  _globals['_PROBERESPONSE']._serialized_end=1657
+  _globals['_KVTRANSFERSERVICE']._serialized_start=1725
+  _globals['_KVTRANSFERSERVICE']._serialized_end=1863
 # @@protoc_insertion_point(module_scope)

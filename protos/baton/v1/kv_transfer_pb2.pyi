@@ -1,11 +1,19 @@
 from baton.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class KvEncoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KV_ENCODING_UNSPECIFIED: _ClassVar[KvEncoding]
+    KV_ENCODING_INT8: _ClassVar[KvEncoding]
+KV_ENCODING_UNSPECIFIED: KvEncoding
+KV_ENCODING_INT8: KvEncoding
 
 class PushRequest(_message.Message):
     __slots__ = ("header", "payload")
@@ -28,7 +36,7 @@ class PushHeader(_message.Message):
     def __init__(self, open: _Optional[_Union[PushOpen, _Mapping]] = ..., chunk: _Optional[_Union[PushChunk, _Mapping]] = ..., manifest: _Optional[_Union[PushManifest, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class PushOpen(_message.Message):
-    __slots__ = ("reservation_id", "request_id", "attempt", "fingerprint", "worker_id", "transports", "staged")
+    __slots__ = ("reservation_id", "request_id", "attempt", "fingerprint", "worker_id", "transports", "staged", "encoding")
     RESERVATION_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +44,7 @@ class PushOpen(_message.Message):
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
     reservation_id: str
     request_id: str
     attempt: int
@@ -43,7 +52,8 @@ class PushOpen(_message.Message):
     worker_id: str
     transports: _containers.RepeatedScalarFieldContainer[str]
     staged: StagedMemory
-    def __init__(self, reservation_id: _Optional[str] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., worker_id: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., staged: _Optional[_Union[StagedMemory, _Mapping]] = ...) -> None: ...
+    encoding: KvEncoding
+    def __init__(self, reservation_id: _Optional[str] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., worker_id: _Optional[str] = ..., transports: _Optional[_Iterable[str]] = ..., staged: _Optional[_Union[StagedMemory, _Mapping]] = ..., encoding: _Optional[_Union[KvEncoding, str]] = ...) -> None: ...
 
 class StagedMemory(_message.Message):
     __slots__ = ("agent", "address", "num_slots", "slot_bytes", "token")

@@ -21,10 +21,11 @@ from baton.core.errors import (
     StaleEpoch,
     Stalled,
 )
-from baton.core.handoff import Chunk, Manifest, Opening, Receiver, Span
+from baton.core.handoff import Chunk, KvEncoding, Manifest, Opening, Receiver, Span
 from baton.decode.pulls import PullOffer
 from baton.decode.regions import Region, Regions
 from baton.decode.sessions import Session, Sessions
+from baton.engine.kv_rounding import restore_kv
 from baton.engine.worker import EngineWorker
 from baton.rpc.shared_memory import SlotOffer
 
@@ -91,6 +92,8 @@ class Intake:
         self._writers = ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="baton-intake")
         self.num_bytes = 0
         """Payload bytes written."""
+        self.has_rounded_kv = False
+        """KV here, or what was computed from it, may not be what its block hashes promise."""
 
     def close(self) -> None:
         """Waits for the writing threads."""
@@ -115,6 +118,7 @@ class Intake:
         expected = self._sessions.expected(session)
         receiver = Receiver(session.reservation, expected, xxhash.xxh3_64_intdigest)
         receiver.open(opening)
+        self.has_rounded_kv |= receiver.encoding is KvEncoding.INT8
         push = _Push(self, self._sessions, session, receiver)
         num_credits = self._num_credits
         try:
@@ -167,14 +171,19 @@ class Intake:
                 session.on_release = None
 
     def start_write(
-        self, session: Session, span: Span, payload: memoryview
+        self, session: Session, span: Span, payload: memoryview, encoding: KvEncoding
     ) -> asyncio.Future[None]:
         """Starts writing a verified chunk on a thread."""
         self.num_bytes += payload.nbytes
         return asyncio.get_running_loop().run_in_executor(
-            self._writers,
-            self._engine.write_blocks,
-            session.seq_id,
+            self._writers, self._write, session.seq_id, span, payload, encoding
+        )
+
+    def _write(self, seq_id: str, span: Span, payload: memoryview, encoding: KvEncoding) -> None:
+        if encoding is KvEncoding.INT8:
+            payload = restore_kv(payload, self._engine.fingerprint.layout, span)
+        self._engine.write_blocks(
+            seq_id,
             span.block_start,
             span.num_blocks,
             span.layer_start,
@@ -202,7 +211,9 @@ class _Push:
         """Verifies and writes a chunk. When this is cancelled the write goes on: see `close`."""
         payload = await self._taken(frame) if frame.slot_bytes else frame.payload
         self._receiver.chunk(frame.chunk, payload)
-        self._writing = self._intake.start_write(self._session, frame.chunk.span, payload)
+        self._writing = self._intake.start_write(
+            self._session, frame.chunk.span, payload, self._receiver.encoding
+        )
         try:
             await asyncio.shield(self._writing)
         except (RequestNotFound, InvalidRequest) as error:

@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 
 from baton.core.cluster import WorkerRates
 from baton.core.errors import BatonError, WorkerDraining
+from baton.core.handoff import KvEncoding
 from baton.decode import spans
 from baton.decode.intake import Intake
 from baton.decode.regions import Regions
@@ -89,6 +90,7 @@ class DecodeService:
             progress_timeout_s=settings.progress_timeout_s,
             rng=self._runtime.rng,
             on_end=self._on_end,
+            encodings=frozenset(KvEncoding if settings.take_int8_kv else [KvEncoding.NATIVE]),
         )
         intake = Intake(
             worker,
@@ -209,11 +211,13 @@ class DecodeService:
         self._ended.labels(outcome).inc()
         self._draft_tokens.inc(session.num_draft_tokens)
         self._accepted_tokens.inc(session.num_accepted_tokens)
-        if self._loaded is not None and session.output_ids:
+        loaded = self._loaded
+        # The store's blocks are exact: what came from a rounded hand-off stays here.
+        if loaded is not None and session.output_ids and not loaded.intake.has_rounded_kv:
             token_ids = (*session.spec.token_ids, *session.output_ids)
             # The last token has not been through the model: it has no KV.
-            self._loaded.write_back.offer(
-                self._loaded.engine.block_hashes(token_ids[:-1], session.spec.cache_salt)
+            loaded.write_back.offer(
+                loaded.engine.block_hashes(token_ids[:-1], session.spec.cache_salt)
             )
 
     async def _keep_house(self, loaded: Loaded) -> None:

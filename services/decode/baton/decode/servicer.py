@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch
-from baton.core.handoff import Chunk, Manifest, Opening, Span, Staged
+from baton.core.handoff import Chunk, KvEncoding, Manifest, Opening, Span, Staged
 from baton.core.ids import check_request_id
 from baton.core.sequence import SequenceSpec
 from baton.decode.intake import ChunkFrame, Committed, Credit, Frame, SignOfLife
@@ -217,6 +217,7 @@ def _frame_from_bytes(message: bytes) -> Frame:
 
     Raises:
         InvalidRequest: it is none.
+        KvLayoutMismatch: it names an encoding that is not known.
     """
     view, payload = decode_frame(message)
     header = kv_transfer_pb2.PushHeader()
@@ -235,6 +236,7 @@ def _frame_from_bytes(message: bytes) -> Frame:
             worker_id=header.open.worker_id,
             transports=tuple(header.open.transports[:_MAX_TRANSPORTS]),
             staged=_staged_from_pb(header.open) if header.open.HasField("staged") else None,
+            encoding=_encoding_from_pb(header.open.encoding),
         )
     if kind == "chunk":
         chunk = header.chunk
@@ -261,6 +263,13 @@ def _manifest_from_pb(manifest: kv_transfer_pb2.PushManifest, epoch: int) -> Man
         first_token_id=manifest.first_token_id,
         first_logprob=logprob_from_pb(manifest.first_token_logprob) if has_logprob else None,
     )
+
+
+def _encoding_from_pb(value: int) -> KvEncoding:
+    try:
+        return KvEncoding(value)
+    except ValueError as error:
+        raise KvLayoutMismatch(f"KV encoding {value} is not known here") from error
 
 
 def _staged_from_pb(opened: kv_transfer_pb2.PushOpen) -> Staged:

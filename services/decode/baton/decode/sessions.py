@@ -23,7 +23,7 @@ from baton.core.errors import (
     Stalled,
     error_for,
 )
-from baton.core.handoff import Expected, Manifest
+from baton.core.handoff import Expected, KvEncoding, Manifest
 from baton.core.hashing import tokens_hash
 from baton.core.ids import make_id
 from baton.core.reservation import Reservation, ReservationState, ReservationTable
@@ -101,6 +101,7 @@ class Sessions:
         progress_timeout_s: float,
         rng: Random,
         on_end: Callable[[Session, str], None],
+        encodings: frozenset[KvEncoding] = frozenset(KvEncoding),
     ) -> None:
         """`on_end` is told how a session ended: "finished", or an error's reason."""
         self._worker = worker
@@ -109,6 +110,7 @@ class Sessions:
         self._progress_timeout_s = progress_timeout_s
         self._rng = rng
         self._on_end = on_end
+        self._encodings = encodings
         self._by_id: dict[str, Session] = {}
         self._ended: OrderedDict[str, BatonError] = OrderedDict()
         """Why the latest sessions ended, by reservation: late calls are told."""
@@ -194,6 +196,7 @@ class Sessions:
             block_end=-(-len(token_ids) // fingerprint.layout.block_size),
             num_tokens=len(token_ids),
             tokens_hash=tokens_hash(token_ids),
+            encodings=self._encodings,
         )
 
     def push_opened(self, session: Session) -> None:

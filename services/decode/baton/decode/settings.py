@@ -71,6 +71,8 @@ class DecodeSettings(ServiceSettings):
     """An open push that brings nothing for so long has failed."""
     write_back_queue_blocks: int = Field(default=4096, ge=0)
     """Blocks that may wait to be stored in the cache service; more are not. 0 stores none."""
+    take_int8_kv: bool = True
+    """Take KV that a prefill worker rounds on its way; without it such pushes are refused."""
     credits: int = Field(default=8, ge=1, le=1024)
     """Chunks that a push may have on their way."""
     kv_transports: str = "shm,grpc"

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import xxhash
 
 from baton.core.errors import BatonError, KvTransferLost, Stalled
-from baton.core.handoff import Chunk, Ledger, Manifest, Opening, Span
+from baton.core.handoff import Chunk, KvEncoding, Ledger, Manifest, Opening, Span
 from baton.core.hashing import tokens_hash
 from baton.core.outgoing import Outgoing
 from baton.core.sampling import TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
+from baton.engine.kv_rounding import round_kv
 from baton.prefill.peers import Committed, PushCall
 
 _MAX_SIGN_OF_LIFE_INTERVAL_S = 2.0
@@ -85,8 +86,10 @@ class Push:
         connect: Callable[[], PushCall],
         readers: Executor,
         progress_timeout_s: float,
+        encoding: KvEncoding = KvEncoding.NATIVE,
     ) -> None:
         self._engine = engine
+        self._encoding = encoding
         self._spec = spec
         self._target = target
         self._connect = connect
@@ -136,6 +139,7 @@ class Push:
                 self._target.epoch,
                 self._engine.fingerprint,
                 worker_id,
+                encoding=self._encoding,
             )
             try:
                 async with asyncio.timeout(self._progress_timeout_s):
@@ -209,7 +213,7 @@ class Push:
         else:
             self._began_at_s = now
         sequence = self._sent.num_chunks
-        payload = call.room(sequence, span.num_bytes(self._layout))
+        payload = call.room(sequence, span.num_bytes(self._layout, self._encoding))
         checksum = await asyncio.get_running_loop().run_in_executor(
             self._readers, self._read_kv, span, payload
         )
@@ -219,9 +223,13 @@ class Push:
             await call.chunk(chunk, payload)
 
     def _read_kv(self, span: Span, out: memoryview) -> int:
-        """Puts KV into `out`; returns its checksum."""
+        """Puts KV into `out` as it is sent; returns its checksum."""
         blocks = span.block_start, span.num_blocks, span.layer_start, span.layer_end
-        self._engine.read_blocks(self._spec.seq_id, *blocks, out)
+        if self._encoding is KvEncoding.NATIVE:
+            self._engine.read_blocks(self._spec.seq_id, *blocks, out)
+        else:
+            content = self._engine.read_blocks(self._spec.seq_id, *blocks)
+            round_kv(content, self._layout, span, out)
         return xxhash.xxh3_64_intdigest(out)
 
     def _manifest(self, first: _FirstToken, block_start: int) -> Manifest:

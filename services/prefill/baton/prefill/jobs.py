@@ -316,7 +316,9 @@ class Jobs:
     def pushed(self, report: PushReport) -> None:
         """Learns from a finished push how fast they are."""
         if report.active_s > 0.0:
-            measured = report.num_bytes / report.active_s
+            # Bytes of KV as it is computed: what placement asks about, however it travels.
+            layout = self._engine.fingerprint.layout
+            measured = report.num_blocks * layout.block_bytes / report.active_s
             known = self.push_bytes_per_s
             self.push_bytes_per_s = measured if not known else 0.8 * known + 0.2 * measured
 

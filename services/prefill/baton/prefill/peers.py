@@ -154,6 +154,7 @@ class PushCall:
                     worker_id=opening.worker_id,
                     transports=self._wanted,
                     staged=_staged_to_pb(self._staged.staged) if self._staged else None,
+                    encoding=kv_transfer_pb2.KvEncoding.Name(opening.encoding.value),
                 ),
             )
         )

@@ -12,6 +12,7 @@ import grpc
 
 from baton.core.cluster import ClusterView, WorkerRates
 from baton.core.errors import RequestNotFound, WorkerDraining
+from baton.core.handoff import KvEncoding
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
@@ -243,6 +244,7 @@ class PrefillService:
             connect=connect,
             readers=loaded.executor,
             progress_timeout_s=self._settings.progress_timeout_s,
+            encoding=KvEncoding[self._settings.kv_encoding.upper()],
         )
 
     async def _keep_house(self, loaded: Loaded) -> None:

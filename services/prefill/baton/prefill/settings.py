@@ -58,6 +58,8 @@ class PrefillSettings(ServiceSettings):
     layer_group_bytes: int = Field(default=512 << 10, ge=1)
     """A prompt's KV is handed over by groups of layers of about this size while a step computes;
     KV of a step that is not more is handed over after it."""
+    kv_encoding: Literal["native", "int8"] = "native"
+    """How KV travels: "int8" rounds it per token and head for slow networks, and is not exact."""
     hold_lease_s: float = Field(default=30.0, gt=0.0, le=3600.0)
     """A prompt's KV is kept for a fail-over for at most this long after its hand-off."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from baton.core.errors import KvChecksum, KvLayoutMismatch, StaleEpoch
 from baton.core.hashing import Fingerprint, KvLayout
@@ -17,6 +18,15 @@ from baton.core.sampling import TokenLogprob
 
 Digest = Callable[[bytes | bytearray | memoryview], int]
 """XXH3-64, passed in because the core imports the standard library only."""
+
+
+class KvEncoding(Enum):
+    """How KV is written in chunks. Values are those of baton.v1.KvEncoding."""
+
+    NATIVE = 0
+    """As it is computed."""
+    INT8 = 1
+    """Rounded, with a scale per token and head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,7 @@ class Opening:
     transports: tuple[str, ...] = ()
     """What the sender can use for the bytes of chunks beside the stream, best first."""
     staged: Staged | None = None
+    encoding: KvEncoding = KvEncoding.NATIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +67,12 @@ class Span:
     block_start: int
     num_blocks: int
 
-    def num_bytes(self, layout: KvLayout) -> int:
+    def num_bytes(self, layout: KvLayout, encoding: KvEncoding = KvEncoding.NATIVE) -> int:
         """Bytes of its KV."""
-        return layout.layers_block_bytes(self.layer_start, self.layer_end) * self.num_blocks
+        layers = self.layer_start, self.layer_end
+        if encoding is KvEncoding.INT8:
+            return layout.layers_int8_bytes(*layers) * self.num_blocks
+        return layout.layers_block_bytes(*layers) * self.num_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +112,8 @@ class Expected:
     block_end: int
     num_tokens: int
     tokens_hash: bytes
+    encodings: frozenset[KvEncoding] = frozenset(KvEncoding)
+    """What is taken."""
 
     @property
     def num_bytes(self) -> int:
@@ -144,6 +160,8 @@ class Receiver:
         self._written = [0] * expected.fingerprint.layout.num_layers
         """Per layer, a bit per block received."""
         self.received = Ledger(digest)
+        self.encoding = KvEncoding.NATIVE
+        """Of the chunks; known once the push is open."""
 
     def open(self, opening: Opening) -> None:
         """Checks the first frame, and marks the reservation as being filled.
@@ -163,8 +181,11 @@ class Receiver:
         differences = self._expected.fingerprint.differences(opening.fingerprint)
         if differences:
             raise KvLayoutMismatch("receiver != sender: " + "; ".join(differences))
+        if opening.encoding not in self._expected.encodings:
+            raise KvLayoutMismatch(f"KV encoded as {opening.encoding.name} is not taken here")
         if reservation.state is not ReservationState.RESERVED:
             raise StaleEpoch(f"reservation is {reservation.state.value}: it takes no push")
+        self.encoding = opening.encoding
         reservation.transition(ReservationState.FILLING)
 
     def chunk(self, chunk: Chunk, payload: memoryview) -> None:
@@ -182,7 +203,7 @@ class Receiver:
             )
         span = chunk.span
         self._check_range(span)
-        num_bytes = span.num_bytes(self._expected.fingerprint.layout)
+        num_bytes = span.num_bytes(self._expected.fingerprint.layout, self.encoding)
         if payload.nbytes != num_bytes:
             raise KvLayoutMismatch(
                 f"chunk {chunk.sequence} has {payload.nbytes} bytes, its range needs {num_bytes}"
