@@ -8,6 +8,8 @@ Real services as processes of their own, prefill on one core and decode on anoth
 of the shape that is named; nothing is downloaded. The measurements:
 
   bandwidth  a large piece of KV from one process to another, beside memcpy
+  rounding   int8 on the wire: the quality of the demo model after it, and the bandwidth below which
+             it saves time
   overlap    prompts computed and handed over beside prompts only computed, by turns: what the
              hand-off adds to the time to the first token, and how much of it ran meanwhile
   prefix     a prefix fetched from the cache service beside the same prefix computed
@@ -35,8 +37,9 @@ from benchmarks.engine.shapes import NAMES, model_directory
 from benchmarks.handoff.bandwidth import TRANSPORTS, measure
 from benchmarks.handoff.overlap import OverlapFigures, measure_overlap
 from benchmarks.handoff.prefix import PrefixFigures, measure_prefix
+from benchmarks.handoff.rounding import RoundingFigures, measure_rounding
 
-_PARTS = ("bandwidth", "overlap", "prefix")
+_PARTS = ("bandwidth", "rounding", "overlap", "prefix")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -95,6 +98,23 @@ def show_bandwidth() -> dict[str, Any]:
     return figures
 
 
+def show_rounding(figures: RoundingFigures) -> dict[str, Any]:
+    """Prints what int8 on the wire costs; returns the figures."""
+    say(
+        f"int8: {figures.wire_fraction:.3f} of the bytes, {figures.cost_s_per_gb * 1e3:.0f} ms per "
+        f"GB to round and restore: saves time below {figures.break_even_gb_s:.2f} GB/s"
+    )
+    say(
+        f"int8: perplexity {figures.perplexity_change:+.4%}, "
+        f"{figures.token_agreement:.2%} of tokens stay the most likely ones"
+    )
+    return {
+        "int8_break_even_gb_s": round(figures.break_even_gb_s, 3),
+        "int8_perplexity_change": round(figures.perplexity_change, 6),
+        "int8_token_agreement": round(figures.token_agreement, 4),
+    }
+
+
 def show_overlap(figures: OverlapFigures) -> dict[str, Any]:
     """Prints what a hand-off adds; returns the figures."""
     alone_s = median(one.first_token_s for one in figures.alone)
@@ -151,8 +171,11 @@ def main(argv: list[str] | None = None) -> int:
     figures: dict[str, Any] = {"model": options.model, "tokens": options.tokens}
     if "bandwidth" in options.only:
         figures |= show_bandwidth()
-    with tempfile.TemporaryDirectory(prefix="baton-benchmark-") as scratch:
-        figures |= asyncio.run(run(options, Path(scratch)))
+    if "rounding" in options.only:
+        figures |= show_rounding(measure_rounding(note))
+    if {"overlap", "prefix"}.intersection(options.only):
+        with tempfile.TemporaryDirectory(prefix="baton-benchmark-") as scratch:
+            figures |= asyncio.run(run(options, Path(scratch)))
     say(f"measured in {time.monotonic() - started_s:.0f} s")
     if options.json:
         say(json.dumps(figures))
