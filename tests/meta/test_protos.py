@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
-from grpc_tools import protoc
 
 from baton.core.errors import BatonError, ErrorReason
 from baton.core.sampling import DraftSource, FinishReason
@@ -31,15 +30,14 @@ ENUM_VALUE, SERVICE_METHOD = 2, 2
 
 
 def _describe(files: list[str], include: list[Path], out: Path) -> list[File]:
-    well_known = Path(str(protoc.__file__)).parent / "_proto"
-    status = protoc.main([
-        "protoc",
-        *(f"--proto_path={folder}" for folder in (*include, well_known)),
+    # In a process of its own: protoc and NIXL, which other tests load, cannot be in one.
+    command = [
+        *(sys.executable, "-m", "grpc_tools.protoc"),
+        *(f"--proto_path={folder}" for folder in include),
         f"--descriptor_set_out={out}",
         "--include_source_info",
-        *files,
-    ])  # fmt: skip
-    assert status == 0
+    ]
+    subprocess.run([*command, *files], check=True, timeout=50)
     return list(descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file)
 
 

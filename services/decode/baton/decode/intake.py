@@ -158,7 +158,7 @@ class Intake:
         try:
             async with asyncio.timeout(self._progress_timeout_s) as limit:
                 if session is not None:
-                    session.on_release = lambda: limit.reschedule(0.0)
+                    session.on_release = lambda: _end(limit)
                 return await anext(frames)
         except StopAsyncIteration:
             raise KvTransferLost("the push ended before its manifest") from None
@@ -246,6 +246,12 @@ class _Push:
         if not done.cancelled():
             done.exception()  # looked at, so that asyncio does not complain
         self._sessions.writes_ended(self._session)
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    """Ends a wait now; one that just ends by itself cannot be changed any more."""
+    if not limit.expired():
+        limit.reschedule(0.0)
 
 
 def _ended(error: BatonError) -> StaleEpoch:
