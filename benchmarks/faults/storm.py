@@ -6,9 +6,10 @@ import asyncio
 import json
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import cycle
 from random import Random
 
 from baton.cli.examination import parse_scrape
@@ -78,12 +79,14 @@ class Storm:
     num_unbalanced: int = 0
     """Scrapes in which the blocks by state did not add up to the pool."""
     _killing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _transports: Iterator[str] = field(default_factory=lambda: cycle(["shm,grpc", "grpc"]))
 
     async def start(self, num_workers: int = 2) -> None:
         """Starts workers, and lets each prompt through once while nothing goes wrong."""
-        started = [await self._spawn(role) for role in _SETTINGS for _ in range(num_workers)]
-        await self.system.wait_ready(*started)
-        await self.system.wait_members(*started)
+        for role in [role for role in _SETTINGS for _ in range(num_workers)]:
+            worker = await self._spawn(role)
+            await self.system.wait_ready(worker)
+            await self.system.wait_members(worker)
         rng = Random(f"prompts {self.seed}")
         for index in range(NUM_PROMPTS):
             token_ids = tuple(rng.randrange(8, 256) for _ in range(rng.randint(150, 400)))
@@ -215,7 +218,10 @@ class Storm:
         )
 
     async def _spawn(self, role: str) -> Process:
-        return await self.system.worker(role, MODEL, num_blocks=NUM_BLOCKS, **_SETTINGS[role])
+        settings: dict[str, object] = {"num_blocks": NUM_BLOCKS, **_SETTINGS[role]}
+        if role == "prefill":  # both ways for KV that there are on one machine, in turn
+            settings["kv_transports"] = next(self._transports)
+        return await self.system.worker(role, MODEL, **settings)
 
     def _count_crashes(self) -> None:
         for process in [p for p in self.system.processes if p.popen.poll() is not None]:
