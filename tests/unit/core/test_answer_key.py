@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from baton.core.answer_key import KEY_BYTES, answer_key, is_determined
+from baton.core.answer_key import KEY_BYTES, UNIMPORTANT, answer_key, is_determined
 from baton.core.guide import Guide
-from baton.core.sampling import SamplingParams
+from baton.core.sampling import DraftSource, SamplingParams
 
 BASE = SamplingParams(temperature=0.7, seed=3, max_tokens=9)
 OTHER_VALUES: dict[str, Any] = {
@@ -54,7 +54,7 @@ def test_same_request_has_the_same_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [f.name for f in fields(SamplingParams) if f.name != "speculation"]
+    "name", [f.name for f in fields(SamplingParams) if f.name not in UNIMPORTANT]
 )
 def test_every_sampling_setting_is_in_the_key(name: str) -> None:
     assert name in OTHER_VALUES, "a new setting: say here how it changes"
@@ -93,3 +93,9 @@ def test_answers_are_determined_by_a_seed_or_without_noise() -> None:
     assert is_determined(SamplingParams(temperature=0.0))
     assert is_determined(SamplingParams(seed=1))
     assert not is_determined(SamplingParams(temperature=0.5))
+
+
+def test_how_drafts_are_made_is_not_in_the_key() -> None:
+    assert UNIMPORTANT == {"speculation", "draft_source"}
+    drafted = replace(BASE, speculation=not BASE.speculation, draft_source=DraftSource(1))
+    assert key(drafted) == key()

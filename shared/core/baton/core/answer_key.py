@@ -11,7 +11,7 @@ from hashlib import blake2b
 from baton.core.sampling import SamplingParams
 
 KEY_BYTES = 32
-_UNIMPORTANT = frozenset({"speculation"})
+UNIMPORTANT = frozenset({"speculation", "draft_source"})
 """Speculation changes how fast tokens come, never which."""
 
 
@@ -32,7 +32,7 @@ def answer_key(
     settings = {
         field.name: getattr(sampling, field.name)
         for field in fields(sampling)
-        if field.name not in _UNIMPORTANT
+        if field.name not in UNIMPORTANT
     }
     settings["logit_bias"] = sorted(sampling.logit_bias.items())
     guide = sampling.guide
