@@ -96,6 +96,6 @@ def test_answers_are_determined_by_a_seed_or_without_noise() -> None:
 
 
 def test_how_drafts_are_made_is_not_in_the_key() -> None:
-    assert UNIMPORTANT == {"speculation", "draft_source"}
+    assert {"speculation", "draft_source"} == UNIMPORTANT
     drafted = replace(BASE, speculation=not BASE.speculation, draft_source=DraftSource(1))
     assert key(drafted) == key()
