@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from baton.engine import backends
 from tests.model.conftest import TinyModel
@@ -51,6 +52,37 @@ def test_tokens_are_those_of_generate(
         assert counters.get("varlen_layers", 0) == num_varlen
         assert num_calls == num_varlen * counters["steps"]
         assert_idle(engine)
+
+
+def _refuses(*arguments: object, **options: object) -> torch.Tensor:
+    raise RuntimeError("no kernel image is available")
+
+
+def _computes_nonsense(query: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+    return query.flip(0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"), [(_refuses, "no kernel image"), (_computes_nonsense, "logits differ")]
+)
+def test_a_kernel_that_fails_when_tried_is_not_used(
+    tiny_model: TinyModel,
+    kernel: object,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(backends, "find_kernel", lambda *_: kernel)
+    directory = tiny_model("llama")
+    (prompt,) = make_prompts((30,), seed=9)
+    expected = references(directory, [prompt], NUM_TOKENS)
+    with make_engine(directory, block_size=256, num_blocks=4) as engine:
+        engine.submit(make_spec("0", prompt, NUM_TOKENS))
+        assert Driver(engine).run()["0"] == expected[0]
+        assert engine.stats().counters["sdpa_layers"] == 3
+        assert engine.stats().counters.get("varlen_layers", 0) == 0
+    assert "varlen was tried and failed: " in caplog.text
+    assert reason in caplog.text
 
 
 def test_a_draft_model_and_its_target_attend_alike(

@@ -34,6 +34,7 @@ from baton.engine.norms import speed_up_norms
 from baton.engine.probe import check_attention, layer_shapes
 from baton.engine.quantize import Quantization
 from baton.engine.quantize_model import WeightSource, load_weights
+from baton.engine.sdpa import SdpaBackend
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def load_model(
     )
     # Before rounding, which is not to hide a difference.
     attention.set_backends(choose_backends(shapes, target, module.dtype, block_size))
-    check_attention(module, attention, layout)
+    _try_attention(module, attention, layout)
     if settings.kv_dtype == "int8":
         layout = int8_layout(layout)
         attention.set_backends(choose_backends(shapes, target, torch.int8, block_size))
@@ -119,6 +120,18 @@ def load_model(
         max_len_tokens=_max_len_tokens(config.get_text_config()),
         eos_token_ids=_eos_token_ids(module),
     )
+
+
+def _try_attention(module: PreTrainedModel, attention: PagedAttention, layout: KvLayout) -> None:
+    """Compares with the model's own attention; a kernel that fails leaves its place to sdpa."""
+    try:
+        check_attention(module, attention, layout)
+    except (RuntimeError, Unsupported) as error:
+        if set(attention.num_layers_by_backend()) == {SdpaBackend.name}:
+            raise
+        logger.warning("attention: sdpa for all layers; varlen was tried and failed: %s", error)
+        attention.set_backends(dict.fromkeys(range(layout.num_layers), SdpaBackend()))
+        check_attention(module, attention, layout)
 
 
 def _speed_up(module: PreTrainedModel, factory: LinearFactory) -> None:
