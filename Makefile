@@ -94,7 +94,7 @@ image: ## build one service's image: make image SERVICE=decode [CONTAINER=podman
 	$(CONTAINER) build --file deploy/Dockerfile --build-arg SERVICE=$(SERVICE) --tag baton-$(SERVICE) .
 
 bench: setup ## load the running system (`make up`) and print throughput and latency
-	@$(BIN)/python benchmarks/serving.py
+	@$(BIN)/baton bench
 
 size: setup ## lines of code per part
 	@$(BIN)/python -m pytest -q -s tests/meta/test_house_rules.py -k size_table | sed -n '/^part/,/^total/p'

@@ -1,10 +1,8 @@
-"""`baton generate` and `baton chat`: a completion or a conversation, streamed to the terminal."""
+"""`baton generate`: a completion, streamed to the terminal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +10,6 @@ from rich.console import Console
 
 from baton.cli.stages import print_stages
 from baton.client import Client, Completion, GenerateOptions, TextStream
-
-_CHAT_HELP = "/stats shows the last answer's stages, /new forgets the conversation, /quit ends"
 
 
 class Interrupted(Exception):
@@ -34,7 +30,7 @@ def stream_to(console: Console, stream: TextStream) -> Completion:
     try:
         with stream:
             for chunk in stream:
-                _write(console, chunk.text)
+                write(console, chunk.text)
     except KeyboardInterrupt:
         raise Interrupted(stream.completion) from None
     return stream.completion
@@ -56,36 +52,10 @@ def generate(
         console.print_json(json.dumps(to_document(completion)))
         return
     completion = stream_to(console, client.generate(prompt, stream=True, **options))
-    _write(console, "\n")
+    write(console, "\n")
     if options.get("explain"):
         console.print()
         print_stages(console, completion)
-
-
-def chat(client: Client, console: Console, options: GenerateOptions) -> None:
-    """A conversation until /quit or end of input. Ctrl-C ends an answer, not the conversation."""
-    messages: list[Mapping[str, str]] = []
-    last: Completion | None = None
-    console.print(_CHAT_HELP, style="dim")
-    _turn_on_line_editing()
-    while True:
-        try:
-            line = console.input("[bold]you>[/] ").strip()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        if line == "/quit":
-            return
-        if line == "/new":
-            messages.clear()
-        elif line == "/stats":
-            _print_stats(console, last)
-        elif line.startswith("/"):
-            console.print(_CHAT_HELP, style="dim")
-        elif line:
-            messages.append({"role": "user", "content": line})
-            last = _answer(client, console, messages, options)
-            messages.append({"role": "assistant", "content": last.text})
 
 
 def to_document(completion: Completion) -> dict[str, Any]:
@@ -96,32 +66,7 @@ def to_document(completion: Completion) -> dict[str, Any]:
     return document
 
 
-def _answer(
-    client: Client,
-    console: Console,
-    messages: list[Mapping[str, str]],
-    options: GenerateOptions,
-) -> Completion:
-    turn = options.copy()
-    turn["messages"] = messages
-    stream = client.generate(stream=True, **turn)
-    try:
-        completion = stream_to(console, stream)
-    except Interrupted as interrupted:
-        completion = interrupted.completion
-        _write(console, " …")
-    _write(console, "\n")
-    return completion
-
-
-def _print_stats(console: Console, last: Completion | None) -> None:
-    if last is None or not last.stages:
-        console.print("no answer yet", style="dim")
-    else:
-        print_stages(console, last)
-
-
-def _write(console: Console, text: str) -> None:
+def write(console: Console, text: str) -> None:
     """Text as it is: no markup, no wrapping, at once."""
     console.file.write(text)
     console.file.flush()
@@ -132,9 +77,3 @@ def _drop_bytes(entry: dict[str, Any]) -> None:
     entry.pop("token_bytes", None)
     for other in entry.get("top", ()):
         other.pop("token_bytes", None)
-
-
-def _turn_on_line_editing() -> None:
-    """Arrow keys and a history of lines, where the platform has readline."""
-    with suppress(ImportError):
-        import readline  # noqa: F401, PLC0415 - importing it is what turns it on

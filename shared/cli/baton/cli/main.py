@@ -7,30 +7,35 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from typer.completion import (  # type: ignore[attr-defined]
+    completion_init,
+    get_completion_script,
+)
 
+from baton.cli import ask
 from baton.cli import demo as demo_command
 from baton.cli.doctor import doctor
-from baton.cli.generate import Interrupted, chat, generate
-from baton.cli.models import DEMO_KV_BYTES, NoModel, choose_models
+from baton.cli.failures import explained, fail
+from baton.cli.models import DEMO_KV_BYTES, choose_models
+from baton.cli.options import Address, AsJson
 from baton.cli.pins import print_pins
-from baton.cli.plan import PlanError, UpOptions
+from baton.cli.plan import UpOptions
 from baton.cli.progress import print_next_steps
 from baton.cli.quantize import quantize
-from baton.cli.rundir import AlreadyRunning, SystemState, run_directory
+from baton.cli.rundir import SystemState, run_directory
 from baton.cli.spans import find_trace, read_spans
 from baton.cli.status import cluster_status, print_status, to_document
-from baton.cli.target import ADDRESS_VARIABLE, NoSystem, scheduler_address
+from baton.cli.target import scheduler_address
 from baton.cli.up import run_detached, run_foreground, stop_system
 from baton.cli.waterfall import print_waterfall
 from baton.cli.waterfall import to_document as trace_document
-from baton.client import BatonError, Cancelled, Client, GenerateOptions
+from baton.client import Client
 
 cache_app = typer.Typer(help="Keep prefixes in the cache.", no_args_is_help=True)
 app = typer.Typer(
@@ -42,20 +47,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_app, name="cache")
-Address = Annotated[
-    str,
-    typer.Option(
-        "--address",
-        "-a",
-        help="Scheduler, HOST:PORT. Default: the system that runs here.",
-        envvar=ADDRESS_VARIABLE,
-        show_envvar=True,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens to produce.")]
-Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 is greedy.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same text.")]
+completion_init()  # answers the shells; `baton completion` prints what asks
+
+
+class Shell(Enum):
+    """Shells that can complete commands."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
 
 
 @app.command()
@@ -93,7 +93,7 @@ def up(
     such as BATON_PREFILL_MAX_NUM_BATCHED_TOKENS (see `python -m baton.prefill --help`).
     """
     console = Console(stderr=True)
-    with _explained(console):
+    with explained(console):
         pair = choose_models(model, draft)
         options = UpOptions(
             model_path=str(pair.target),
@@ -128,7 +128,7 @@ def down() -> None:
 def status(address: Address = "", as_json: AsJson = False) -> None:
     """Show every service, its state and load, and per worker the KV blocks by state."""
     console = Console()
-    with _explained(Console(stderr=True)):
+    with explained(Console(stderr=True)):
         found = cluster_status(address, run_directory())
     if as_json:
         console.print_json(json.dumps(to_document(found)))
@@ -145,7 +145,7 @@ def pin(
     address: Address = "",
 ) -> None:
     """Keep a prompt's KV from being evicted."""
-    with _explained(Console(stderr=True)), Client(_scheduler(address)) as client:
+    with explained(Console(stderr=True)), Client(_scheduler(address)) as client:
         pinned = client.pin_prefix(prompt, label=label, ttl_s=hours * 3600, model=model)
     print_pins(Console(), [pinned])
 
@@ -153,7 +153,7 @@ def pin(
 @cache_app.command()
 def unpin(pin_id: str, address: Address = "") -> None:
     """Take a pin back. Exit status 1 when there is none of that id."""
-    with _explained(Console(stderr=True)), Client(_scheduler(address)) as client:
+    with explained(Console(stderr=True)), Client(_scheduler(address)) as client:
         found = client.unpin_prefix(pin_id)
     raise typer.Exit(0 if found else 1)
 
@@ -161,7 +161,7 @@ def unpin(pin_id: str, address: Address = "") -> None:
 @cache_app.command()
 def pins(address: Address = "") -> None:
     """List what is pinned."""
-    with _explained(Console(stderr=True)), Client(_scheduler(address)) as client:
+    with explained(Console(stderr=True)), Client(_scheduler(address)) as client:
         print_pins(Console(), client.pinned_prefixes())
 
 
@@ -181,46 +181,6 @@ def doctor_command(
     raise typer.Exit(doctor(Console(), address, run_directory(), probe_mib << 20, as_json=as_json))
 
 
-@app.command(name="generate")
-def generate_command(
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
-    max_tokens: MaxTokens = 128,
-    temperature: Temperature = None,
-    seed: Seed = None,
-    model: Annotated[str, typer.Option(help="Model name, where several are served.")] = "",
-    explain: Annotated[bool, typer.Option(help="Show where the time went.")] = False,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Deadline.")] = 600.0,
-    address: Address = "",
-    as_json: AsJson = False,
-) -> None:
-    """Stream one completion."""
-    options = _options(max_tokens, temperature, seed, model)
-    options["explain"] = explain
-    text = sys.stdin.read() if prompt == "-" else prompt
-    with _explained(Console(stderr=True)):
-        target = scheduler_address(address, run_directory())
-        with Client(target, timeout_s=timeout_s) as client:
-            generate(client, Console(), text, options, as_json=as_json)
-
-
-@app.command(name="chat")
-def chat_command(
-    max_tokens: MaxTokens = 512,
-    temperature: Temperature = None,
-    seed: Seed = None,
-    model: Annotated[str, typer.Option(help="Model name, where several are served.")] = "",
-    address: Address = "",
-) -> None:
-    """Talk to a model that has a chat template. /stats shows where the last answer's time went."""
-    options = _options(max_tokens, temperature, seed, model)
-    options["explain"] = True
-    with (
-        _explained(Console(stderr=True)),
-        Client(scheduler_address(address, run_directory())) as client,
-    ):
-        chat(client, Console(), options)
-
-
 @app.command()
 def trace(
     wanted: Annotated[
@@ -238,7 +198,7 @@ def trace(
     if not spans:
         what = f"no trace of {wanted!r}" if wanted else "no request has been traced yet"
         hint = "make one with `baton generate`; spans are written within a second after its end"
-        _fail(Console(stderr=True), f"{what} in {traces}: {hint}")
+        fail(Console(stderr=True), f"{what} in {traces}: {hint}")
     if as_json:
         console.print_json(json.dumps(trace_document(spans), default=str))
     else:
@@ -257,7 +217,7 @@ def quantize_command(
     as_json: AsJson = False,
 ) -> None:
     """Write a smaller checkpoint of a model, which workers load like any other."""
-    with _explained(Console(stderr=True)):
+    with explained(Console(stderr=True)):
         quantize(model, out, scheme, group_size=group_size, lm_head=lm_head, as_json=as_json)
 
 
@@ -267,41 +227,29 @@ def demo() -> None:
     raise typer.Exit(demo_command.run(Console()))
 
 
-def _options(
-    max_tokens: int | None, temperature: float | None, seed: int | None, model: str
-) -> GenerateOptions:
-    return GenerateOptions(max_tokens=max_tokens, temperature=temperature, seed=seed, model=model)
+@app.command()
+def completion(
+    shell: Annotated[Shell, typer.Argument(help="Which shell.", show_choices=True)],
+) -> None:
+    """Print what makes a shell complete this command.
+
+    bash: [bold]source <(baton completion bash)[/] in ~/.bashrc;
+    zsh: the same in ~/.zshrc, after compinit;
+    fish: [bold]baton completion fish > ~/.config/fish/completions/baton.fish[/].
+    """
+    script = get_completion_script(
+        prog_name="baton", complete_var="_BATON_COMPLETE", shell=shell.value
+    )
+    sys.stdout.write(f"{script}\n")
 
 
 def _scheduler(address: str) -> str:
     return scheduler_address(address, run_directory())
 
 
-@contextmanager
-def _explained(console: Console) -> Iterator[None]:
-    """Turns errors that a user can do something about into a line and an exit status."""
-    try:
-        yield
-    except AlreadyRunning as error:
-        _fail(
-            console,
-            f"Baton already runs here (run directory {error}): see it with `baton status`, stop it"
-            " with `baton down`, or set BATON_HOME to start another one",
-        )
-    except (NoModel, NoSystem, PlanError) as error:
-        _fail(console, str(error))
-    except (Interrupted, KeyboardInterrupt, Cancelled):
-        console.print("\ninterrupted: the request was cancelled", style="yellow")
-        raise typer.Exit(130) from None
-    except BatonError as error:
-        retry = f" (retry in {error.retry_after_s:g} s)" if error.retry_after_s else ""
-        _fail(console, f"{error.reason.name.lower()}: {error.message}{retry}")
-
-
-def _fail(console: Console, text: str) -> NoReturn:
-    console.print("error:", style="bold red", end=" ")
-    console.print(text, markup=False, highlight=False)
-    raise typer.Exit(1)
+app.command(name="generate", epilog=ask.GENERATE_EXAMPLES)(ask.generate_command)
+app.command(name="chat", epilog=ask.CHAT_EXAMPLES)(ask.chat_command)
+app.command(name="bench", epilog=ask.BENCH_EXAMPLES)(ask.bench_command)
 
 
 if __name__ == "__main__":
