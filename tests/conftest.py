@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
+# A slow machine is no failure.
+settings.register_profile("baton", deadline=None)
+settings.load_profile("baton")
+
 # One thread per process: the fast tests run two at a time, the slow ones start many processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")

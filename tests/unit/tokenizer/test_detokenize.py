@@ -13,8 +13,7 @@ from baton.tokenizer.detokenize import StopMatcher, TextStream
 from baton.tokenizer.vocabulary import Vocabulary
 from tests.support import tiny_tokenizer
 
-settings.register_profile("baton", deadline=None, max_examples=150)
-settings.load_profile("baton")
+THOROUGH = settings(max_examples=150)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +40,7 @@ def run(stream: TextStream, groups: list[list[int]]) -> tuple[list[str], str, in
     return [*texts, piece.text], piece.stop, num_tokens
 
 
+@THOROUGH
 @given(ids=st.lists(st.integers(0, 311), max_size=40), keep=st.booleans(), size=st.integers(1, 5))
 def test_pieces_add_up_to_the_whole_decode(vocabulary, ids, keep, size):
     groups = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -50,6 +50,7 @@ def test_pieces_add_up_to_the_whole_decode(vocabulary, ids, keep, size):
     assert (stop, num_tokens) == ("", len(ids))
 
 
+@THOROUGH
 @given(text=st.text(max_size=40))
 def test_pieces_of_real_text_hold_whole_characters_only(vocabulary, text):
     ids = vocabulary.encode_text(text)
@@ -58,6 +59,7 @@ def test_pieces_of_real_text_hold_whole_characters_only(vocabulary, text):
     assert all("\ufffd" not in piece or "\ufffd" in text for piece in texts)
 
 
+@THOROUGH
 @given(text=st.text(alphabet="helo wrd,é日😀", max_size=30))
 def test_vocabularies_with_space_marks_stream_too(spm, text):
     ids = spm.encode_text(text)
@@ -65,6 +67,7 @@ def test_vocabularies_with_space_marks_stream_too(spm, text):
     assert "".join(texts) == spm.decode(ids, keep_special_tokens=False)
 
 
+@THOROUGH
 @given(
     text=st.text(alphabet="ab", max_size=30),
     stops=st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1, max_size=4),
