@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from baton.cache import disk
-from baton.cache.disk import DamagedRecord, DiskEntry, DiskError, DiskStore, block_disk_bytes
+from baton.cache.disk import DamagedRecord, DiskEntry, DiskError, DiskStore, disk_bytes
 from baton.core.errors import InvalidRequest
 from baton.core.eviction import ChainLink
 from tests.support.disk_writer import BATCH, BUDGET_BYTES, KEPT, LAYOUT
@@ -47,7 +47,7 @@ def test_block_comes_back_as_it_went_in_also_after_a_restart(tmp_path: Path) -> 
     again = DiskStore(tmp_path, BUDGET)
     assert again.store_id == store_id
     assert again.read(name(1)) == block
-    entry = DiskEntry(name(1), block.link, block.layout.block_size, block_disk_bytes(block))
+    entry = DiskEntry(name(1), block.link, block.layout.block_size, disk_bytes(len(block.payload)))
     assert list(again.scan()) == [entry]
     again.close()
 
@@ -67,19 +67,19 @@ def test_removed_and_cleared_blocks_are_gone(store: DiskStore) -> None:
     store._lock = os.open(os.devnull, os.O_RDONLY)
 
 
-@pytest.mark.parametrize("at", [0, 60, -20])
-def test_damaged_content_or_description_is_never_returned(tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize("what", [payload(1), name(77).hex().encode()])
+def test_damaged_content_or_description_is_never_returned(tmp_path: Path, what: bytes) -> None:
     store = DiskStore(tmp_path, BUDGET)
-    store.write([make_block(1), make_block(2)], [])
+    store.write([make_block(1, ChainLink(name(77), 3)), make_block(2)], [])
     store.close()
-    # 0: payload; 60 bytes on: payload as well; before it: the end of the description.
-    flip(store.folder / "blocks.lmdb", payload(1), at)
+    flip(store.folder / "blocks.lmdb", what, 20)
     again = DiskStore(tmp_path, BUDGET)
     with pytest.raises(DamagedRecord):
         again.read(name(1))
     assert again.read(name(2)) == make_block(2)
     assert len(list(again.scan())) == 2
-    assert (name(1) in list(again.scan())) == (at < 0), "a damaged description is reported"
+    is_description = what != payload(1)
+    assert (name(1) in list(again.scan())) == is_description, "reported without reading payloads"
     again.close()
 
 
@@ -129,10 +129,13 @@ def test_folder_that_cannot_be_used_says_so(tmp_path: Path) -> None:
 
 
 def test_record_written_for_another_key_is_damaged(store: DiskStore) -> None:
+    store.write([make_block(7)], [])
     with store._env.begin(write=True) as txn:
-        txn.put(name(5), disk._record(make_block(1)))
-        txn.put(name(6), b"short")
-    for number in (5, 6):
+        txn.put(name(5), disk._description(make_block(1)), db=store._about)
+        txn.put(name(5), payload(1), db=store._payloads)
+        txn.put(name(6), b"short", db=store._about)
+        txn.delete(name(7), db=store._payloads)
+    for number in (5, 6, 7):
         with pytest.raises(DamagedRecord):
             store.read(name(number))
 

@@ -43,9 +43,9 @@ async def read(store: TieredStore, hashes: Sequence[bytes] = HASHES) -> list[Sto
 
 def damage(disk: DiskTier, number: int) -> None:
     with disk._store._env.begin(write=True) as txn:
-        record = bytearray(txn.get(name(number)))
+        record = bytearray(txn.get(name(number), db=disk._store._payloads))
         record[-1] ^= 1
-        txn.put(name(number), bytes(record))
+        txn.put(name(number), bytes(record), db=disk._store._payloads)
 
 
 async def test_what_memory_cannot_hold_is_read_from_disk_in_order(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Clients:
 
 @pytest.fixture
 async def clients() -> AsyncIterator[Clients]:
-    channels = ChannelPool(max_message_bytes=1 << 20, inject=lambda _: None)
+    channels = ChannelPool(max_message_bytes=1 << 20, inject=dict)
     yield Clients(channels)
     await channels.close()
 

@@ -35,8 +35,8 @@ _LOCK = "lock"
 _MAX_REPLICAS = 256
 _ID_KEY = b"store_id"
 _NOTE_KEY = b"note"
-_PREFIX = struct.Struct("<4sHQQ")
-"""Magic and version, length of the description, checksum of key and description, of the payload."""
+_PREFIX = struct.Struct("<4sQQ")
+"""Magic and version, checksum of key and description, checksum of the payload."""
 _MAGIC = b"BKV1"
 _USABLE = 0.8
 """Part of the budget that records may take: a transaction writes before it frees."""
@@ -67,7 +67,6 @@ class DiskStore:
         Raises:
             InvalidRequest: the folder cannot be used.
         """
-        lmdb.enable_drop_gil()
         self.folder, self._lock = _claim(folder)
         self.usable_bytes = int(budget_bytes * _USABLE)
         # Never smaller than the file is, and then with room to delete in.
@@ -75,23 +74,23 @@ class DiskStore:
         held_bytes = file.stat().st_size if file.exists() else 0
         size = budget_bytes if held_bytes <= budget_bytes else int(held_bytes / _USABLE)
         self._map_bytes = max(size, MIN_BUDGET_BYTES) // PAGE_BYTES * PAGE_BYTES
-        self._env = self._open(file)
-        self._main = self._env.open_db(None)
+        self._open(file)
         self.store_id, self.note = self._load_own()
 
     def scan(self) -> Iterator[DiskEntry | bytes]:
-        """All records' descriptions, or the key of one whose description is damaged."""
-        with self._env.begin(buffers=True) as txn:
+        """All records' descriptions, or the key of one whose description is damaged.
+
+        Payloads are not touched: they are what takes time to read.
+        """
+        with self._env.begin(db=self._about, buffers=True) as txn:
             for key, value in txn.cursor():
                 block_hash = bytes(key)
-                if block_hash in {_ID_KEY, _NOTE_KEY}:
-                    continue
                 try:
-                    layout, link, _, _ = _described(block_hash, value)
+                    layout, link, _ = _described(block_hash, bytes(value))
                 except DamagedRecord:
                     yield block_hash
                 else:
-                    num_bytes = disk_bytes(len(value))
+                    num_bytes = disk_bytes(layout.block_bytes)
                     yield DiskEntry(block_hash, link, layout.block_size, num_bytes)
 
     def write(self, blocks: Sequence[StoredBlock], removed: Sequence[bytes]) -> None:
@@ -102,9 +101,11 @@ class DiskStore:
         """
         with self._env.begin(write=True) as txn:
             for block_hash in removed:
-                txn.delete(block_hash)
+                txn.delete(block_hash, db=self._about)
+                txn.delete(block_hash, db=self._payloads)
             for block in blocks:
-                txn.put(block.block_hash, _record(block))
+                txn.put(block.block_hash, _description(block), db=self._about)
+                txn.put(block.block_hash, block.payload, db=self._payloads)
 
     def read(self, block_hash: bytes) -> StoredBlock | None:
         """The block, verified; None when there is none.
@@ -114,22 +115,22 @@ class DiskStore:
             DiskError: it could not be read.
         """
         with self._env.begin(buffers=True) as txn:
-            value = txn.get(block_hash)
-            if value is None:
+            about = txn.get(block_hash, db=self._about)
+            if about is None:
                 return None
-            layout, link, checksum, start = _described(block_hash, value)
+            layout, link, checksum = _described(block_hash, bytes(about))
             # The one copy out of the map: it may be overwritten once the transaction is over.
-            block = StoredBlock(block_hash, layout, checksum, bytes(value[start:]), link)
-        if len(block.payload) != layout.block_bytes or not block.is_intact:
+            payload = bytes(txn.get(block_hash, b"", db=self._payloads))
+        block = StoredBlock(block_hash, layout, checksum, payload, link)
+        if len(payload) != layout.block_bytes or not block.is_intact:
             raise DamagedRecord
         return block
 
     def clear(self) -> None:
         """Removes all records."""
         with self._env.begin(write=True) as txn:
-            txn.drop(self._main, delete=False)
-            txn.put(_ID_KEY, self.store_id.encode())
-            txn.put(_NOTE_KEY, self.note.encode())
+            txn.drop(self._about, delete=False)
+            txn.drop(self._payloads, delete=False)
 
     def save_note(self, text: str) -> None:
         """Keeps a text beside the blocks.
@@ -138,7 +139,7 @@ class DiskStore:
             DiskError: it did not work.
         """
         with self._env.begin(write=True) as txn:
-            txn.put(_NOTE_KEY, text.encode())
+            txn.put(_NOTE_KEY, text.encode(), db=self._own)
         self.note = text
 
     def close(self) -> None:
@@ -146,46 +147,44 @@ class DiskStore:
         self._env.close()
         os.close(self._lock)
 
-    def _open(self, file: Path) -> lmdb.Environment:
+    def _open(self, file: Path) -> None:
         """Opens the file; one that cannot be used is set aside for an empty one."""
         try:
-            env = self._open_map(file)
-            if file.stat().st_size >= (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
-                return env
-            env.close()
-            reason = "it is shorter than it says"
+            self._attach(file)
         except DiskError as error:
-            reason = str(error)
-        logger.error("stored blocks cannot be read, set aside", extra={"error": reason})
-        file.replace(file.with_suffix(".damaged"))
-        return self._open_map(file)
+            logger.error("stored blocks cannot be read, set aside", extra={"error": str(error)})
+            file.replace(file.with_suffix(".damaged"))
+            self._attach(file)
 
-    def _open_map(self, file: Path) -> lmdb.Environment:
+    def _attach(self, file: Path) -> None:
         # metasync=False: a power cut may lose the last transaction, and damages none before it.
-        env = lmdb.open(str(file), map_size=self._map_bytes, subdir=False, metasync=False)
-        env.reader_check()
-        return env
+        self._env = lmdb.open(
+            str(file), map_size=self._map_bytes, subdir=False, metasync=False, max_dbs=3
+        )
+        info, page_bytes = self._env.info(), self._env.stat()["psize"]
+        if file.stat().st_size < (info["last_pgno"] + 1) * page_bytes:
+            self._env.close()  # Before any page is touched: one that is not there ends the process.
+            raise lmdb.CorruptedError("the file is shorter than it says")
+        self._env.reader_check()
+        self._own = self._env.open_db(b"own")
+        self._about = self._env.open_db(b"about")
+        self._payloads = self._env.open_db(b"payloads")
 
     def _load_own(self) -> tuple[str, str]:
         """The store's id, made when there is none, and the note."""
         with self._env.begin(write=True) as txn:
-            store_id = txn.get(_ID_KEY)
+            store_id = txn.get(_ID_KEY, db=self._own)
             if store_id is None:
                 store_id = uuid4().hex[:16].encode()
-                txn.put(_ID_KEY, store_id)
-            note = txn.get(_NOTE_KEY) or b""
+                txn.put(_ID_KEY, store_id, db=self._own)
+            note = txn.get(_NOTE_KEY, b"", db=self._own)
             return bytes(store_id).decode(errors="replace"), bytes(note).decode(errors="replace")
 
 
-def disk_bytes(record_bytes: int) -> int:
-    """What a record takes in the file: whole pages, and its part of the tree."""
-    pages = -(-(record_bytes + HASH_BYTES) // PAGE_BYTES)
+def disk_bytes(payload_bytes: int) -> int:
+    """What a block takes in the file: whole pages, and one for its description and the trees."""
+    pages = -(-(payload_bytes + HASH_BYTES) // PAGE_BYTES)
     return (pages + 1) * PAGE_BYTES
-
-
-def block_disk_bytes(block: StoredBlock) -> int:
-    """What a block will take in the file."""
-    return disk_bytes(_PREFIX.size + len(_description(block)) + len(block.payload))
 
 
 def _claim(folder: Path) -> tuple[Path, int]:
@@ -212,30 +211,24 @@ def _description(block: StoredBlock) -> bytes:
         "parent": block.link.parent.hex(),
         "position": block.link.position,
     }
-    return json.dumps(described, separators=(",", ":")).encode()
+    text = json.dumps(described, separators=(",", ":")).encode()
+    checksum = xxhash.xxh3_64_intdigest(block.block_hash + text)
+    return _PREFIX.pack(_MAGIC, checksum, block.checksum) + text
 
 
-def _record(block: StoredBlock) -> bytes:
-    description = _description(block)
-    checksum = xxhash.xxh3_64_intdigest(block.block_hash + description)
-    prefix = _PREFIX.pack(_MAGIC, len(description), checksum, block.checksum)
-    return b"".join((prefix, description, block.payload))
-
-
-def _described(block_hash: bytes, value: memoryview) -> tuple[KvLayout, ChainLink, int, int]:
-    """Layout, link, the payload's checksum, and where it starts.
+def _described(block_hash: bytes, about: bytes) -> tuple[KvLayout, ChainLink, int]:
+    """Layout, link, and the payload's checksum.
 
     Raises:
-        DamagedRecord: this is no record of that block.
+        DamagedRecord: this does not describe that block.
     """
-    if len(value) < _PREFIX.size:
+    if len(about) < _PREFIX.size:
         raise DamagedRecord
-    magic, num_bytes, expected, checksum = _PREFIX.unpack_from(value)
-    start = _PREFIX.size + num_bytes
-    description = bytes(value[_PREFIX.size : start])
-    if magic != _MAGIC or xxhash.xxh3_64_intdigest(block_hash + description) != expected:
+    magic, expected, checksum = _PREFIX.unpack_from(about)
+    text = about[_PREFIX.size :]
+    if magic != _MAGIC or xxhash.xxh3_64_intdigest(block_hash + text) != expected:
         raise DamagedRecord
-    fields = json.loads(description)
+    fields = json.loads(text)
     layout = fields["layout"]
     return (
         KvLayout(
@@ -246,5 +239,4 @@ def _described(block_hash: bytes, value: memoryview) -> tuple[KvLayout, ChainLin
         ),
         ChainLink(bytes.fromhex(fields["parent"]), fields["position"]),
         checksum,
-        start,
     )

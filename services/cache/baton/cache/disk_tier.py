@@ -18,7 +18,7 @@ from baton.cache.disk import (
     DiskEntry,
     DiskError,
     DiskStore,
-    block_disk_bytes,
+    disk_bytes,
 )
 from baton.cache.store import StoredBlock, TierCounters
 from baton.core.eviction import EvictionOrder, recompute_cost
@@ -221,7 +221,7 @@ class DiskTier:
             block_hash = next(iter(self._queued))
             block = self._queued.pop(block_hash)
             self._queued_bytes -= block.cost_bytes
-            size = block_disk_bytes(block)
+            size = disk_bytes(len(block.payload))
             if not self._make_room(block, size, batch):
                 self.counters.num_dropped += 1
                 continue
