@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 import xxhash
 
-from baton.core.errors import StaleEpoch
+from baton.core.errors import ErrorReason, StaleEpoch
 from baton.core.handoff import Chunk, Opening, Span
 from baton.prefill.peers import Credit, PushCall
 from baton.rpc.channel import ChannelPool
+from baton.rpc.errors import error_from_rpc
 from baton.v1 import decode_pb2
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
 from tests.support.workers import worker_pair
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from pathlib import Path
+
+
+async def _reason(call: Awaitable[object]) -> ErrorReason:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return error_from_rpc(caught.value).reason
 
 
 async def test_a_release_during_a_write_ends_the_push_when_the_write_has_ended(
@@ -60,3 +70,27 @@ async def test_a_release_during_a_write_ends_the_push_when_the_write_has_ended(
         await eventually(pair.decode.is_clean)
         call.cancel()
         await channels.close()
+
+
+async def test_whoever_notices_first_that_a_push_is_silent_the_sender_is_told_so(
+    tmp_path: Path,
+) -> None:
+    """The reader of the tokens waits for the push as well; its end is not the reason."""
+    model_path = make_tiny_model("llama", tmp_path / "tiny")
+    async with worker_pair(
+        model_path,
+        prefill={"fault": "silent_s=3", "progress_timeout_s": 10.0},
+        decode={"progress_timeout_s": 0.3},
+    ) as pair:
+        sessions = pair.decode.service.loaded().sessions
+        pair.decode.service.loaded().intake._progress_timeout_s = 3600.0  # the reader notices
+        grant = await pair.reserve([9] * 40)
+        reading = asyncio.create_task(_reason(pair.run_decode(grant)))
+        prefilling = asyncio.create_task(
+            _reason(pair.run_prefill(pair.prefill_request([9] * 40, grant)))
+        )
+        assert await reading is ErrorReason.STALLED
+        assert await prefilling is ErrorReason.STALLED
+        assert len(sessions) == 0
+        await eventually(pair.decode.is_clean)
+        await eventually(pair.prefill.is_clean)

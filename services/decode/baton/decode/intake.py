@@ -254,5 +254,10 @@ def _end(limit: asyncio.Timeout) -> None:
         limit.reschedule(0.0)
 
 
-def _ended(error: BatonError) -> StaleEpoch:
-    return StaleEpoch(f"the reservation ended: {error.message}")
+def _ended(error: BatonError) -> BatonError:
+    """What to tell the sender. The reader of the tokens may have noticed its silence first."""
+    return (
+        error
+        if isinstance(error, Stalled)
+        else StaleEpoch(f"the reservation ended: {error.message}")
+    )

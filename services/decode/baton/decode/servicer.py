@@ -81,6 +81,9 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
             async with aclosing(stream) as batches:
                 async for batch in batches:
                     yield _batch_to_pb(batch)
+        except BatonError as error:
+            sessions.release(session, error)
+            raise
         finally:
             sessions.release(session, Cancelled("the reader of the tokens went away"))
             self._service.record(session, parent)
