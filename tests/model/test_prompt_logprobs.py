@@ -59,6 +59,24 @@ def test_they_are_those_of_transformers_in_chunks_and_beside_others(
         assert_idle(engine)
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "granite", "cohere", "gpt2", "mixtral"])
+def test_logits_are_made_for_some_tokens_at_a_time(tiny_model: TinyModel, kind: str) -> None:
+    """Soft caps, scales and whatever else a model does behind its output layer included."""
+    directory = tiny_model(kind)
+    with make_engine(directory) as engine:
+        driver = Driver(engine)
+        head = engine._runner.model.module.get_output_embeddings()
+        num_rows: list[int] = []
+        head.register_forward_pre_hook(lambda _, given: num_rows.append(given[0].shape[-2]))
+        for index, prompt in enumerate(PROMPTS):
+            engine.submit(make_spec(str(index), prompt, 2, sampling=ASKED))
+        driver.run()
+        for index, prompt in enumerate(PROMPTS):
+            _assert_right(directory, prompt, _told(driver, str(index)))
+        assert 0 < max(num_rows) <= 32
+        assert sum(num_rows) == sum(map(len, PROMPTS)) + len(PROMPTS)
+
+
 def test_a_cached_prefix_does_not_hide_them(tiny_model: TinyModel) -> None:
     directory = tiny_model("llama")
     with make_engine(directory) as engine:

@@ -22,6 +22,8 @@ class Row:
     """Trailing tokens whose logits are wanted."""
     has_hidden: bool = False
     """The final hidden states of its tokens are wanted, too."""
+    num_prompt_logits: int = 0
+    """Leading tokens whose logits are wanted besides, a few at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 
+from baton.core.errors import Internal
 from baton.engine import graphs
 from baton.engine.inputs import Row, StepInputs, make_inputs
 from baton.engine.kv_cache import KvCache
 from baton.engine.model import LoadedModel
+
+_HEAD_TOKENS = 32
+"""Tokens of a prompt whose logits are made at once."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ class ModelRunner:
         self._graphs: graphs.DecodeGraphs | None = None
         self.hidden: list[torch.Tensor] = []
         """Final hidden states of the last forward's rows that want them, [num_tokens, width]."""
+        self._before_head: tuple[Any, StepInputs] | None = None
         model.attention.attach(self.kv)
 
     @torch.inference_mode()
@@ -71,7 +76,8 @@ class ModelRunner:
             call.
         """
         self.hidden = []
-        has_hidden = any(row.has_hidden for row in rows)
+        self._before_head = None
+        has_hidden = any(row.has_hidden or row.num_prompt_logits for row in rows)
         # A graph cannot tell of its layers, nor of hidden states.
         if self._graphs is not None and on_written is None and not has_hidden:
             captured = self._graphs.forward(rows)
@@ -91,6 +97,34 @@ class ModelRunner:
         logits: torch.Tensor = output.logits[0]
         return logits.float()
 
+    @torch.inference_mode()
+    def prompt_logits(self, rows: Sequence[Row], index: int) -> Iterator[torch.Tensor]:
+        """Logits of a row's prompt in the forward just done, float32, some tokens at a time.
+
+        A chunk's [num_tokens, vocab_size] would take more memory than all else of a step: only the
+        model's head is run again for some tokens, on what came into it.
+        """
+        if self._before_head is None:
+            raise Internal("the last forward kept nothing for prompts' logits")
+        output, inputs = self._before_head
+        base = self.model.module.base_model
+        start = inputs.ends[index] - len(rows[index].token_ids)
+        end = start + rows[index].num_prompt_logits
+        for first in range(start, end, _HEAD_TOKENS):
+            base.forward = lambda *_, **__: output
+            try:
+                head = self.model.module(
+                    input_ids=inputs.input_ids,
+                    position_ids=inputs.position_ids,
+                    use_cache=False,
+                    logits_to_keep=torch.arange(
+                        first, min(end, first + _HEAD_TOKENS), device=self.kv.device
+                    ),
+                )
+            finally:
+                del base.forward
+            yield head.logits[0].float()
+
     @contextmanager
     def _watching(self, rows: Sequence[Row], inputs: StepInputs) -> Iterator[None]:
         """Keeps what comes out of the model before its output layer, for rows that want it."""
@@ -102,8 +136,11 @@ class ModelRunner:
 
         def keep(module: object, arguments: object, output: Any) -> None:
             del module, arguments
-            states = output[0][0].float()
-            self.hidden = [states[span] for span in spans]
+            if spans:
+                states = output[0][0].float()
+                self.hidden = [states[span] for span in spans]
+            if any(row.num_prompt_logits for row in rows):
+                self._before_head = output, inputs
 
         hook = self.model.module.base_model.register_forward_hook(keep)
         try:

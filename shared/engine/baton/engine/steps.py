@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from baton.core.batching import Candidate, StepItem, StepLimits, plan_step
 from baton.core.blocks import BlockState
 from baton.core.embedding import Pooling
@@ -68,9 +66,14 @@ class _Work:
     def row(self) -> Row:
         start = self.item.start
         known = self.sequence.token_ids[start : start + self.num_known]
-        num_logits = self.num_prompt_logits + self.num_logits
-        has_hidden = self.sequence.spec.pooling is not None
-        return Row([*known, *self.drafts], start, self.sequence.block_table, num_logits, has_hidden)
+        return Row(
+            [*known, *self.drafts],
+            start,
+            self.sequence.block_table,
+            self.num_logits,
+            has_hidden=self.sequence.spec.pooling is not None,
+            num_prompt_logits=self.num_prompt_logits,
+        )
 
 
 class StepLoop:
@@ -243,10 +246,10 @@ class StepLoop:
         ]
         news = layer_news(self._state, prompts, self._runner.kv.layout)
         drafted_at_s = time.monotonic()
-        logits = self._runner.forward([entry.row for entry in work], news)
+        rows = [entry.row for entry in work]
+        logits = self._runner.forward(rows, news)
         self._pool(work)
-        if any(entry.num_prompt_logits for entry in work):
-            logits = self._read_prompts(logits, work)
+        self._read_prompts(rows, work)
         sampling = [entry for entry in work if entry.item.is_sampled]
         sampled = self._sampler.sample(
             logits,
@@ -272,22 +275,17 @@ class StepLoop:
             if pooling is not None:
                 entry.hidden_sum = pooled(next(hidden), pooling, is_last=entry.item.is_sampled)
 
-    def _read_prompts(self, logits: torch.Tensor, work: Sequence[_Work]) -> torch.Tensor:
-        """Takes log-probabilities of prompts; returns the logits left to sample from."""
-        sampled, offset = [], 0
-        for entry in work:
-            num_prompt = entry.num_prompt_logits
-            if num_prompt:
-                after = entry.item.start + 1
-                entry.prompt_logprobs = self._sampler.logprobs_of(
-                    logits[offset : offset + num_prompt],
-                    entry.sequence.token_ids[after : after + num_prompt],
-                    entry.sequence.spec.sampling.prompt_logprobs or 0,
-                )
-            offset += num_prompt
-            sampled.append(logits[offset : offset + entry.num_logits])
-            offset += entry.num_logits
-        return torch.cat(sampled)
+    def _read_prompts(self, rows: Sequence[Row], work: Sequence[_Work]) -> None:
+        """Takes log-probabilities of prompts, some tokens at a time."""
+        for index, entry in enumerate(work):
+            if not entry.num_prompt_logits:
+                continue
+            after = entry.item.start + 1
+            num_top = entry.sequence.spec.sampling.prompt_logprobs or 0
+            for logits in self._runner.prompt_logits(rows, index):
+                token_ids = entry.sequence.token_ids[after : after + len(logits)]
+                entry.prompt_logprobs += self._sampler.logprobs_of(logits, token_ids, num_top)
+                after += len(logits)
 
     def _update(self, work: Sequence[_Work], now: float) -> None:
         state = self._state
