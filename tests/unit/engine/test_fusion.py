@@ -8,7 +8,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from baton.engine.fusion import GatedLinears, MergedLinear, fuse_gated, merge_siblings
-from baton.engine.linears import PackedLinear, can_prepack, prepack
+from baton.engine.linears import PackedLinear, can_prepack, packer, replace_linears
 
 CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(
@@ -77,7 +77,7 @@ def test_gated_mlps_are_fused_and_compute_the_same(dtype: torch.dtype, activatio
     torch.manual_seed(2)
     module = nn.Sequential(Mlp(activation), Mlp(activation)).to(dtype)
     plain = copy.deepcopy(module)
-    prepack(module, 8)
+    replace_linears(module, packer(8))
     assert fuse_gated(module, dtype) == 2
     with torch.inference_mode():
         for num_rows in (0, 1, 20):
@@ -88,7 +88,7 @@ def test_gated_mlps_are_fused_and_compute_the_same(dtype: torch.dtype, activatio
 @needs_packing
 def test_an_mlp_that_computes_something_else_is_left_alone() -> None:
     module = nn.Sequential(Mlp(factor=1.5))
-    prepack(module, 8)
+    replace_linears(module, packer(8))
     assert fuse_gated(module, torch.float32) == 0
     assert isinstance(module[0], Mlp)
     assert isinstance(module[0].gate_proj, PackedLinear)
@@ -98,6 +98,6 @@ def test_an_mlp_that_computes_something_else_is_left_alone() -> None:
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_other_activations_are_left_alone(activation: str) -> None:
     module = nn.Sequential(Mlp(activation))
-    prepack(module, 8)
+    replace_linears(module, packer(8))
     assert fuse_gated(module, torch.float32) == 0
     assert not isinstance(module[0], GatedLinears)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from baton.engine import linears
-from baton.engine.linears import PackedLinear, can_prepack, prepack
+from baton.engine.linears import PackedLinear, can_prepack, packer, replace_linears
 
 CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(
@@ -37,7 +37,7 @@ def test_all_plain_linears_of_a_model_are_replaced() -> None:
     inputs = torch.randn(3, 4)
     with torch.inference_mode():
         expected = model(inputs)
-        assert prepack(model, 8) == 2
+        assert replace_linears(model, packer(8)) == 2
         torch.testing.assert_close(model(inputs), expected)
     assert isinstance(model[0], PackedLinear)
     assert isinstance(model[1][1], Special)
@@ -46,7 +46,7 @@ def test_all_plain_linears_of_a_model_are_replaced() -> None:
 def test_without_the_operators_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linears, "can_prepack", lambda *_: False)
     model = nn.Sequential(nn.Linear(4, 4))
-    assert prepack(model, 8) == 0
+    assert replace_linears(model, packer(8)) == 0
     assert type(model[0]) is nn.Linear
 
 

@@ -25,11 +25,6 @@ def available_cores() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
-def can_pin() -> bool:
-    """True where a process can be held to cores."""
-    return hasattr(os, "sched_setaffinity")
-
-
 def divide_cores(cores: Sequence[int], num_workers: int) -> list[tuple[int, ...]]:
     """A share of the cores for each worker: neighbours together, the first ones get the rest.
 

@@ -30,10 +30,6 @@ from baton.v1 import common_pb2, inference_pb2
 _MAX_UINT64 = (1 << 64) - 1
 _OPTIONAL_FIELDS = ("temperature", "top_p", "repetition_penalty", "max_tokens", "seed")
 _STATES = MappingProxyType({state.value: state for state in ServiceState})
-_DRAFT_SOURCES = MappingProxyType({
-    "model": common_pb2.DRAFT_SOURCE_MODEL,
-    "ngram": common_pb2.DRAFT_SOURCE_NGRAM,
-})
 _PLAIN_FIELDS = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "min_tokens")
 
 
@@ -162,9 +158,10 @@ def _sampling(options: GenerateOptions) -> common_pb2.SamplingParams:
         sampling.speculation = speculation
     draft_source = options.get("draft_source")
     if draft_source is not None:
-        if draft_source not in _DRAFT_SOURCES:
+        if draft_source not in {"model", "ngram"}:
             raise InvalidRequest(f"draft_source must be model or ngram, got {draft_source!r}")
-        sampling.draft_source = _DRAFT_SOURCES[draft_source]
+        name = f"DRAFT_SOURCE_{draft_source.upper()}"
+        sampling.draft_source = common_pb2.DraftSource.Value(name)
     if params.guide is not None:
         sampling.guide.CopyFrom(_guide(params.guide))
     return sampling

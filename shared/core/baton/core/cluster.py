@@ -139,10 +139,6 @@ class ClusterView:
             return self
         return ClusterView({**self.members, worker_id: replace(member, suspect_until_s=until_s)})
 
-    def expired_ids(self, now: float) -> list[str]:
-        """Members whose lease has ended."""
-        return [member.worker_id for member in self if member.lease_ends_at_s <= now]
-
     def without(self, worker_id: str) -> ClusterView:
         """The view without a member."""
         return ClusterView({key: value for key, value in self.members.items() if key != worker_id})

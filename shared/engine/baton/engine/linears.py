@@ -97,12 +97,3 @@ def replace_linears(module: nn.Module, factory: LinearFactory) -> int:
                     setattr(parent, name, replacement)
                     num_replaced += 1
     return num_replaced
-
-
-def prepack(module: nn.Module, num_rows: int) -> int:
-    """Packs the linear layers of a model in place for batches of `num_rows`.
-
-    Returns:
-        Layers replaced: 0 where that is not possible.
-    """
-    return replace_linears(module, packer(num_rows))

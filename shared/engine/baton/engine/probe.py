@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +13,6 @@ from baton.core.hashing import KvLayout
 from baton.engine.attention import LayerShape, PagedAttention
 from baton.engine.inputs import Row, make_inputs
 from baton.engine.kv_cache import KvCache
-
-logger = logging.getLogger(__name__)
 
 _NUM_TOKENS = 24
 _NUM_FIRST = 15
@@ -73,7 +70,6 @@ def check_attention(module: PreTrainedModel, attention: PagedAttention, layout: 
             f"{kind} attends in a way that a paged KV cache does not serve: its logits differ by "
             f"{error:.0%} from those of its own attention"
         )
-    logger.debug("%s: logits differ by %.2g from those of its own attention", kind, error)
 
 
 def _paged_logits(

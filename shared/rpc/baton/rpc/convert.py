@@ -156,18 +156,10 @@ def sampling_from_pb(pb: common_pb2.SamplingParams) -> SamplingParams:
         top_logprobs=pb.top_logprobs,
         prompt_logprobs=pb.prompt_logprobs if pb.HasField("prompt_logprobs") else None,
         speculation=pb.speculation if pb.HasField("speculation") else None,
-        draft_source=_draft_source(pb.draft_source),
+        # A hint: the output is the same, so a newer peer's source is as good as none.
+        draft_source=DraftSource(pb.draft_source) if pb.draft_source in {1, 2} else None,
         guide=guide_from_pb(pb.guide) if pb.HasField("guide") else None,
     ).check()
-
-
-def _draft_source(value: int) -> DraftSource | None:
-    if value == 0:
-        return None
-    try:
-        return DraftSource(value)
-    except ValueError as error:
-        raise InvalidRequest(f"draft_source must be 0 to 2, got {value}") from error
 
 
 def logprob_to_pb(logprob: TokenLogprob) -> common_pb2.TokenLogprob:
