@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,8 +52,10 @@ async def measure_overlap(
     async with Processes(logs) as processes:
         common: dict[str, object] = {"model_path": model, "num_blocks": num_blocks}
         note("starting a prefill and a decode worker")
-        decode = await processes.start("decode", **common, cores=core_of(1))
-        prefill = await processes.start("prefill", **common, cores=core_of(0), **prefill_settings)
+        decode, prefill = await asyncio.gather(
+            processes.start("decode", **common, cores=core_of(1)),
+            processes.start("prefill", **common, cores=core_of(0), **prefill_settings),
+        )
         alone = Caller(processes.channels, prefill)
         handing = Caller(processes.channels, prefill, decode)
         for index in range(num_rounds + 1):

@@ -54,8 +54,10 @@ async def measure_prefix(
             "static_peers": f"cache={cache}",
             "cache_timeout_s": _FETCH_TIMEOUT_S,
         }
-        writer_address = await processes.start("prefill", **common)
-        reader_address = await processes.start("prefill", **common, write_back_queue_blocks=0)
+        writer_address, reader_address = await asyncio.gather(
+            processes.start("prefill", **common),
+            processes.start("prefill", **common, write_back_queue_blocks=0),
+        )
         writer = Caller(processes.channels, writer_address)
         reader = Caller(processes.channels, reader_address)
         for index in range(num_rounds + 1):

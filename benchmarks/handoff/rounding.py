@@ -47,7 +47,7 @@ def measure_rounding(note: Callable[[str], None]) -> RoundingFigures:
     note("int8 on the wire: time")
     span = Span(0, _LAYOUT.num_layers, 0, _NUM_BLOCKS)
     num_bytes = span.num_bytes(_LAYOUT)
-    wire_fraction = span.num_bytes(_LAYOUT, KvEncoding.INT8) / num_bytes
+    wire_fraction = span.num_bytes(KvEncoding.INT8.layout(_LAYOUT)) / num_bytes
     cost_s_per_gb = _cost_s(span) / num_bytes * 1e9
     note("int8 on the wire: quality")
     perplexity_change, agreement = _quality()
@@ -67,7 +67,7 @@ def _cost_s(span: Span) -> float:
     content = memoryview(
         torch.randn(span.num_bytes(_LAYOUT) // 2).bfloat16().view(torch.uint8).numpy().data
     )
-    payload = memoryview(bytearray(span.num_bytes(_LAYOUT, KvEncoding.INT8)))
+    payload = memoryview(bytearray(span.num_bytes(KvEncoding.INT8.layout(_LAYOUT))))
     times = []
     for _ in range(15):
         began_at_s = time.thread_time()
@@ -113,7 +113,7 @@ def _round_cache(cache: Any) -> None:
             span = Span(0, 1, 0, num_tokens)
             kv = KvCache(layout, num_tokens, torch.device("cpu"))
             kv.keys[0][:, 0] = tokens
-            payload = memoryview(bytearray(span.num_bytes(layout, KvEncoding.INT8)))
+            payload = memoryview(bytearray(span.num_bytes(KvEncoding.INT8.layout(layout))))
             round_kv(kv.read(range(num_tokens), 0, 1), layout, span, payload)
             kv.write(range(num_tokens), 0, 1, restore_kv(payload, layout, span))
             tensor[0] = kv.keys[0][:, 0].transpose(0, 1)

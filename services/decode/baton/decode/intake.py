@@ -180,8 +180,9 @@ class Intake:
         )
 
     def _write(self, seq_id: str, span: Span, payload: memoryview, encoding: KvEncoding) -> None:
-        if encoding is KvEncoding.INT8:
-            payload = restore_kv(payload, self._engine.fingerprint.layout, span)
+        layout = self._engine.fingerprint.layout
+        if encoding.layout(layout) != layout:
+            payload = restore_kv(payload, layout, span)
         self._engine.write_blocks(
             seq_id,
             span.block_start,

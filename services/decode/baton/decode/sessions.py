@@ -348,7 +348,8 @@ class Sessions:
                     await session.has_kv.wait()
             except TimeoutError:
                 silent_s = time.monotonic() - session.progressed_at_s
-                if session.is_push_open and silent_s >= self._progress_timeout_s:
+                # Twice the push's own limit, which says why it ended and should come first.
+                if session.is_push_open and silent_s >= 2 * self._progress_timeout_s:
                     raise Stalled(f"the push brought nothing for {silent_s:.1f} s") from None
         if session.error is not None:
             raise session.error

@@ -213,7 +213,7 @@ class Push:
         else:
             self._began_at_s = now
         sequence = self._sent.num_chunks
-        payload = call.room(sequence, span.num_bytes(self._layout, self._encoding))
+        payload = call.room(sequence, span.num_bytes(self._encoding.layout(self._layout)))
         checksum = await asyncio.get_running_loop().run_in_executor(
             self._readers, self._read_kv, span, payload
         )
@@ -225,7 +225,7 @@ class Push:
     def _read_kv(self, span: Span, out: memoryview) -> int:
         """Puts KV into `out` as it is sent; returns its checksum."""
         blocks = span.block_start, span.num_blocks, span.layer_start, span.layer_end
-        if self._encoding is KvEncoding.NATIVE:
+        if self._encoding.layout(self._layout) == self._layout:
             self._engine.read_blocks(self._spec.seq_id, *blocks, out)
         else:
             content = self._engine.read_blocks(self._spec.seq_id, *blocks)

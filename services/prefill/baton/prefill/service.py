@@ -15,6 +15,7 @@ from baton.core.errors import RequestNotFound, WorkerDraining
 from baton.core.handoff import KvEncoding
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
+from baton.engine.kv_int8 import int8_layout
 from baton.engine.worker import EngineWorker
 from baton.prefill.embeddings import Embeddings
 from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, FaultyCall
@@ -99,6 +100,8 @@ class PrefillService:
             logger.warning("prompts go wrong on purpose", extra={"fault": settings.fault})
         worker = await EngineWorker.start(settings.engine_config(), self._runtime.report_progress)
         check_kv_frames(worker.engine.fingerprint.layout, settings.max_message_bytes)
+        if settings.kv_encoding == "int8":
+            int8_layout(worker.engine.fingerprint.layout)  # says so if it cannot be
         executor = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="baton-transfer")
         cache = CacheAccess(self._runtime.members.view, self._runtime.channels, self._runtime.clock)
         write_back = WriteBack(worker.engine, cache, executor, settings.write_back_queue_blocks)

@@ -8,7 +8,7 @@ belongs to one event loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from baton.core.errors import KvChecksum, KvLayoutMismatch, StaleEpoch
@@ -26,7 +26,11 @@ class KvEncoding(Enum):
     NATIVE = 0
     """As it is computed."""
     INT8 = 1
-    """Rounded, with a scale per token and head."""
+    """As a worker would send it that keeps KV in int8: rounded, with a scale per token and head."""
+
+    def layout(self, computed: KvLayout) -> KvLayout:
+        """Layout of chunks, for KV that is computed as `computed`."""
+        return replace(computed, dtype="int8") if self is KvEncoding.INT8 else computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +71,9 @@ class Span:
     block_start: int
     num_blocks: int
 
-    def num_bytes(self, layout: KvLayout, encoding: KvEncoding = KvEncoding.NATIVE) -> int:
+    def num_bytes(self, layout: KvLayout) -> int:
         """Bytes of its KV."""
-        layers = self.layer_start, self.layer_end
-        if encoding is KvEncoding.INT8:
-            return layout.layers_int8_bytes(*layers) * self.num_blocks
-        return layout.layers_block_bytes(*layers) * self.num_blocks
+        return layout.layers_block_bytes(self.layer_start, self.layer_end) * self.num_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ class Receiver:
             )
         span = chunk.span
         self._check_range(span)
-        num_bytes = span.num_bytes(self._expected.fingerprint.layout, self.encoding)
+        num_bytes = span.num_bytes(self.encoding.layout(self._expected.fingerprint.layout))
         if payload.nbytes != num_bytes:
             raise KvLayoutMismatch(
                 f"chunk {chunk.sequence} has {payload.nbytes} bytes, its range needs {num_bytes}"

@@ -41,13 +41,6 @@ class KvLayout:
         """Bytes of one block over all layers, K and V."""
         return self.layers_block_bytes(0, self.num_layers)
 
-    def layers_int8_bytes(self, layer_start: int, layer_end: int) -> int:
-        """As `layers_block_bytes`, of KV rounded to int8 with a scale per token and head."""
-        heads = self.num_kv_heads[layer_start:layer_end]
-        dims = self.head_dim[layer_start:layer_end]
-        row_bytes = sum(head * (dim + 4) for head, dim in zip(heads, dims, strict=True))
-        return 2 * row_bytes * self.block_size
-
     def layers_block_bytes(self, layer_start: int, layer_end: int) -> int:
         """Bytes of one block over layers `[layer_start, layer_end)`, K and V."""
         item_bytes = _ITEM_BYTES[self.dtype]
