@@ -18,6 +18,8 @@ from tests.support.fake_workers import FINGERPRINT, MODEL, expected_text
 from tests.support.scheduler_rig import Answer, Rig
 
 PROMPT = "the same question"
+PATIENCE_S = 10.0
+"""Wait for the cache on a busy machine too."""
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ async def cache() -> AsyncIterator[Cache]:
 
 @pytest.fixture
 async def rig(cache: Cache) -> AsyncIterator[Rig]:
-    async with Rig() as running:
+    async with Rig(cache_timeout_s=PATIENCE_S) as running:
         running.members.observe(cache.announcement())
         yield running
 
@@ -138,7 +140,7 @@ async def test_answer_expires(rig: Rig, cache: Cache) -> None:
 
 
 async def test_answer_that_failed_is_not_kept(cache: Cache) -> None:
-    async with Rig(max_attempts=1) as rig:
+    async with Rig(max_attempts=1, cache_timeout_s=PATIENCE_S) as rig:
         rig.members.observe(cache.announcement())
         rig.decodes[0].fail_at_index = 3
         with pytest.raises(grpc.aio.AioRpcError):

@@ -117,3 +117,14 @@ def test_every_variable_is_a_setting_with_a_good_value(
     ports = [str(port).rpartition(":")[2] for port in compose["services"][name].get("ports", [])]
     listening = {str(value) for key, value in given.items() if key.endswith("PORT")}
     assert set(ports) <= listening
+
+
+def test_cache_keeps_its_blocks_on_a_volume_that_its_user_may_write(
+    compose: dict[str, Any],
+) -> None:
+    cache = compose["services"]["cache"]
+    path = _environment(cache)["BATON_DISK_PATH"]
+    assert f"cache-data:{path}" in cache["volumes"]
+    # A new volume takes owner and mode of the image's folder.
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    assert f"install --directory --owner=baton --group=baton {path}" in dockerfile

@@ -284,3 +284,15 @@ def test_network_policies_name_real_components_and_open_ports() -> None:
                 for match in source.get("podSelector", {}).get("matchExpressions", []):
                     if match["key"] == "app.kubernetes.io/component":
                         assert set(match["values"]) <= set(by_component), _name(policy)
+
+
+def test_cache_keeps_its_blocks_on_a_claim_of_its_own() -> None:
+    (cache,) = [r for r in _of("StatefulSet") if r["metadata"]["name"] == "baton-cache"]
+    (claim,) = cache["spec"]["volumeClaimTemplates"]
+    (container,) = cache["spec"]["template"]["spec"]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    environment = _environment("cache")
+    assert environment["BATON_DISK_PATH"] == mounts[claim["metadata"]["name"]]
+    size = claim["spec"]["resources"]["requests"]["storage"]
+    assert size.endswith("Gi")
+    assert int(environment["BATON_DISK_BYTES"]) < int(size.removesuffix("Gi")) << 30

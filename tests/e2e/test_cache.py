@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MODEL = "llama"
 BLOCK_SIZE = 16
 NUM_TOKENS = 8
+PATIENCE_S = 10.0
+"""Wait for the cache on a busy machine too."""
 
 
 class CachingSystem(System):
@@ -32,6 +34,13 @@ class CachingSystem(System):
 
     def cache_settings(self) -> dict[str, object]:
         return {"disk_path": self.directory / "kv", "disk_bytes": 64 << 20}
+
+    def scheduler_settings(self) -> dict[str, object]:
+        return {**super().scheduler_settings(), "cache_timeout_s": PATIENCE_S}
+
+    async def worker(self, role: str, model: str, **settings: object) -> Process:
+        patience = {"cache_timeout_s": PATIENCE_S} if role == "prefill" else {}
+        return await super().worker(role, model, **{**patience, **settings})
 
 
 @pytest_asyncio.fixture

@@ -26,7 +26,7 @@ from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch, PrefixWatch
 
 _RELEASE_WAIT_S = 3.0
-_CALLED_ROLES = frozenset({"tokenizer", "prefill", "decode"})
+_CALLED_ROLES = frozenset({"tokenizer", "prefill", "decode", "cache"})
 
 
 class SchedulerService:
