@@ -41,7 +41,7 @@ async def pair(model_path: Path) -> AsyncIterator[Pair]:
         )
         await eventually(pair.prefill.is_clean)
         await eventually(pair.decode.is_clean)
-        assert num_held() == 0
+    assert num_held() == 0
 
 
 def _count(pair: Pair, name: str, **labels: str) -> float:
@@ -196,10 +196,12 @@ class _Writer:
             self.channels, pair.decode.address, timeout_s=20, transports=transports
         )
         self.fingerprint = pair.decode.engine.fingerprint
+        self.worker_id = "me"
         self.span = Span(0, self.fingerprint.layout.num_layers, 0, 1)
 
     async def open(self, grant: decode_pb2.ReserveResponse) -> None:
-        opening = Opening(grant.reservation_id, "req", 1, grant.epoch, self.fingerprint, "me")
+        names = grant.reservation_id, "req", 1, grant.epoch
+        opening = Opening(*names, self.fingerprint, self.worker_id)
         await self.call.open(opening)
         assert isinstance(await self.call.read(), Credit)
         assert self.call.transport == "shm"
@@ -252,6 +254,21 @@ async def test_a_stale_epoch_is_refused_whatever_lies_in_the_slot(pair: Pair) ->
     await writer.send(grant.epoch + 1, writer.fill(b"\x01"))
     with pytest.raises(StaleEpoch):
         await writer.call.read()
+    await writer.close()
+
+
+async def test_memory_is_used_again_after_a_commit_only(pair: Pair, model_path: Path) -> None:
+    await _expect_reference(pair, model_path, "a")
+    held = num_held()
+    assert held > 0
+    await _expect_reference(pair, model_path, "b")
+    assert num_held() == held
+    writer = _Writer(pair)
+    writer.worker_id = pair.prefill.runtime.worker_id
+    grant = await pair.reserve(PROMPT)
+    await writer.open(grant)  # in the memory that was idle
+    writer.call.cancel()
+    await eventually(lambda: pair.decode.is_clean() and 0 < num_held() < held)
     await writer.close()
 
 

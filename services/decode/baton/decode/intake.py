@@ -141,6 +141,8 @@ class Intake:
                 elif isinstance(frame, Manifest):
                     receiver.manifest(frame)
                     self._sessions.commit(session, frame)
+                    if region is not None:
+                        region.settled()
                     break
                 elif isinstance(frame, Opening):
                     raise KvTransferLost("a push can be opened only once")

@@ -109,6 +109,9 @@ class PullRegion:
         )
         return await asyncio.shield(self._reading)
 
+    def settled(self) -> None:
+        """See Region."""
+
     def close(self) -> None:
         """Gives the buffer back once nothing is read into it any more."""
         if self._reading is None:

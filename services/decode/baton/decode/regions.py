@@ -1,12 +1,14 @@
 """Where chunks lie that do not come with their frames: one region per push.
 
 Whatever the region, this worker copies a chunk into memory of its own, on the word of a frame, and
-checks and uses that copy. No region serves two pushes, so whoever is late meets nobody.
+checks and uses that copy. A region whose push was not committed is never used again, so whoever is
+late meets nobody; the others wait for their sender's next push, since new memory costs time.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,8 +18,9 @@ from baton.decode.pulls import PullOffer, Pulls
 from baton.rpc.shared_memory import HEADER_BYTES, IS_SUPPORTED, ReceiverSlots, SlotOffer
 
 logger = logging.getLogger(__name__)
-_MAX_SLOT_BYTES = 4 << 20
-_PAGE_BYTES = 4096
+_MAX_SLOTS = 4
+_SLOT_BYTES = 4 << 20
+_MAX_IDLE = 4
 
 
 class Region(Protocol):
@@ -35,6 +38,9 @@ class Region(Protocol):
             KvTransferLost: it could not be had.
         """
 
+    def settled(self) -> None:
+        """All of the push has been taken and committed: its sender touches nothing any more."""
+
     def close(self) -> None:
         """Nothing is taken any more."""
 
@@ -42,9 +48,11 @@ class Region(Protocol):
 class SharedRegion:
     """Slots in memory that the sender, on the same machine, writes to."""
 
-    def __init__(self, regions: Regions, slots: ReceiverSlots) -> None:
+    def __init__(self, regions: Regions, sender: str, slots: ReceiverSlots) -> None:
         self._regions = regions
+        self._sender = sender
         self._slots = slots
+        self._is_settled = False
 
     @property
     def offer(self) -> SlotOffer:
@@ -58,10 +66,16 @@ class SharedRegion:
         except ValueError as error:
             raise KvLayoutMismatch(str(error)) from error
 
+    def settled(self) -> None:
+        """See Region."""
+        self._is_settled = True
+
     def close(self) -> None:
         """See Region."""
-        self._slots.close()
-        self._regions.num_free_bytes += self._slots.offer.num_bytes
+        if self._is_settled:
+            self._regions.keep(self._sender, self._slots)
+        else:
+            self._regions.drop(self._slots)
 
 
 class Regions:
@@ -71,8 +85,9 @@ class Regions:
         """`names` are the transports allowed. Takes half a second where "nixl" is among them."""
         self._shares = "shm" in names and IS_SUPPORTED
         self._pulls: Pulls | None = None
-        self.num_free_bytes = max_bytes
-        """Of the memory that may be shared."""
+        self._num_free_bytes = max_bytes
+        self._idle: deque[tuple[str, ReceiverSlots]] = deque()
+        """With the sender that they are for, the longest idle first."""
         if "nixl" in names:
             try:
                 self._pulls = Pulls()
@@ -80,7 +95,7 @@ class Regions:
                 logger.warning("transport left out", extra={"error": str(error)})
 
     async def open(self, opening: Opening, num_slots: int, num_bytes: int) -> Region | None:
-        """A region for a push of `num_bytes`; None when its bytes have to come by the stream."""
+        """A region for a push of `num_bytes`; None when they have to come by the stream."""
         if not num_bytes:
             return None
         for name in dict.fromkeys(opening.transports):
@@ -89,7 +104,7 @@ class Regions:
                 if name == "nixl" and self._pulls is not None and opening.staged is not None:
                     region = await self._pulls.open(opening.staged)
                 elif name == "shm" and self._shares:
-                    region = self._share(num_slots, num_bytes)
+                    region = self._share(opening.worker_id, num_slots)
             except OSError as error:
                 logger.warning(
                     "transport failed; falling back",
@@ -99,16 +114,36 @@ class Regions:
                 return region
         return None
 
+    def keep(self, sender: str, slots: ReceiverSlots) -> None:
+        """Has slots wait for another push of the sender."""
+        self._idle.append((sender, slots))
+        if len(self._idle) > _MAX_IDLE:
+            self.drop(self._idle.popleft()[1])
+
+    def drop(self, slots: ReceiverSlots) -> None:
+        """Ends slots."""
+        slots.close()
+        self._num_free_bytes += slots.offer.num_bytes
+
     def stop(self) -> None:
-        """Waits for the transports' threads."""
+        """Lets go of idle memory, and waits for the transports' threads."""
+        while self._idle:
+            self.drop(self._idle.pop()[1])
         if self._pulls is not None:
             self._pulls.thread.shutdown()
 
-    def _share(self, num_slots: int, num_bytes: int) -> SharedRegion | None:
-        slot_bytes = -(-min(num_bytes, _MAX_SLOT_BYTES) // _PAGE_BYTES) * _PAGE_BYTES
-        if HEADER_BYTES + num_slots * slot_bytes > self.num_free_bytes:
-            logger.info("no room for a region", extra={"free_bytes": self.num_free_bytes})
+    def _share(self, sender: str, num_credits: int) -> SharedRegion | None:
+        for place, (owner, slots) in enumerate(self._idle):
+            if owner == sender:
+                del self._idle[place]
+                return SharedRegion(self, sender, slots)
+        num_slots = min(num_credits, _MAX_SLOTS)
+        needed_bytes = HEADER_BYTES + num_slots * _SLOT_BYTES
+        while needed_bytes > self._num_free_bytes and self._idle:
+            self.drop(self._idle.popleft()[1])
+        if needed_bytes > self._num_free_bytes:
+            logger.info("no room for a region", extra={"free_bytes": self._num_free_bytes})
             return None
-        slots = ReceiverSlots(num_slots, slot_bytes)
-        self.num_free_bytes -= slots.offer.num_bytes
-        return SharedRegion(self, slots)
+        slots = ReceiverSlots(num_slots, _SLOT_BYTES)
+        self._num_free_bytes -= slots.offer.num_bytes
+        return SharedRegion(self, sender, slots)

@@ -126,6 +126,9 @@ class PushCall:
         self._wanted: list[str] = []
         self._staged: StagedSlots | None = None
         self._slots: SenderSlots | StagedSlots | None = None
+        self._buffer = bytearray()
+        """Of the chunk being sent; its frame is a copy."""
+        self._is_committed = False
 
     @property
     def transport(self) -> str:
@@ -163,7 +166,9 @@ class PushCall:
         """Memory to put a chunk into before it is sent; there must be credit for it."""
         if self._slots is not None and num_bytes <= self._slots.slot_bytes:
             return self._slots.slot(sequence, num_bytes)
-        return memoryview(bytearray(num_bytes))
+        if len(self._buffer) < num_bytes:
+            self._buffer = bytearray(num_bytes)
+        return memoryview(self._buffer)[:num_bytes]
 
     async def chunk(self, chunk: Chunk, payload: memoryview) -> None:
         """Sends a chunk, which lies in its room."""
@@ -229,15 +234,20 @@ class PushCall:
                 self._give_up(failure)
             raise self._as_sender(failure)
         if answer.HasField("committed"):
+            self._is_committed = True
             return Committed(answer.committed.num_bytes, answer.committed.num_chunks)
         return Credit(answer.credit.num_chunks)
 
     def cancel(self) -> None:
         """Ends the call at once; harmless when it is over."""
         self._call.cancel()
-        for slots in (self._slots, self._staged):
-            if slots is not None:
-                slots.close()
+        slots, transports = self._slots, self._transports
+        if transports is not None and isinstance(slots, SenderSlots) and self._is_committed:
+            transports.keep(slots)
+        elif slots is not None:
+            slots.close()
+        if self._staged is not None:
+            self._staged.close()
         self._slots = self._staged = None
 
     async def _read(self) -> kv_transfer_pb2.PushResponse:

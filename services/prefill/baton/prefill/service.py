@@ -227,6 +227,7 @@ class PrefillService:
             loaded.jobs.stop_all(WorkerDraining("the worker has stopped"))
             await asyncio.to_thread(loaded.executor.shutdown)
             await loaded.worker.stop()
+        self._transports.close()
 
     def _make_push(self, spec: SequenceSpec, target: PushTarget, faults: Faults) -> Push:
         loaded = self.loaded()

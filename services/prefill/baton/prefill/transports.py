@@ -15,6 +15,7 @@ from baton.rpc.shared_memory import IS_SUPPORTED, SenderSlots, SlotOffer
 logger = logging.getLogger(__name__)
 _AVOIDED_S = 60.0
 _MAX_REMEMBERED = 1024
+_MAX_IDLE = 8
 
 
 class Transports:
@@ -35,6 +36,7 @@ class Transports:
         self._on_fallback = on_fallback
         self._failed_at_s: dict[tuple[str, str], float] = {}
         self._names = ["shm"] if "shm" in names and IS_SUPPORTED else []
+        self._idle: dict[bytes, SenderSlots] = {}
         self._staging: Staging | None = None
         if "nixl" in names:
             try:
@@ -60,10 +62,20 @@ class Transports:
     def open(self, address: str, offer: SlotOffer) -> SenderSlots | None:
         """The slots that a worker offers; None when it is not memory that is seen here."""
         try:
-            return SenderSlots(offer)
+            return self._idle.pop(offer.token, None) or SenderSlots(offer)
         except OSError as error:
             self.failed(address, "shm", "open", error)
             return None
+
+    def keep(self, slots: SenderSlots) -> None:
+        """Has a worker's slots ready for when it offers them again, after a committed push."""
+        self._idle[slots.offer.token] = slots
+        if len(self._idle) > _MAX_IDLE:
+            self._idle.pop(next(iter(self._idle))).close()
+
+    def close(self) -> None:
+        """Lets go of idle memory."""
+        self._idle.clear()
 
     def declined(self, name: str) -> None:
         """A worker did not offer the transport: it has no room, or does not use it."""

@@ -109,7 +109,7 @@ class SenderSlots:
         Raises:
             OSError: it is not the receiver's memory that is seen here, or none at all.
         """
-        self._offer = offer
+        self.offer = offer
         fd = os.open(f"/proc/{offer.pid}/fd/{offer.fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             is_sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
@@ -124,11 +124,11 @@ class SenderSlots:
     @property
     def slot_bytes(self) -> int:
         """Bytes per slot."""
-        return self._offer.slot_bytes
+        return self.offer.slot_bytes
 
     def slot(self, sequence: int, num_bytes: int) -> memoryview:
         """Where chunk `sequence` goes. There must be credit for it: then nobody else uses it."""
-        start = HEADER_BYTES + sequence % self._offer.num_slots * self._offer.slot_bytes
+        start = HEADER_BYTES + sequence % self.offer.num_slots * self.offer.slot_bytes
         return self._memory[start : start + num_bytes]
 
     def close(self) -> None:
