@@ -12,6 +12,7 @@ import xxhash
 
 from baton.core.errors import ErrorReason, StaleEpoch
 from baton.core.handoff import Chunk, Opening, Span
+from baton.decode.intake import _end
 from baton.prefill.peers import Credit, PushCall
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import error_from_rpc
@@ -94,3 +95,16 @@ async def test_whoever_notices_first_that_a_push_is_silent_the_sender_is_told_so
         assert len(sessions) == 0
         await eventually(pair.decode.is_clean)
         await eventually(pair.prefill.is_clean)
+
+
+async def test_a_release_in_the_moment_in_which_a_frame_is_late_is_no_error() -> None:
+    async def wait_for_a_frame() -> None:
+        async with asyncio.timeout(0.0) as limit:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                _end(limit)  # as a session's release does
+                raise
+
+    with pytest.raises(TimeoutError):
+        await wait_for_a_frame()
