@@ -41,11 +41,6 @@ class ChunkFrame:
     slot_bytes: int = 0
     """Payload bytes that lie in the chunk's slot instead."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Payload bytes, wherever they are."""
-        return self.payload.nbytes or self.slot_bytes
-
 
 @dataclass(frozen=True, slots=True)
 class SignOfLife:
@@ -123,7 +118,7 @@ class Intake:
         num_credits = self._num_credits
         try:
             self._sessions.push_opened(session)
-            region = await self._regions.open(opening, num_credits, expected.num_bytes)
+            region = await self._regions.open(opening, num_credits)
             self._sessions.push_progressed(session)
             if region is not None:
                 push.region = region
@@ -136,7 +131,9 @@ class Intake:
                 if isinstance(frame, ChunkFrame):
                     received_at_s = session.progressed_at_s
                     await push.write(frame)
-                    self._sessions.chunk_arrived(session, received_at_s, frame.num_bytes)
+                    self._sessions.chunk_arrived(
+                        session, received_at_s, frame.payload.nbytes or frame.slot_bytes
+                    )
                     yield Credit(1)
                 elif isinstance(frame, Manifest):
                     receiver.manifest(frame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from baton.core.errors import KvLayoutMismatch, KvTransferLost
@@ -36,7 +37,8 @@ class Pulls:
         name = f"baton-decode-{secrets.token_hex(8)}"
         self.agent = NixlAgent(name, _NUM_BUFFERS * _BUFFER_BYTES)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="baton-nixl")
-        self._free = [number * _BUFFER_BYTES for number in range(_NUM_BUFFERS)]
+        self.free = [number * _BUFFER_BYTES for number in range(_NUM_BUFFERS)]
+        """Where buffers begin that no push has."""
 
     async def open(self, staged: Staged) -> PullRegion | None:
         """A region for a push; None when all buffers are in use.
@@ -44,21 +46,15 @@ class Pulls:
         Raises:
             OSError: the sender's memory cannot be read, or is not what it says.
         """
-        if not self._free or not (staged.slot_bytes > 0 and staged.num_slots > 0):
+        if not self.free or not (staged.slot_bytes > 0 and staged.num_slots > 0):
             return None
-        region = PullRegion(self, staged, self._free.pop())
-        try:
-            token = await region.read(0, len(staged.token))
-            if token != staged.token:
+        region = PullRegion(self, staged, self.free.pop())
+        with ExitStack() as stack:
+            stack.callback(region.close)
+            if await region.read(0, len(staged.token)) != staged.token:
                 raise OSError("the memory read is not the sender's: another token")
-        except BaseException:
-            region.close()
-            raise
+            stack.pop_all()
         return region
-
-    def give_back(self, start: int) -> None:
-        """A buffer is free again."""
-        self._free.append(start)
 
 
 @dataclass(slots=True)
@@ -96,30 +92,24 @@ class PullRegion:
         Raises:
             OSError: they could not be read.
         """
-        staged, agent = self.staged, self.pulls.agent
+        address = self.staged.address + start
+        arguments = self.staged.agent, address, self.start, num_bytes, _READ_TIMEOUT_S
         self._reading = asyncio.get_running_loop().run_in_executor(
-            self.pulls.thread,
-            lambda: agent.read(
-                staged.agent,
-                staged.address + start,
-                self.start,
-                num_bytes,
-                timeout_s=_READ_TIMEOUT_S,
-            ),
+            self.pulls.thread, self.pulls.agent.read, *arguments
         )
         return await asyncio.shield(self._reading)
 
     def settled(self) -> None:
-        """See Region."""
+        """The push was committed."""
 
     def close(self) -> None:
         """Gives the buffer back once nothing is read into it any more."""
         if self._reading is None:
-            self.pulls.give_back(self.start)
+            self.pulls.free.append(self.start)
         else:
             self._reading.add_done_callback(self._after_read)
 
     def _after_read(self, done: asyncio.Future[memoryview]) -> None:
         # A read that was given up may still arrive: its buffer is not used again.
         if not isinstance(done.exception(), TimeoutError):
-            self.pulls.give_back(self.start)
+            self.pulls.free.append(self.start)

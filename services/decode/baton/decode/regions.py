@@ -10,39 +10,16 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
 
 from baton.core.errors import KvLayoutMismatch
 from baton.core.handoff import Opening
-from baton.decode.pulls import PullOffer, Pulls
+from baton.decode.pulls import PullRegion, Pulls
 from baton.rpc.shared_memory import HEADER_BYTES, IS_SUPPORTED, ReceiverSlots, SlotOffer
 
 logger = logging.getLogger(__name__)
 _MAX_SLOTS = 4
 _SLOT_BYTES = 4 << 20
 _MAX_IDLE = 4
-
-
-class Region(Protocol):
-    """One push's region. `close` it on every path, once."""
-
-    @property
-    def offer(self) -> SlotOffer | PullOffer:
-        """What the sender is told of it."""
-
-    async def take(self, sequence: int, num_bytes: int) -> memoryview:
-        """This worker's own copy of a chunk; valid until the next one is taken.
-
-        Raises:
-            KvLayoutMismatch: it does not fit into a slot.
-            KvTransferLost: it could not be had.
-        """
-
-    def settled(self) -> None:
-        """All of the push has been taken and committed: its sender touches nothing any more."""
-
-    def close(self) -> None:
-        """Nothing is taken any more."""
 
 
 class SharedRegion:
@@ -56,26 +33,34 @@ class SharedRegion:
 
     @property
     def offer(self) -> SlotOffer:
-        """See Region."""
+        """What the sender is told."""
         return self._slots.offer
 
     async def take(self, sequence: int, num_bytes: int) -> memoryview:
-        """See Region."""
+        """This worker's own copy of a chunk; valid until the next one is taken.
+
+        Raises:
+            KvLayoutMismatch: it does not fit into a slot.
+        """
         try:
             return self._slots.take(sequence, num_bytes)
         except ValueError as error:
             raise KvLayoutMismatch(str(error)) from error
 
     def settled(self) -> None:
-        """See Region."""
+        """All of the push was taken and committed: its sender touches nothing any more."""
         self._is_settled = True
 
     def close(self) -> None:
-        """See Region."""
+        """Nothing is taken any more."""
         if self._is_settled:
             self._regions.keep(self._sender, self._slots)
         else:
             self._regions.drop(self._slots)
+
+
+Region = SharedRegion | PullRegion
+"""One push's region. `close` it on every path, once."""
 
 
 class Regions:
@@ -94,10 +79,8 @@ class Regions:
             except OSError as error:
                 logger.warning("transport left out", extra={"error": str(error)})
 
-    async def open(self, opening: Opening, num_slots: int, num_bytes: int) -> Region | None:
-        """A region for a push of `num_bytes`; None when they have to come by the stream."""
-        if not num_bytes:
-            return None
+    async def open(self, opening: Opening, num_slots: int) -> Region | None:
+        """A region for a push; None when its bytes have to come by the stream."""
         for name in dict.fromkeys(opening.transports):
             region: Region | None = None
             try:

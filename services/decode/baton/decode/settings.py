@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from baton.engine.config import EngineConfig
 from baton.rpc.settings import ServiceSettings, parse_cores
-from baton.rpc.shared_memory import parse_transports
+from baton.rpc.shared_memory import TransportList
 
 
 class DecodeSettings(ServiceSettings):
@@ -75,16 +75,10 @@ class DecodeSettings(ServiceSettings):
     """Take KV that a prefill worker rounds on its way; without it such pushes are refused."""
     credits: int = Field(default=8, ge=1, le=1024)
     """Chunks that a push may have on their way."""
-    kv_transports: str = "shm,grpc"
+    kv_transports: TransportList = "shm,grpc"
     """Ways for KV, best first, the last one "grpc": "shm" is memory shared on one machine."""
     transport_bytes: int = Field(default=256 << 20, ge=0)
     """Shared memory that pushes may have at once; those beyond it send over gRPC."""
-
-    @field_validator("kv_transports")
-    @classmethod
-    def _check_kv_transports(cls, value: str) -> str:
-        parse_transports(value)
-        return value
 
     def engine_config(self) -> EngineConfig:
         """What the engine is told."""

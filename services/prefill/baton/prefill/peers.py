@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import grpc
 
 from baton.core.errors import BatonError, ErrorReason, KvTransferLost, error_for
-from baton.core.handoff import Chunk, Manifest, Opening, Staged
+from baton.core.handoff import Chunk, Manifest, Opening
 from baton.prefill.staging import StagedSlots
 from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
@@ -122,7 +122,7 @@ class PushCall:
         )
         self._address = address
         self._call: Any = start(timeout=timeout_s)
-        self._transports = transports
+        self._transports = transports or Transports.none()
         self._wanted: list[str] = []
         self._staged: StagedSlots | None = None
         self._slots: SenderSlots | StagedSlots | None = None
@@ -142,10 +142,11 @@ class PushCall:
 
     async def open(self, opening: Opening) -> None:
         """Sends the first frame."""
-        if self._transports is not None:
-            self._wanted = self._transports.wanted(self._address)
-        if self._transports is not None and "nixl" in self._wanted:
-            self._staged = self._transports.stage()
+        staged = None
+        self._wanted = self._transports.wanted(self._address)
+        if "nixl" in self._wanted and (lease := self._transports.stage()) is not None:
+            self._staged = lease
+            staged = kv_transfer_pb2.StagedMemory(**asdict(self._staged.staged))
         await self._write(
             kv_transfer_pb2.PushHeader(
                 epoch=opening.epoch,
@@ -156,7 +157,7 @@ class PushCall:
                     fingerprint=fingerprint_to_pb(opening.fingerprint),
                     worker_id=opening.worker_id,
                     transports=self._wanted,
-                    staged=_staged_to_pb(self._staged.staged) if self._staged else None,
+                    staged=staged,
                     encoding=kv_transfer_pb2.KvEncoding.Name(opening.encoding.value),
                 ),
             )
@@ -231,7 +232,7 @@ class PushCall:
             reason = reason_from_pb(answer.failed.reason)
             failure = error_for(reason, answer.failed.message)
             if self._slots is not None and reason in _MAY_BE_TRANSPORT:
-                self._give_up(failure)
+                self._transports.failed(self._address, self.transport, "transfer", failure)
             raise self._as_sender(failure)
         if answer.HasField("committed"):
             self._is_committed = True
@@ -241,11 +242,8 @@ class PushCall:
     def cancel(self) -> None:
         """Ends the call at once; harmless when it is over."""
         self._call.cancel()
-        slots, transports = self._slots, self._transports
-        if transports is not None and isinstance(slots, SenderSlots) and self._is_committed:
-            transports.keep(slots)
-        elif slots is not None:
-            slots.close()
+        if isinstance(self._slots, SenderSlots) and self._is_committed:
+            self._transports.keep(self._slots)
         if self._staged is not None:
             self._staged.close()
         self._slots = self._staged = None
@@ -263,7 +261,7 @@ class PushCall:
         if offer.HasField("staged"):
             self._is_chosen("nixl")
             self._slots = self._staged
-        elif self._transports is not None and offer.num_slots and offer.slot_bytes:
+        elif offer.num_slots and offer.slot_bytes:
             self._is_chosen("shm")
             memory = offer.shared_memory
             self._slots = self._transports.open(
@@ -273,13 +271,8 @@ class PushCall:
 
     def _is_chosen(self, name: str) -> None:
         wanted, self._wanted = self._wanted, []
-        if self._transports is not None and wanted and wanted[0] != name:
+        if wanted and wanted[0] != name:
             self._transports.declined(wanted[0])
-
-    def _give_up(self, failure: BatonError) -> None:
-        """Has the next push to this worker go another way."""
-        if self._transports is not None:
-            self._transports.failed(self._address, self.transport, "transfer", failure)
 
     async def _write(
         self, header: kv_transfer_pb2.PushHeader, payload: memoryview = _NOTHING
@@ -302,13 +295,3 @@ class PushCall:
         if failure.reason in _SAYS_WHY:
             return failure
         return KvTransferLost(f"push to {self._address}: {failure.message}")
-
-
-def _staged_to_pb(staged: Staged) -> kv_transfer_pb2.StagedMemory:
-    return kv_transfer_pb2.StagedMemory(
-        agent=staged.agent,
-        address=staged.address,
-        num_slots=staged.num_slots,
-        slot_bytes=staged.slot_bytes,
-        token=staged.token,
-    )

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from baton.engine.config import EngineConfig
 from baton.prefill.faults import FaultPlan
 from baton.rpc.settings import ServiceSettings, parse_cores
-from baton.rpc.shared_memory import parse_transports
+from baton.rpc.shared_memory import TransportList
 
 
 class PrefillSettings(ServiceSettings):
@@ -64,7 +64,7 @@ class PrefillSettings(ServiceSettings):
     """A prompt's KV is kept for a fail-over for at most this long after its hand-off."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
     """A decode worker that takes no chunk for so long has failed."""
-    kv_transports: str = "shm,grpc"
+    kv_transports: TransportList = "shm,grpc"
     """Ways for KV, best first, the last one "grpc": "shm" is memory shared on one machine."""
     cache_timeout_s: float = Field(default=0.5, gt=0.0, le=60.0)
     """Time that a prompt may wait for blocks of the cache service."""
@@ -72,12 +72,6 @@ class PrefillSettings(ServiceSettings):
     """Blocks that may wait to be stored in the cache service; more are not. 0 stores none."""
     fault: str = ""
     """Faults to make on purpose, for tests, such as "corrupt_chunk=1,times=1"; empty for none."""
-
-    @field_validator("kv_transports")
-    @classmethod
-    def _check_kv_transports(cls, value: str) -> str:
-        parse_transports(value)
-        return value
 
     @field_validator("fault")
     @classmethod

@@ -7,6 +7,7 @@ credits and the commit are the same for all. What fails is left out for that wor
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from baton.prefill.staging import StagedSlots, Staging
@@ -46,6 +47,11 @@ class Transports:
             else:
                 self._names.insert(names.index("nixl"), "nixl")
 
+    @classmethod
+    def none(cls) -> Transports:
+        """Everything goes with the frames."""
+        return cls((), clock=time.monotonic, on_fallback=lambda *_: None)
+
     def wanted(self, address: str) -> list[str]:
         """What to ask the worker at `address` for, best first; without any it is the stream."""
         now = self._clock()
@@ -71,7 +77,7 @@ class Transports:
         """Has a worker's slots ready for when it offers them again, after a committed push."""
         self._idle[slots.offer.token] = slots
         if len(self._idle) > _MAX_IDLE:
-            self._idle.pop(next(iter(self._idle))).close()
+            self._idle.pop(next(iter(self._idle)))
 
     def close(self) -> None:
         """Lets go of idle memory."""

@@ -116,11 +116,6 @@ class Expected:
     encodings: frozenset[KvEncoding] = frozenset(KvEncoding)
     """What is taken."""
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all its KV."""
-        return self.fingerprint.layout.block_bytes * (self.block_end - self.block_start)
-
 
 class Ledger:
     """Counts what was sent or received, in order."""

@@ -129,15 +129,15 @@ class KvCache:
             return
         parts = self._parts(0, num_layers)
         stacked = np.stack([np.frombuffer(payload, dtype=np.uint8) for payload in payloads])
-        sizes = [part[0].nbytes for part in parts]
-        cuts = torch.from_numpy(stacked).split(sizes, dim=1)  # type: ignore[no-untyped-call]
+        ends = np.cumsum([part[0].nbytes for part in parts])
+        cuts = np.split(stacked, ends[:-1], axis=1)
         if self._staged is not None:
-            by_layer = torch.cat([cut.reshape(-1) for cut in cuts])
-            self._staged.write(parts, block_ids, by_layer.numpy().data)
+            by_layer = np.concatenate([cut.reshape(-1) for cut in cuts])
+            self._staged.write(parts, block_ids, by_layer.data)
             return
-        index = torch.tensor(block_ids, dtype=torch.int64)
-        for part, cut in zip(parts, cuts, strict=True):
-            part.index_copy_(0, index, cut.view(part.dtype).view(-1, *part.shape[1:]))
+        index = np.asarray(block_ids)
+        for rows, cut in zip(self._rows, cuts, strict=True):
+            rows[index] = cut
 
     def _cut(
         self, payload: memoryview, num_blocks: int, layer_start: int, layer_end: int

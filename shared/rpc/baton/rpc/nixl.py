@@ -56,7 +56,7 @@ class NixlAgent:
         return memoryview(self._memory)[start : start + num_bytes]
 
     def read(
-        self, peer: bytes, address: int, start: int, num_bytes: int, *, timeout_s: float
+        self, peer: bytes, address: int, start: int, num_bytes: int, timeout_s: float
     ) -> memoryview:
         """Reads another process's memory into this one's at `start`.
 
@@ -75,13 +75,12 @@ class NixlAgent:
                     raise TimeoutError(f"NIXL read nothing for {timeout_s:g} s")
                 time.sleep(_POLL_S)
                 state = self._agent.check_xfer_state(handle)
+            if state != "DONE":
+                raise RuntimeError(f"reading ended with {state}")
             handle.release()
         except self._errors as error:
             self._forget(peer)
             raise OSError(f"NIXL: {error}") from error
-        if state != "DONE":
-            self._forget(peer)
-            raise OSError(f"NIXL: reading ended with {state}")
         return self.view(start, num_bytes)
 
     def _met(self, peer: bytes) -> Any:

@@ -13,6 +13,9 @@ import os
 import secrets
 import sys
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 HEADER_BYTES = 4096
 """What lies before the slots: the token."""
@@ -32,6 +35,15 @@ def parse_transports(text: str) -> tuple[str, ...]:
     if not set(names) <= set(_TRANSPORTS) or len(set(names)) != len(names) or names[-1] != "grpc":
         raise ValueError(f"must be some of {', '.join(_TRANSPORTS)}, the last one grpc")
     return names
+
+
+def _check_transports(text: str) -> str:
+    parse_transports(text)
+    return text
+
+
+TransportList = Annotated[str, AfterValidator(_check_transports)]
+"""What `parse_transports` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +142,3 @@ class SenderSlots:
         """Where chunk `sequence` goes. There must be credit for it: then nobody else uses it."""
         start = HEADER_BYTES + sequence % self.offer.num_slots * self.offer.slot_bytes
         return self._memory[start : start + num_bytes]
-
-    def close(self) -> None:
-        """Lets go; whoever still writes holds on to the memory himself."""
-        self._memory = memoryview(b"")
