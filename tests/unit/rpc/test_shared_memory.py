@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from baton.core.errors import KvLayoutMismatch
 from baton.rpc.shared_memory import ReceiverSlots, SenderSlots, parse_transports
 from tests.support.shared_memory import num_held
 
@@ -31,11 +32,11 @@ def test_what_is_taken_does_not_change_when_the_sender_writes_again() -> None:
 def test_nothing_is_taken_beyond_a_slot_or_after_the_end() -> None:
     receiver = ReceiverSlots(2, 4096)
     for num_bytes in (0, 4097):
-        with pytest.raises(ValueError, match="not in a slot of 4096"):
+        with pytest.raises(KvLayoutMismatch, match="not in a slot of 4096"):
             receiver.take(0, num_bytes)
     receiver.close()
     receiver.close()
-    with pytest.raises(ValueError, match="not in a slot"):
+    with pytest.raises(KvLayoutMismatch, match="not in a slot"):
         receiver.take(0, 1)
 
 

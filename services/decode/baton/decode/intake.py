@@ -139,7 +139,7 @@ class Intake:
                     receiver.manifest(frame)
                     self._sessions.commit(session, frame)
                     if region is not None:
-                        region.settled()
+                        region.is_settled = True
                     break
                 elif isinstance(frame, Opening):
                     raise KvTransferLost("a push can be opened only once")

@@ -64,6 +64,8 @@ class PullRegion:
     pulls: Pulls
     staged: Staged
     start: int
+    is_settled: bool = False
+    """The push was committed."""
     _reading: asyncio.Future[memoryview] | None = field(default=None, init=False)
 
     @property
@@ -98,9 +100,6 @@ class PullRegion:
             self.pulls.thread, self.pulls.agent.read, *arguments
         )
         return await asyncio.shield(self._reading)
-
-    def settled(self) -> None:
-        """The push was committed."""
 
     def close(self) -> None:
         """Gives the buffer back once nothing is read into it any more."""

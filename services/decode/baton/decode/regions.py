@@ -11,7 +11,6 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 
-from baton.core.errors import KvLayoutMismatch
 from baton.core.handoff import Opening
 from baton.decode.pulls import PullRegion, Pulls
 from baton.rpc.shared_memory import HEADER_BYTES, IS_SUPPORTED, ReceiverSlots, SlotOffer
@@ -29,7 +28,8 @@ class SharedRegion:
         self._regions = regions
         self._sender = sender
         self._slots = slots
-        self._is_settled = False
+        self.is_settled = False
+        """All of the push was taken and committed: its sender touches nothing any more."""
 
     @property
     def offer(self) -> SlotOffer:
@@ -37,23 +37,12 @@ class SharedRegion:
         return self._slots.offer
 
     async def take(self, sequence: int, num_bytes: int) -> memoryview:
-        """This worker's own copy of a chunk; valid until the next one is taken.
-
-        Raises:
-            KvLayoutMismatch: it does not fit into a slot.
-        """
-        try:
-            return self._slots.take(sequence, num_bytes)
-        except ValueError as error:
-            raise KvLayoutMismatch(str(error)) from error
-
-    def settled(self) -> None:
-        """All of the push was taken and committed: its sender touches nothing any more."""
-        self._is_settled = True
+        """This worker's own copy of a chunk: see ReceiverSlots.take."""
+        return self._slots.take(sequence, num_bytes)
 
     def close(self) -> None:
         """Nothing is taken any more."""
-        if self._is_settled:
+        if self.is_settled:
             self._regions.keep(self._sender, self._slots)
         else:
             self._regions.drop(self._slots)

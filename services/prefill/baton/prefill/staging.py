@@ -28,7 +28,6 @@ class StagedSlots:
     start: int
     staged: Staged
     give_back: Callable[[int], None]
-    is_closed: bool = False
 
     @property
     def slot_bytes(self) -> int:
@@ -40,10 +39,8 @@ class StagedSlots:
         return self.agent.view(self.start + sequence % _NUM_SLOTS * _SLOT_BYTES, num_bytes)
 
     def close(self) -> None:
-        """Gives the slots back; may be called twice."""
-        if not self.is_closed:
-            self.is_closed = True
-            self.give_back(self.start)
+        """Gives the slots back; call it once."""
+        self.give_back(self.start)
 
 
 class Staging:

@@ -17,6 +17,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from baton.core.errors import KvLayoutMismatch
+
 HEADER_BYTES = 4096
 """What lies before the slots: the token."""
 TOKEN_BYTES = 16
@@ -92,10 +94,12 @@ class ReceiverSlots:
         A sender may write at any time: only the copy can be checked and then used.
 
         Raises:
-            ValueError: it is more than a slot has, or this is closed.
+            KvLayoutMismatch: it is more than a slot has, or this is closed.
         """
         if self._memory is None or not 0 < num_bytes <= self.offer.slot_bytes:
-            raise ValueError(f"{num_bytes} bytes are not in a slot of {self.offer.slot_bytes}")
+            raise KvLayoutMismatch(
+                f"{num_bytes} bytes are not in a slot of {self.offer.slot_bytes}"
+            )
         if len(self._copy) < num_bytes:
             self._copy = bytearray(num_bytes)
         start = HEADER_BYTES + sequence % self.offer.num_slots * self.offer.slot_bytes
