@@ -97,6 +97,15 @@ async def test_completion_carries_everything_the_server_said(fake, client):
     assert answer.num_attempts == 1
 
 
+async def test_a_caller_chooses_drafts_and_whose_prompt_to_share(fake, client):
+    await client.generate("x", speculation=True, draft_source="ngram", fork_of="r-1")
+    assert fake.requests[0].sampling.speculation
+    assert fake.requests[0].sampling.draft_source == common_pb2.DRAFT_SOURCE_NGRAM
+    assert fake.requests[0].fork_of == "r-1"
+    with pytest.raises(InvalidRequest, match="draft_source must be model or ngram, got 'x'"):
+        await client.generate("x", draft_source="x")
+
+
 async def test_only_given_options_reach_the_wire(fake, client):
     await client.generate("x", temperature=0.0, stop="END", seed=2**64 - 1, logit_bias={3: 1.5})
     sampling = fake.requests[0].sampling

@@ -160,8 +160,11 @@ def _sampling(options: GenerateOptions) -> common_pb2.SamplingParams:
     if draft_source is not None:
         if draft_source not in {"model", "ngram"}:
             raise InvalidRequest(f"draft_source must be model or ngram, got {draft_source!r}")
-        name = f"DRAFT_SOURCE_{draft_source.upper()}"
-        sampling.draft_source = common_pb2.DraftSource.Value(name)
+        sampling.draft_source = (
+            common_pb2.DRAFT_SOURCE_NGRAM
+            if draft_source == "ngram"
+            else common_pb2.DRAFT_SOURCE_MODEL
+        )
     if params.guide is not None:
         sampling.guide.CopyFrom(_guide(params.guide))
     return sampling

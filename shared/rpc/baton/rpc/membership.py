@@ -32,7 +32,7 @@ _MAX_CONCURRENT_POLLS = 16
 LOST_MEMORY_S = 300.0
 _MAX_LOST = 64
 
-OnChange = Callable[[ClusterView], None]
+OnChange = Callable[[ClusterView], object]
 AskStatus = Callable[[str], Awaitable[Announcement]]
 """Asks the process at an address for its status; raises BatonError."""
 
