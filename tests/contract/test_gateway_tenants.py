@@ -11,9 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from baton.client import Unauthenticated
-from baton.gateway.failures import HttpError
 from baton.gateway.settings import GatewaySettings
-from baton.gateway.tenants import TenantEntry, Tenants
+from baton.rpc.tenants import RateLimited, TenantEntry, Tenants
 from tests.support.gateway_rig import running_gateway
 
 KEYS = "secret-a1=acme,secret-a2=acme,secret=b1=globex"
@@ -87,7 +86,7 @@ def test_a_limit_goes_by_the_clock_and_counts_known_keys_only():
     for _ in range(3):
         with pytest.raises(Unauthenticated):
             tenants.admit("Bearer wrong", 5.0)
-    with pytest.raises(HttpError) as caught:
+    with pytest.raises(RateLimited) as caught:
         tenants.admit("bearer secret-2", 5.0)
     assert caught.value.retry_after_s == 0.5
     assert tenants.admit("bearer secret-2", 5.5) == "t"

@@ -143,7 +143,7 @@ async def rig() -> AsyncIterator[Rig]:
     echo = Echo()
     echo.telemetry = telemetry
     gate: list[BatonError] = []
-    interceptor = ServerInterceptor(telemetry, metrics, lambda: gate[0] if gate else None)
+    interceptor = ServerInterceptor(telemetry, metrics, lambda *_: gate[0] if gate else None)
     settings = ServiceSettings(port=0)
     server = create_server(settings, [interceptor])
     server.add_generic_rpc_handlers((echo,))

@@ -97,7 +97,8 @@ class Rig:
             lifecycle=Lifecycle(),
         )
         self.service = SchedulerService(runtime)
-        server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, self.metrics)])
+        interceptor = ServerInterceptor(telemetry, self.metrics, runtime.lifecycle.guard)
+        server = grpc.aio.server(interceptors=[interceptor])
         self.service.register(server)
         port = server.add_insecure_port("127.0.0.1:0")
         await self.service.start()

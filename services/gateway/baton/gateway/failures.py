@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from baton.core.errors import BatonError, ErrorReason, error_for
 from baton.rpc.errors import CATALOGUE, Retry, public_message
+from baton.rpc.tenants import RateLimited
 
 _CODES = MappingProxyType({
     ErrorReason.INVALID_REQUEST: "invalid_value",
@@ -48,7 +49,9 @@ def error_body(error: BatonError) -> dict[str, Any]:
     return _body(
         public_message(error),
         _TYPES.get(status, "server_error"),
-        _CODES.get(error.reason, error.reason.name.lower()),
+        "rate_limit_exceeded"
+        if isinstance(error, RateLimited)
+        else _CODES.get(error.reason, error.reason.name.lower()),
     )
 
 

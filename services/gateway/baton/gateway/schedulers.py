@@ -15,12 +15,18 @@ class Schedulers:
     """Hands out a client per request, by turns among the usable schedulers."""
 
     def __init__(
-        self, address: str, members: MembershipView, timeout_s: float, tls: Tls | None = None
+        self,
+        address: str,
+        members: MembershipView,
+        timeout_s: float,
+        tls: Tls | None = None,
+        key: str | None = None,
     ) -> None:
         self._address = address
         self._members = members
         self._timeout_s = timeout_s
         self._tls = tls
+        self._key = key
         self._clients: dict[str, AsyncClient] = {}
         self._turns = count()
 
@@ -48,6 +54,7 @@ class Schedulers:
             client = AsyncClient(
                 address,
                 timeout_s=self._timeout_s,
+                api_key=self._key,
                 tls=self._tls,
                 retry=RetryPolicy(max_attempts=1),
             )

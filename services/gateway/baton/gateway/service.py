@@ -22,7 +22,11 @@ class GatewayService:
     def __init__(self, runtime: Runtime[GatewaySettings]) -> None:
         settings = runtime.settings
         self._schedulers = Schedulers(
-            settings.scheduler, runtime.members, settings.request_timeout_s, _tls(settings)
+            settings.scheduler,
+            runtime.members,
+            settings.request_timeout_s,
+            _tls(settings),
+            settings.gateway_key.get_secret_value() if settings.gateway_key else None,
         )
         self._gateway = Gateway(settings, self._schedulers, runtime.metrics)
         app = make_app(self._gateway, runtime.telemetry, runtime.metrics, runtime.rng)

@@ -7,8 +7,8 @@ from typing import ClassVar, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from baton.gateway.tenants import Tenants, read_entries
 from baton.rpc.settings import ServiceSettings
+from baton.rpc.tenants import Tenants, read_entries
 
 
 class GatewaySettings(ServiceSettings):
@@ -41,6 +41,9 @@ class GatewaySettings(ServiceSettings):
     tenants_file: Path | None = None
     """JSON file of tenants: {"tenants": [{"name": ..., "keys": [...], "requests_per_s": ...,
     "burst": ...}]}; the last two are optional."""
+    gateway_key: SecretStr | None = None
+    """What a scheduler that asks for keys lets this gateway in by, which tells tenants apart.
+    The scheduler's setting of the same name must be equal."""
     tenant_requests_per_s: float = Field(default=0.0, ge=0.0)
     """Requests per second of a tenant without a rate of its own; 0 sets no limit."""
     tenant_burst: int = Field(default=10, ge=1)

@@ -13,6 +13,7 @@ from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.scheduler.answers import Answers
 from baton.scheduler.attempt import AttemptTools
 from baton.scheduler.background import Leases, Releases
+from baton.scheduler.callers import Callers
 from baton.scheduler.embeddings import Embedder
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.live import SchedulerMetrics, StageSpans
@@ -34,6 +35,9 @@ class SchedulerService:
 
     def __init__(self, runtime: Runtime[SchedulerSettings]) -> None:
         settings = runtime.settings
+        gateway_key = settings.gateway_key.get_secret_value() if settings.gateway_key else ""
+        callers = Callers(settings.make_tenants(), gateway_key, runtime.clock)
+        runtime.lifecycle.guard = callers.refusal
         self._prefixes = PrefixWatch(runtime.bus, runtime.control, runtime.members)
         cluster = ClusterWatch(runtime.members, self._prefixes.index, runtime.clock)
         peers = Peers(runtime.channels)

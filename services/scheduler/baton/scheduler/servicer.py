@@ -20,6 +20,7 @@ from baton.rpc.convert import (
 )
 from baton.rpc.convert_timing import slice_to_pb, stage_to_pb
 from baton.rpc.logs import bind_request_id
+from baton.scheduler.callers import salted
 from baton.scheduler.convert import output_to_pb
 from baton.scheduler.embeddings import Embedder, EmbedJob
 from baton.scheduler.encoder import Encoder
@@ -146,7 +147,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         if not isinstance(prompt, tuple):
             prompt = await self._edge.encoder.encode(model, prompt, self._timeout_s(context))
         ttl_s = duration_from_pb(request.ttl, "ttl") if request.HasField("ttl") else PIN_TTL_S
-        target = PinTarget(model, tuple(prompt), request.cache_salt)
+        target = PinTarget(model, tuple(prompt), salted(request.cache_salt))
         pin = await self._edge.pins.pin(target, ttl_s, request.label)
         return inference_pb2.PinPrefixResponse(pin=pin)
 
@@ -217,7 +218,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             dimensions=request.dimensions,
             is_scaled=not request.unscaled,
             priority=request.priority,
-            cache_salt=request.cache_salt,
+            cache_salt=salted(request.cache_salt),
         )
 
     def _job(self, request: inference_pb2.GenerateRequest) -> GenerateJob:
@@ -232,7 +233,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 else make_id("req", self._edge.rng)
             ),
             priority=request.priority,
-            cache_salt=request.cache_salt,
+            cache_salt=salted(request.cache_salt),
             fork_of=request.fork_of,
             keep_special_tokens=request.keep_special_tokens,
             can_reuse_answer=request.cache_response and not request.HasField("resume"),

@@ -18,7 +18,7 @@ import grpc.aio
 
 from baton.client import messages as pb
 from baton.client.async_stream import AsyncTextStream, error_of_call
-from baton.client.connection import Connection
+from baton.client.connection import Connection, default_api_key
 from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
 from baton.client.records import (
     RequestList,
@@ -65,7 +65,7 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         rng: Random | None = None,
     ) -> None:
-        self._connection = Connection(address, timeout_s, api_key, tls)
+        self._connection = Connection(address, timeout_s, api_key or default_api_key(), tls)
         self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
         self._credentials = self._connection.credentials()
         self._channel: grpc.aio.Channel | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -20,6 +21,11 @@ _CHANNEL_OPTIONS = MappingProxyType({
     "grpc.enable_http_proxy": 0,  # an http_proxy variable must not capture loopback calls
     "grpc.enable_retries": 0,  # baton.client.retry does it
 })
+
+
+def default_api_key() -> str | None:
+    """The key of clients that are given none: $BATON_API_KEY, if it is set."""
+    return os.environ.get("BATON_API_KEY") or None
 
 
 @dataclass(frozen=True, slots=True)

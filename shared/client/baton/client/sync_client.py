@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 import grpc
 
 from baton.client import messages as pb
-from baton.client.connection import Connection
+from baton.client.connection import Connection, default_api_key
 from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
 from baton.client.records import (
     RequestList,
@@ -56,7 +56,7 @@ class Client:
         retry: RetryPolicy | None = None,
         rng: Random | None = None,
     ) -> None:
-        self._connection = Connection(address, timeout_s, api_key, tls)
+        self._connection = Connection(address, timeout_s, api_key or default_api_key(), tls)
         self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
         credentials, options = self._connection.credentials(), self._connection.channel_options
         self._channel = (

@@ -87,11 +87,12 @@ class Hosting:
             interval_s=self._settings.announce_interval_s,
         )
 
-    def refusal(self) -> BatonError | None:
-        """Why calls of the service are refused now; None once it has loaded."""
+    def refusal(self, method: str, metadata: Mapping[str, str]) -> BatonError | None:
+        """Why a call of the service is refused, if it is: it has not loaded, or refuses itself."""
         if self._lifecycle.state is ServiceState.STARTING:
             return NoWorker("the service is still loading", retry_after_s=1.0)
-        return None
+        guard = self._lifecycle.guard
+        return guard(method, metadata) if guard is not None else None
 
     def cut_short(self) -> None:
         """Ends a drain at once."""

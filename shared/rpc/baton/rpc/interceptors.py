@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -44,7 +44,8 @@ _SERVER_ERRORS = frozenset({
     "DATA_LOSS",
 })
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-Gate = Callable[[], BatonError | None]
+Gate = Callable[[str, Mapping[str, str]], BatonError | None]
+"""Says why a call is refused, if it is, from its method and metadata."""
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -90,8 +91,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     def begin(self, method: str, context: _Context) -> Span | None:
         """Counts a call in and starts its span, as a child of the caller's."""
         self._metrics.rpc_inflight.labels(method).inc()
-        pairs = cast("Iterable[tuple[str, Any]]", context.invocation_metadata() or ())
-        metadata = {key: value for key, value in pairs if isinstance(value, str)}
+        metadata = _metadata(context)
         if request_id := metadata.get(REQUEST_ID_KEY, ""):
             bind_request_id(request_id[:128])
         if method.startswith(UNTRACED):
@@ -106,11 +106,11 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         self._telemetry.set_current(self._telemetry.context_of(span))
         return span
 
-    def refusal(self, method: str) -> BatonError | None:
+    def refusal(self, method: str, context: _Context) -> BatonError | None:
         """Why a call is refused before its handler runs, if it is."""
         if self._gate is None or method.startswith(UNTRACED):
             return None
-        return self._gate()
+        return self._gate(method, _metadata(context))
 
     def end(self, method: str, span: Span | None, status: str, duration_s: float) -> None:
         """Counts a call out and ends its span."""
@@ -123,6 +123,11 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             span.set_attribute("error.type", status)
             span.set_status(Status(StatusCode.ERROR))
         span.end()
+
+
+def _metadata(context: _Context) -> dict[str, str]:
+    pairs = cast("Iterable[tuple[str, Any]]", context.invocation_metadata() or ())
+    return {key: value for key, value in pairs if isinstance(value, str)}
 
 
 def _kind(is_streaming: bool) -> str:  # noqa: FBT001
@@ -153,7 +158,7 @@ class _Call:
 
     def check_gate(self) -> None:
         """Raises what refuses the call, if anything does."""
-        refusal = self._owner.refusal(self._method)
+        refusal = self._owner.refusal(self._method, self._context)
         if refusal is not None:
             raise refusal
 

@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 import grpc
 
 from baton.core.cluster import ServiceState, WorkerRates
+from baton.core.errors import BatonError
 from baton.core.hashing import Fingerprint
 from baton.rpc.bus import Bus
 from baton.rpc.channel import ChannelPool
@@ -87,6 +88,8 @@ class Lifecycle:
     grace_s: float | None = None
     """Grace asked for by a Drain call; None for the settings' own."""
     loading_fraction: float = 0.0
+    guard: Callable[[str, Mapping[str, str]], BatonError | None] | None = None
+    """The service's own reason to refuse a call, from its method and metadata; None for none."""
 
 
 @dataclass(frozen=True, slots=True)

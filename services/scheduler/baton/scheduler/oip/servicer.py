@@ -13,6 +13,7 @@ from baton.oip import open_inference_pb2_grpc
 from baton.rpc.errors import public_message
 from baton.rpc.logs import bind_request_id
 from baton.rpc.version import VERSION
+from baton.scheduler.callers import salted
 from baton.scheduler.live import LiveRequest
 from baton.scheduler.messages import GenerateJob, Output
 from baton.scheduler.oip.sampling import (
@@ -187,7 +188,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             sampling=wish.sampling,
             # The caller's id need not be unique here.
             request_id=make_id("oip", self._edge.rng),
-            cache_salt=wish.cache_salt,
+            cache_salt=salted(wish.cache_salt),
             keep_special_tokens=wish.keep_special_tokens,
         )
         bind_request_id(job.request_id)

@@ -10,14 +10,17 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from baton.client import Unauthenticated
+from baton.core.errors import QueueFull, Unauthenticated
 from baton.core.rate_limit import TokenBucket
-from baton.gateway.failures import HttpError
 
 NAME_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 MIN_KEY_CHARS = 8
 _NAME = re.compile(NAME_PATTERN)
 _SCHEME = "bearer "
+
+
+class RateLimited(QueueFull):
+    """A tenant has sent too many requests; `retry_after_s` says when to come back."""
 
 
 class TenantEntry(BaseModel):
@@ -28,7 +31,7 @@ class TenantEntry(BaseModel):
     name: str = Field(pattern=NAME_PATTERN)
     keys: list[str] = Field(min_length=1)
     requests_per_s: float | None = Field(default=None, ge=0.0)
-    """0 sets no limit; None takes the gateway's."""
+    """0 sets no limit; None takes the default."""
     burst: int | None = Field(default=None, ge=1)
 
 
@@ -78,7 +81,7 @@ class Tenants:
 
         Raises:
             Unauthenticated: the key is missing or not known.
-            HttpError: the tenant has sent too many requests; it says when to come back.
+            RateLimited: the tenant has sent too many requests.
         """
         if not self._owners:
             return ""
@@ -87,7 +90,7 @@ class Tenants:
         delay_s = bucket.take(now) if bucket is not None else 0.0
         if delay_s:
             text = f"the rate limit of the tenant {tenant!r} is reached"
-            raise HttpError(429, text, "rate_limit_exceeded", retry_after_s=delay_s)
+            raise RateLimited(text, retry_after_s=delay_s)
         return tenant
 
     def _owner(self, authorization: str) -> str:
