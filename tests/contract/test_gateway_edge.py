@@ -169,3 +169,29 @@ async def test_drain_lets_running_streams_end_and_refuses_new_connections(edge):
     edge.fake.hold.set()
     assert "".join([chunk.choices[0].text async for chunk in stream]) == "Hello wörld!"
     await asyncio.wait_for(drain, 5)
+
+
+PREFLIGHT = {"origin": "https://a.example", "access-control-request-method": "POST"}
+
+
+async def test_pages_of_named_origins_may_call_and_others_may_not():
+    async with running_gateway(cors_origins="https://a.example") as edge:
+        asked = await edge.raw.options("/v1/completions", headers=PREFLIGHT)
+        assert asked.headers["access-control-allow-origin"] == "https://a.example"
+        answer = await edge.raw.get("/v1/models", headers={"origin": "https://a.example"})
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        other = await edge.raw.get("/v1/models", headers={"origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+async def test_without_named_origins_browsers_are_told_nothing(edge):
+    asked = await edge.raw.options("/v1/completions", headers=PREFLIGHT)
+    assert asked.status_code == 405
+    assert "access-control-allow-origin" not in asked.headers
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/v1/models", "/metrics"])
+async def test_head_is_get_without_a_body(edge, path):
+    response = await edge.raw.head(path)
+    assert (response.status_code, response.content) == (200, b"")

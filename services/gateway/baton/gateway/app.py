@@ -13,6 +13,8 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -83,6 +85,21 @@ class Gateway:
         if not self._settings.console:
             return []
         return console_routes(self._schedulers, lambda: self.is_draining, self._admitted)
+
+    def middleware(self) -> list[Middleware]:
+        """Lets pages of other origins call, where settings name any."""
+        origins = [origin.strip() for origin in self._settings.cors_origins.split(",") if origin]
+        if not origins:
+            return []
+        return [
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
+            )
+        ]
 
     async def completions(self, request: Request) -> ASGIApp:
         """POST /v1/completions."""
@@ -267,6 +284,7 @@ def _salted(request: Request, cache_salt: str) -> str:
 def make_app(gateway: Gateway, telemetry: Telemetry, metrics: Metrics, rng: Random) -> ASGIApp:
     """The whole ASGI application."""
     app = Starlette(
+        middleware=gateway.middleware(),
         routes=[*gateway.routes(), *gateway.console()],
         exception_handlers={
             BatonError: _on_baton_error,

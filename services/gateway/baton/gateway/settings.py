@@ -35,6 +35,9 @@ class GatewaySettings(ServiceSettings):
     """Most prompts times `n` of one request."""
     ping_interval_s: float = Field(default=15.0, gt=0.0)
     """A silent stream gets a comment this often, so that proxies keep it open."""
+    cors_origins: str = ""
+    """Web pages that may call from a browser, such as "https://a.example,http://localhost:3000", or
+    "*" for any; empty for none but the gateway's own."""
     api_keys: SecretStr | None = None
     """API keys and their tenants, "KEY=tenant,KEY=tenant"; better set by the environment than by a
     flag. Without keys here or in `tenants_file`, everybody may call."""
