@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from baton.client import AsyncClient, BatonError, InvalidRequest, ModelNotFound, QueueFull
 from baton.gateway.console.routes import console_routes
 from baton.gateway.edge import Edge
-from baton.gateway.embeddings import EmbeddingsAnswer, EmbeddingsBody
+from baton.gateway.embeddings import EmbeddingsBody, embeddings_answer
 from baton.gateway.failures import (
     HttpError,
     error_response,
@@ -88,18 +88,12 @@ class Gateway:
 
     def middleware(self) -> list[Middleware]:
         """Lets pages of other origins call, where settings name any."""
-        origins = [origin.strip() for origin in self._settings.cors_origins.split(",") if origin]
-        if not origins:
-            return []
-        return [
-            Middleware(
-                CORSMiddleware,
-                allow_origins=origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after", "retry-after-ms"],
-            )
-        ]
+        origins = self._settings.cors_origins
+        told = ["x-request-id", "retry-after", "retry-after-ms"]
+        cors = Middleware(
+            CORSMiddleware, origins.split(","), allow_headers=["*"], expose_headers=told
+        )
+        return [cors] if origins else []
 
     async def completions(self, request: Request) -> ASGIApp:
         """POST /v1/completions."""
@@ -120,7 +114,7 @@ class Gateway:
         options["cache_salt"] = _salted(request, options["cache_salt"])
         options["request_id"] = request.state.generation_id
         options["timeout_s"] = self._settings.request_timeout_s
-        return self._counted(EmbeddingsAnswer(await self._client(), body, options))
+        return self._counted(embeddings_answer(await self._client(), body, options))
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""

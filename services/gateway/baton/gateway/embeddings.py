@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from baton.client import AsyncClient, BatonError, Embeddings, EmbedOptions, InvalidRequest
 from baton.core.embedding import MAX_INPUTS
@@ -57,26 +57,22 @@ class EmbeddingsBody(BaseModel):
         )
 
 
-class EmbeddingsAnswer:
-    """An ASGI application that answers one request; a client that goes away takes it along."""
+def embeddings_answer(client: AsyncClient, body: EmbeddingsBody, options: EmbedOptions) -> ASGIApp:
+    """Answers one request; a client that goes away takes it along."""
 
-    def __init__(self, client: AsyncClient, body: EmbeddingsBody, options: EmbedOptions) -> None:
-        self._client = client
-        self._body = body
-        self._options = options
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application."""
-        await until_disconnected(receive, self._answer(scope, receive, send))
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            embeddings = await self._client.embed(self._body.input, **self._options)
-            is_base64 = self._body.encoding_format == "base64"
+            embeddings = await client.embed(body.input, **options)
+            is_base64 = body.encoding_format == "base64"
             response = json_response(embeddings_json(embeddings, is_base64=is_base64))
         except BatonError as error:
             response = error_response(error)
         await response(scope, receive, send)
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        await until_disconnected(receive, answer(scope, receive, send))
+
+    return run
 
 
 def embeddings_json(embeddings: Embeddings, *, is_base64: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Schedulers:
         members: MembershipView,
         timeout_s: float,
         tls: Tls | None = None,
-        key: str | None = None,
+        key: str = "",
     ) -> None:
         self._address = address
         self._members = members

@@ -26,7 +26,7 @@ class GatewayService:
             runtime.members,
             settings.request_timeout_s,
             _tls(settings),
-            settings.gateway_key.get_secret_value() if settings.gateway_key else None,
+            settings.plain_gateway_key,
         )
         self._gateway = Gateway(settings, self._schedulers, runtime.metrics)
         app = make_app(self._gateway, runtime.telemetry, runtime.metrics, runtime.rng)

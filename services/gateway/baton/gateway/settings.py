@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field
 
-from baton.rpc.settings import ServiceSettings
-from baton.rpc.tenants import Tenants, read_entries
+from baton.rpc.tenant_settings import TenantSettings
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(TenantSettings):
     """What the gateway can be told."""
 
     role: ClassVar[str] = "gateway"
@@ -38,35 +36,6 @@ class GatewaySettings(ServiceSettings):
     cors_origins: str = ""
     """Web pages that may call from a browser, such as "https://a.example,http://localhost:3000", or
     "*" for any; empty for none but the gateway's own."""
-    api_keys: SecretStr | None = None
-    """API keys and their tenants, "KEY=tenant,KEY=tenant"; better set by the environment than by a
-    flag. Without keys here or in `tenants_file`, everybody may call."""
-    tenants_file: Path | None = None
-    """JSON file of tenants: {"tenants": [{"name": ..., "keys": [...], "requests_per_s": ...,
-    "burst": ...}]}; the last two are optional."""
-    gateway_key: SecretStr | None = None
-    """What a scheduler that asks for keys lets this gateway in by, which tells tenants apart.
-    The scheduler's setting of the same name must be equal."""
-    tenant_requests_per_s: float = Field(default=0.0, ge=0.0)
-    """Requests per second of a tenant without a rate of its own; 0 sets no limit."""
-    tenant_burst: int = Field(default=10, ge=1)
-    """Requests that a tenant without a burst of its own may send at once, within its rate."""
-
     console: bool = True
     """Serve the console page at /console. Where API keys are set, its data needs one, and every key
     shows the whole cluster and the times of all tenants' requests; never their texts."""
-
-    @model_validator(mode="after")
-    def _check_tenants(self) -> Self:
-        self.make_tenants()
-        return self
-
-    def make_tenants(self) -> Tenants:
-        """The tenants, none of whom has called yet.
-
-        Raises:
-            ValueError: they are not well described.
-        """
-        keys = self.api_keys.get_secret_value() if self.api_keys is not None else ""
-        entries = read_entries(keys, self.tenants_file)
-        return Tenants(entries, self.tenant_requests_per_s, self.tenant_burst)

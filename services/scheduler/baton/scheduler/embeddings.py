@@ -126,16 +126,12 @@ class Embedder:
                 f"input {index} has {len(token_ids)} tokens and model {model!r} takes {limit}"
             )
         failover = Failover(self._settings.max_attempts, self._rng)
+        request_id = f"{job.request_id}-{index}"
         while True:
             worker = self._choose(model, failover.excluded)
             attempt = failover.num_failures + 1
             order = EmbedOrder(
-                f"{job.request_id}-{index}",
-                attempt,
-                token_ids,
-                job.pooling,
-                job.priority,
-                job.cache_salt,
+                request_id, attempt, token_ids, job.pooling, job.priority, job.cache_salt
             )
             try:
                 with self._cluster.prefilling(worker.worker_id, len(token_ids)):

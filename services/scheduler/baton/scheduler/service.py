@@ -35,8 +35,7 @@ class SchedulerService:
 
     def __init__(self, runtime: Runtime[SchedulerSettings]) -> None:
         settings = runtime.settings
-        gateway_key = settings.gateway_key.get_secret_value() if settings.gateway_key else ""
-        callers = Callers(settings.make_tenants(), gateway_key, runtime.clock)
+        callers = Callers(settings.make_tenants(), settings.plain_gateway_key, runtime.clock)
         runtime.lifecycle.guard = callers.refusal
         self._prefixes = PrefixWatch(runtime.bus, runtime.control, runtime.members)
         cluster = ClusterWatch(runtime.members, self._prefixes.index, runtime.clock)

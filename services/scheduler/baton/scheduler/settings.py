@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field
 
 from baton.core.placement import PlacementRules
-from baton.rpc.settings import ServiceSettings
-from baton.rpc.tenants import Tenants, read_entries
+from baton.rpc.tenant_settings import TenantSettings
 
 
-class SchedulerSettings(ServiceSettings):
+class SchedulerSettings(TenantSettings):
     """What the scheduler can be told."""
 
     role: ClassVar[str] = "scheduler"
@@ -45,33 +43,6 @@ class SchedulerSettings(ServiceSettings):
     """A prefill worker that says nothing for this long is given up."""
     decode_stall_s: float = Field(default=60.0, gt=0.0)
     """A decode worker that produces nothing for this long is given up."""
-
-    api_keys: SecretStr | None = None
-    """API keys and their tenants, "KEY=tenant,KEY=tenant", as at the gateway. Without keys here or
-    in `tenants_file`, everybody may call."""
-    tenants_file: Path | None = None
-    """JSON file of tenants, as at the gateway."""
-    tenant_requests_per_s: float = Field(default=0.0, ge=0.0)
-    """Calls per second of a tenant without a rate of its own; 0 sets no limit."""
-    tenant_burst: int = Field(default=10, ge=1)
-    """Calls that a tenant without a burst of its own may make at once, within its rate."""
-    gateway_key: SecretStr | None = None
-    """Key of the gateways, which tell tenants apart themselves; theirs must be equal."""
-
-    @model_validator(mode="after")
-    def _check_tenants(self) -> Self:
-        self.make_tenants()
-        return self
-
-    def make_tenants(self) -> Tenants:
-        """The tenants, none of whom has called yet.
-
-        Raises:
-            ValueError: they are not well described.
-        """
-        keys = self.api_keys.get_secret_value() if self.api_keys is not None else ""
-        entries = read_entries(keys, self.tenants_file)
-        return Tenants(entries, self.tenant_requests_per_s, self.tenant_burst)
 
     @property
     def placement_rules(self) -> PlacementRules:

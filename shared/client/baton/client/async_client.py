@@ -5,27 +5,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random, SystemRandom
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 import grpc.aio
 
 from baton.client import messages as pb
-from baton.client.async_stream import AsyncTextStream, error_of_call
+from baton.client.async_stream import AsyncTextStream
 from baton.client.connection import Connection, default_api_key
+from baton.client.errors import error_of_call
 from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
-from baton.client.records import (
-    RequestList,
-    RequestRecord,
-    list_requests_request,
-    requests_from,
-)
+from baton.client.records import RequestList, RequestRecord, list_requests_request, requests_from
 from baton.client.retry import Retrier, RetryPolicy
 from baton.client.types import (
     ChatOptions,
@@ -105,11 +96,7 @@ class AsyncClient:
     ) -> AsyncTextStream: ...
 
     def generate(
-        self,
-        prompt: str | None = None,
-        *,
-        stream: bool = False,
-        **options: Unpack[GenerateOptions],
+        self, prompt: str | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Awaitable[Completion] | AsyncTextStream:
         """Generates text for a prompt, `messages=` or `token_ids=`; see GenerateOptions.
 
@@ -265,7 +252,7 @@ class AsyncClient:
             try:
                 answer = await method(request, timeout=remaining_s, metadata=metadata)
             except grpc.aio.AioRpcError as rpc_error:
-                error = error_of_call(rpc_error, self._connection)
+                error = error_of_call(rpc_error, self._connection.address)
                 delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
                 if delay_s is None:
                     raise error from rpc_error

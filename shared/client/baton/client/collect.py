@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 from baton.client.messages import chunk_from
+from baton.client.retry import Retrier
 from baton.client.types import Chunk, Completion, Logprob, Placement, Stage, Usage
-from baton.core.errors import Internal
+from baton.core.errors import BatonError, Internal
 from baton.v1 import inference_pb2
 
 _MAX_ID_CHARS = 120
@@ -76,6 +79,19 @@ class Collector:
             # The server may still run the call that broke.
             request.request_id = f"{request.request_id[:_MAX_ID_CHARS]}.{self.num_attempts}"
         return request
+
+    def delay_s(self, error: BatonError, retrier: Retrier, ends_at_s: float) -> float | None:
+        """Time to wait before another call; None when the answer is whole. Or raises the error."""
+        now = time.monotonic()
+        if self.is_whole:
+            self.end(now)
+            return None
+        # An answer that has begun goes on where it broke off, or not at all.
+        remaining_s = ends_at_s - now if self.can_go_on else 0.0
+        delay_s = retrier.delay_s(error, self.num_attempts, remaining_s)
+        if delay_s is None:
+            raise error
+        return delay_s
 
     def add(self, message: inference_pb2.GenerateResponse, now: float) -> Chunk:
         """Takes the next message in and returns it as a chunk."""

@@ -52,9 +52,7 @@ class Connection:
         if self.tls is None:
             return None
         return grpc.ssl_channel_credentials(
-            root_certificates=self.tls.ca,
-            private_key=self.tls.key,
-            certificate_chain=self.tls.cert,
+            root_certificates=self.tls.ca, private_key=self.tls.key, certificate_chain=self.tls.cert
         )
 
     def metadata(self) -> Metadata:

@@ -37,10 +37,7 @@ _BY_CODE = MappingProxyType({
 
 
 def error_from(
-    code: grpc.StatusCode,
-    details: str,
-    metadata: Iterable[Any],
-    address: str,
+    code: grpc.StatusCode, details: str, metadata: Iterable[Any], address: str
 ) -> BatonError:
     """The error that a call's status and trailing metadata stand for."""
     trailing = {key: value for key, value in metadata if isinstance(value, str)}
@@ -65,3 +62,8 @@ def error_from(
             ErrorReason.INVALID_REQUEST, f"the request is too large to send: {details}"
         )
     return error_for(_BY_CODE.get(code, ErrorReason.INTERNAL), details or code.name)
+
+
+def error_of_call(call: Any, address: str) -> BatonError:
+    """The error of a failed call, whose code, details and metadata `call` has."""
+    return error_from(call.code(), call.details() or "", call.trailing_metadata() or (), address)

@@ -11,15 +11,11 @@ import grpc
 
 from baton.client import messages as pb
 from baton.client.connection import Connection, default_api_key
+from baton.client.errors import error_of_call
 from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
-from baton.client.records import (
-    RequestList,
-    RequestRecord,
-    list_requests_request,
-    requests_from,
-)
+from baton.client.records import RequestList, RequestRecord, list_requests_request, requests_from
 from baton.client.retry import Retrier, RetryPolicy
-from baton.client.sync_stream import TextStream, error_of_call
+from baton.client.sync_stream import TextStream
 from baton.client.types import (
     ChatOptions,
     ClusterStatus,
@@ -95,11 +91,7 @@ class Client:
     ) -> TextStream: ...
 
     def generate(
-        self,
-        prompt: str | None = None,
-        *,
-        stream: bool = False,
-        **options: Unpack[GenerateOptions],
+        self, prompt: str | None = None, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Completion | TextStream:
         """Generates text for a prompt, `messages=` or `token_ids=`; see GenerateOptions.
 
@@ -243,7 +235,7 @@ class Client:
             try:
                 answer = method(request, timeout=remaining_s, metadata=self._connection.metadata())
             except grpc.RpcError as rpc_error:
-                error = error_of_call(rpc_error, self._connection)
+                error = error_of_call(rpc_error, self._connection.address)
                 delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
                 if delay_s is None:
                     raise error from rpc_error

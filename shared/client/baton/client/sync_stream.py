@@ -11,10 +11,10 @@ import grpc
 
 from baton.client.collect import Collector
 from baton.client.connection import Connection
-from baton.client.errors import error_from
+from baton.client.errors import error_of_call
 from baton.client.retry import Retrier
 from baton.client.types import Chunk, Completion
-from baton.core.errors import BatonError, Cancelled
+from baton.core.errors import Cancelled
 from baton.v1 import inference_pb2
 
 
@@ -88,33 +88,8 @@ class TextStream(Iterator[Chunk]):
                 collector.end(time.monotonic())
                 return
             except grpc.RpcError as rpc_error:
-                delay_s = self._delay_s(rpc_error, collector, ends_at_s)
+                error = error_of_call(rpc_error, self._connection.address)
+                delay_s = collector.delay_s(error, self._retrier, ends_at_s)
                 request = collector.next_request()
             finally:
                 call.cancel()
-
-    def _delay_s(
-        self, rpc_error: grpc.RpcError, collector: Collector, ends_at_s: float
-    ) -> float | None:
-        """Time to wait before another call; None when the answer is whole.
-
-        Raises:
-            BatonError: there is none.
-        """
-        now = time.monotonic()
-        if collector.is_whole:
-            collector.end(now)
-            return None
-        error = error_of_call(rpc_error, self._connection)
-        # An answer that has begun goes on where it broke off, or not at all.
-        remaining_s = ends_at_s - now if collector.can_go_on else 0.0
-        delay_s = self._retrier.delay_s(error, collector.num_attempts, remaining_s)
-        if delay_s is None:
-            raise error from rpc_error
-        return delay_s
-
-
-def error_of_call(error: grpc.RpcError, connection: Connection) -> BatonError:
-    """The error of a failed call."""
-    metadata = error.trailing_metadata() or ()
-    return error_from(error.code(), error.details() or "", metadata, connection.address)

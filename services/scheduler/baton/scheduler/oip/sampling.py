@@ -13,22 +13,12 @@ from baton.scheduler.messages import Prompt
 from baton.scheduler.oip.tensors import Scalar, Tensor
 
 TEXT_INPUT, TOKEN_INPUT = "text_input", "input_ids"
+_FLOATS = "temperature top_p min_p repetition_penalty frequency_penalty presence_penalty"
 PARAMETERS: Mapping[str, type] = MappingProxyType({
-    "max_tokens": int,
-    "min_tokens": int,
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "repetition_penalty": float,
-    "frequency_penalty": float,
-    "presence_penalty": float,
-    "seed": int,
-    "stop": str,
-    "ignore_eos": bool,
-    "stream": bool,
-    "cache_salt": str,
-    "keep_special_tokens": bool,
+    **dict.fromkeys(("max_tokens", "min_tokens", "top_k", "seed"), int),
+    **dict.fromkeys(_FLOATS.split(), float),
+    **dict.fromkeys(("stop", "cache_salt"), str),
+    **dict.fromkeys(("ignore_eos", "stream", "keep_special_tokens"), bool),
 })
 """Names and types, as parameters or as tensors with one value."""
 DATATYPES: Mapping[type, str] = MappingProxyType({

@@ -31,19 +31,14 @@ MODEL_VERSION = "1"
 MAX_STREAMED_AT_ONCE = 64
 """Requests of one ModelStreamInfer call that run side by side; further ones wait unread."""
 _OUTPUTS = {"text_output": "BYTES", "output_ids": "UINT32", "finish_reason": "BYTES"}
+_OWN_FIELDS = ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")
 _CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
+    **{
+        name: f"{name.lower()}_contents"
+        for name in ["BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES"]
+    },
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
 }
 Send = Callable[[pb.ModelInferResponse], Awaitable[None]]
 

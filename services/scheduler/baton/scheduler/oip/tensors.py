@@ -10,19 +10,9 @@ from types import MappingProxyType
 from baton.core.errors import InvalidRequest
 
 Scalar = bool | int | float | str | bytes
-_FORMATS = MappingProxyType({
-    "BOOL": "?",
-    "INT8": "b",
-    "INT16": "h",
-    "INT32": "i",
-    "INT64": "q",
-    "UINT8": "B",
-    "UINT16": "H",
-    "UINT32": "I",
-    "UINT64": "Q",
-    "FP32": "f",
-    "FP64": "d",
-})
+_NAMES = "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 FP32 FP64"
+_FORMATS = MappingProxyType(dict(zip(_NAMES.split(), "?bhiqBHIQfd", strict=True)))
+"""Letters of `struct`."""
 
 
 @dataclass(frozen=True, slots=True)
