@@ -60,9 +60,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cli(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Cli]:
     command = Cli(tmp_path_factory.mktemp("home"))
     try:
-        result = command("up", "-d", "--model", str(model), "--kv-bytes", "8000000")
+        result = command("up", "-d", "--model", str(model), "--kv-bytes", "8000000", "--json")
         assert result.returncode == 0, result.stderr
-        assert "Baton is up" in result.stderr
+        told = json.loads(result.stdout)
+        assert told["console"].startswith("http://127.0.0.1:")
+        assert {process["role"] for process in told["processes"]} >= {"prefill", "decode", "nats"}
         yield command
     finally:
         command("down")
@@ -116,6 +118,22 @@ def test_the_doctor_finds_nothing_wrong(cli: Cli) -> None:
     assert len(document["paths"]) == 1
 
 
+def test_bench_measures_the_system(cli: Cli) -> None:
+    arguments = ("--requests", "6", "-c", "2", "--max-tokens", "4", "--prompt-words", "8")
+    result = cli("bench", *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["requests"] == {"ok": 6, "failed": {}, "skipped": 0}
+    assert 0 < figures["ttft_ms"]["p50"] <= figures["e2e_ms"]["p99"]
+    assert "goodput" in cli("bench", *arguments).stdout
+
+
+def test_an_answer_is_held_to_a_choice(cli: Cli) -> None:
+    result = cli("generate", "x", "--choice", "apples", "--choice", "pears", "--temperature", "1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() in {"apples", "pears"}
+
+
 def test_second_system_in_the_same_place_is_refused(cli: Cli, model: Path) -> None:
     result = cli("up", "-d", "--model", str(model))
     assert result.returncode == 1
@@ -147,8 +165,9 @@ def test_status_without_a_scheduler_asks_each_service_and_down_leaves_nothing(cl
     assert roles["decode"][0]["state"] == "ready"
     assert sum(roles["decode"][0]["kv_blocks"].values()) > 0
     os.kill(scheduler.pid, signal.SIGCONT)
-    result = cli("down")
+    result = cli("down", "--json")
     assert result.returncode == 0, result.stderr
     assert "nothing is left" in result.stderr
+    assert json.loads(result.stdout) == {"was_running": True, "is_down": True}
     assert living(state) == []
     assert cli.run_directory.load() is None

@@ -33,11 +33,10 @@ from baton.cli.options import (
     TopK,
     TopP,
     make_guide,
-    sampling_options,
 )
 from baton.cli.rundir import run_directory
 from baton.cli.target import scheduler_address
-from baton.client import Client
+from baton.client import Client, GenerateOptions
 
 GENERATE_EXAMPLES = (
     'Examples: [bold]baton generate "def main():" --explain[/] shows where the time went;'
@@ -79,7 +78,7 @@ def generate_command(
     as_json: AsJson = False,
 ) -> None:
     """Stream one completion."""
-    options = sampling_options(
+    options = GenerateOptions(
         model=model,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -90,8 +89,8 @@ def generate_command(
         stop=stop,
         speculation=speculation,
         guide=make_guide(json_schema, regex, grammar, choice),
+        explain=explain,
     )
-    options["explain"] = explain
     text = sys.stdin.read() if prompt == "-" else prompt
     with explained(Console(stderr=True)):
         target = scheduler_address(address, run_directory())
@@ -113,7 +112,7 @@ def chat_command(
     address: Address = "",
 ) -> None:
     """Talk to a model that has a chat template; /help lists what can be typed there."""
-    options = sampling_options(
+    options = GenerateOptions(
         model=model,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -158,10 +157,14 @@ def bench_command(
     as_json: AsJson = False,
 ) -> None:
     """Load a running system and measure it as a client does: TTFT, TPOT, goodput."""
-    options = sampling_options(
-        model=model, max_tokens=max_tokens, temperature=0.0, seed=seed, speculation=speculation
+    options = GenerateOptions(
+        model=model,
+        max_tokens=max_tokens,
+        temperature=0.0,
+        seed=seed,
+        ignore_eos=True,
+        speculation=speculation,
     )
-    options["ignore_eos"] = True
     plan = Plan(
         num_requests=requests,
         duration_s=duration_s,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -52,8 +54,11 @@ class DemoResult:
         )
 
 
-def run(console: Console) -> int:
-    """Runs the demo; the last line says how it went, the exit status too."""
+def run(console: Console, *, as_json: bool = False) -> int:
+    """Runs the demo; the last line says how it went, the exit status too.
+
+    With `as_json` the figures of a demo that went well go to standard output as JSON.
+    """
     started_at_s = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="baton-demo-") as directory:
@@ -66,6 +71,8 @@ def run(console: Console) -> int:
         return _fail(console, "interrupted; everything was stopped")
     console.print(f"took {time.monotonic() - started_at_s:.1f} s", style="dim", highlight=False)
     console.print(result.line(), markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(result)) + "\n")
     return 0
 
 

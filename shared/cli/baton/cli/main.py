@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from baton.cli.models import DEMO_KV_BYTES, choose_models
 from baton.cli.options import Address, AsJson
 from baton.cli.pins import print_pins
 from baton.cli.plan import UpOptions
-from baton.cli.progress import print_next_steps
+from baton.cli.progress import print_next_steps, system_document
 from baton.cli.quantize import quantize
 from baton.cli.rundir import SystemState, run_directory
 from baton.cli.spans import find_trace, read_spans
@@ -86,6 +87,7 @@ def up(
     ] = "",
     restart: Annotated[bool, typer.Option(help="Start crashed processes again.")] = True,
     start_timeout_s: Annotated[float, typer.Option(min=1.0, help="Longest wait.")] = 600.0,
+    as_json: AsJson = False,
 ) -> None:
     """Start a whole Baton on this machine: broker, tokenizer, cache, workers, scheduler, gateway.
 
@@ -109,19 +111,29 @@ def up(
             can_restart=restart,
             start_timeout_s=start_timeout_s,
         )
-
-        def on_ready(state: SystemState) -> None:
-            print_next_steps(console, state, detached=detach)
-
         start = run_detached if detach else run_foreground
-        exit_code = start(options, run_directory(), console, on_ready)
+        told = partial(_tell_ready, console, detached=detach, as_json=as_json)
+        exit_code = start(options, run_directory(), console, told)
     raise typer.Exit(exit_code)
 
 
+def _tell_ready(console: Console, state: SystemState, *, detached: bool, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(system_document(state)) + "\n")
+        sys.stdout.flush()
+    else:
+        print_next_steps(console, state, detached=detached)
+
+
 @app.command()
-def down() -> None:
+def down(as_json: AsJson = False) -> None:
     """Stop the system that runs here, and make sure that nothing of it is left."""
-    raise typer.Exit(stop_system(run_directory(), Console(stderr=True)))
+    run = run_directory()
+    was_running = run.is_locked()
+    status = stop_system(run, Console(stderr=True))
+    if as_json:
+        sys.stdout.write(json.dumps({"was_running": was_running, "is_down": status == 0}) + "\n")
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -222,9 +234,9 @@ def quantize_command(
 
 
 @app.command()
-def demo() -> None:
+def demo(as_json: AsJson = False) -> None:
     """Start a system, stream a completion, show where its time went, and stop everything."""
-    raise typer.Exit(demo_command.run(Console()))
+    raise typer.Exit(demo_command.run(Console(stderr=as_json), as_json=as_json))
 
 
 @app.command()

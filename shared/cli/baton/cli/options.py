@@ -1,7 +1,4 @@
-"""Options that several commands share, and what the SDK makes of them."""
-
-# typer makes options of arguments: their number is the command line's.
-# ruff: noqa: PLR0913
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Annotated
 import typer
 
 from baton.cli.target import ADDRESS_VARIABLE
-from baton.client import GenerateOptions, Guide
+from baton.client import Guide
 
 Address = Annotated[
     str,
@@ -56,34 +53,6 @@ Choice = Annotated[
     list[str] | None,
     typer.Option("--choice", help="Output must be one of these; repeat it for each."),
 ]
-
-
-def sampling_options(
-    *,
-    model: str,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    stop: Sequence[str] | None = None,
-    speculation: bool | None = None,
-    guide: Guide | None = None,
-) -> GenerateOptions:
-    """The SDK's options."""
-    return GenerateOptions(
-        model=model,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        seed=seed,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        stop=stop or None,
-        speculation=speculation,
-        guide=guide,
-    )
 
 
 def make_guide(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -62,3 +64,25 @@ def print_next_steps(console: Console, state: SystemState, *, detached: bool) ->
         ("baton down" if detached else "Ctrl-C", "stop everything"),
     ):
         console.print(f"  {command:<30} [dim]{purpose}[/]", highlight=False)
+
+
+def system_document(state: SystemState) -> dict[str, Any]:
+    """A system that is up, as `baton up --json` prints it."""
+    gateway, scheduler = state.process("gateway"), state.process("scheduler")
+    http = f"http://{gateway.http_address}" if gateway else None
+    return {
+        "scheduler": scheduler.address if scheduler else None,
+        "http": http and f"{http}/v1",
+        "console": http and f"{http}/console",
+        "processes": [
+            {
+                "name": process.name,
+                "role": process.role,
+                "pid": process.pid,
+                "address": process.address,
+                "metrics_address": process.metrics_address,
+                "log": process.log,
+            }
+            for process in state.processes
+        ],
+    }

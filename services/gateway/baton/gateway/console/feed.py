@@ -7,14 +7,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from baton.client import (
-    AsyncClient,
-    BatonError,
-    RequestList,
-    RequestNotFound,
-    RequestRecord,
-    Track,
-)
+from baton.client import AsyncClient, BatonError, RequestList, RequestNotFound
 from baton.core.cluster import ServiceStatus
 from baton.gateway.schedulers import Schedulers
 
@@ -48,7 +41,7 @@ class Feed:
             "clock_s": time.monotonic(),
             "bus_connected": status.bus_connected,
             "services": [_service(service) for service in status.services],
-            "requests": [_request(record) for record in records[:MAX_REQUESTS]],
+            "requests": [asdict(record) for record in records[:MAX_REQUESTS]],
             "prompt_tokens": sum(found.prompt_tokens for found in lists),
             "output_tokens": sum(found.output_tokens for found in lists),
         }
@@ -65,7 +58,7 @@ class Feed:
                 record = await client.request(request_id, timeout_s=_TIMEOUT_S)
             except RequestNotFound:
                 continue
-            return {**_request(record), "tracks": [_track(track) for track in record.tracks]}
+            return asdict(record)
         raise RequestNotFound(f"request {request_id!r} is not among those remembered")
 
 
@@ -90,18 +83,4 @@ def _service(status: ServiceStatus) -> Json:
         "version": status.version,
         "kv_blocks": dict(status.kv_blocks),
         "stats": dict(status.stats),
-    }
-
-
-def _request(record: RequestRecord) -> Json:
-    body = asdict(record)
-    del body["tracks"]
-    return body
-
-
-def _track(track: Track) -> Json:
-    return {
-        "name": track.name,
-        "worker_id": track.worker_id,
-        "slices": [asdict(part) for part in track.slices],
     }
