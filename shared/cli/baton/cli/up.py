@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from random import SystemRandom
+from secrets import token_urlsafe
 from threading import Event
 from types import FrameType
 from typing import Any
@@ -58,6 +59,7 @@ def local_system(
         if previous := run.load():
             end_all(previous)
         run.prepare()
+        share_gateway_key()
         plan = make_plan(options, run, run_id, available_cores(), PortChooser(SystemRandom()))
         supervisor = Supervisor(plan, run, stop, listener=listener, has_joined=has_joined)
         failure = ""
@@ -74,6 +76,12 @@ def local_system(
                 supervisor.fail(failure)
             else:
                 run.forget()
+
+
+def share_gateway_key() -> None:
+    """Where callers need keys, gives gateway, scheduler and this process one in common."""
+    if os.environ.keys() & {"BATON_API_KEYS", "BATON_TENANTS_FILE"}:
+        os.environ.setdefault("BATON_GATEWAY_KEY", token_urlsafe())
 
 
 def has_joined(scheduler_address: str, plan: SystemPlan) -> bool:

@@ -24,8 +24,8 @@ _CHANNEL_OPTIONS = MappingProxyType({
 
 
 def default_api_key() -> str | None:
-    """The key of clients that are given none: $BATON_API_KEY, if it is set."""
-    return os.environ.get("BATON_API_KEY") or None
+    """The key of clients that are given none: $BATON_API_KEY, or else the local gateway's own."""
+    return os.environ.get("BATON_API_KEY") or os.environ.get("BATON_GATEWAY_KEY") or None
 
 
 @dataclass(frozen=True, slots=True)
