@@ -23,6 +23,7 @@ START_TIMEOUT_S = 150
 SETTINGS = {
     "BATON_SCHEDULER_FORCE_DISAGGREGATION": "true",
     "BATON_PREFILL_MAX_NUM_BATCHED_TOKENS": "128",  # a long prompt then has several chunks
+    "BATON_DECODE_ADAPTIVE_DRAFTS": "false",  # so that there are accepted drafts to see
 }
 
 
