@@ -126,10 +126,15 @@ def show_overlap(figures: OverlapFigures) -> dict[str, Any]:
         f"{median(one.active_s for one in transfers) * 1e3:.1f} ms on their way, "
         f"{figures.exposed_s * 1e3:.1f} ms of it after the first token"
     )
+    say(
+        f"processor time of the prefill worker: {median(figures.alone_cpu_s) * 1e3:.0f} ms alone, "
+        f"{median(figures.handed_cpu_s) * 1e3:.0f} ms with a hand-off"
+    )
     second_s = median(one.second_token_s or 0.0 for one in figures.handed)
     say(f"second token: {second_s * 1e3:.1f} ms, made by the decode worker")
     return {
         "added_ttft_fraction": round(figures.added_ttft_fraction, 4),
+        "added_cpu_fraction": round(figures.added_cpu_fraction, 4),
         "hidden_fraction": round(figures.hidden_fraction, 4),
         "exposed_ms": round(figures.exposed_s * 1e3, 2),
         "ttft_alone_ms": round(alone_s * 1e3, 1),

@@ -19,12 +19,20 @@ class OverlapFigures:
 
     alone: list[Timed] = field(default_factory=list)
     handed: list[Timed] = field(default_factory=list)
+    alone_cpu_s: list[float] = field(default_factory=list)
+    """Processor time of the prefill worker, per request."""
+    handed_cpu_s: list[float] = field(default_factory=list)
 
     @property
     def added_ttft_fraction(self) -> float:
         """What reserving and pushing add to the time to the first token."""
         pairs = zip(self.handed, self.alone, strict=True)
         return median(one.first_token_s / other.first_token_s for one, other in pairs) - 1.0
+
+    @property
+    def added_cpu_fraction(self) -> float:
+        """What it adds to the prefill worker's processor time: disturbed less by other work."""
+        return median(self.handed_cpu_s) / median(self.alone_cpu_s) - 1.0
 
     @property
     def hidden_fraction(self) -> float:
@@ -59,11 +67,16 @@ async def measure_overlap(
         alone = Caller(processes.channels, prefill)
         handing = Caller(processes.channels, prefill, decode)
         for index in range(num_rounds + 1):
-            order = [(alone, figures.alone), (handing, figures.handed)]
-            for caller, found in order if index % 2 else reversed(order):
+            order = [
+                (alone, figures.alone, figures.alone_cpu_s),
+                (handing, figures.handed, figures.handed_cpu_s),
+            ]
+            for caller, found, cpu_s in order if index % 2 else reversed(order):
+                before_s = await processes.cpu_s(prefill)
                 timed = await caller.run(make_prompt(rng, num_tokens))
                 if index:  # the first round connects and warms up
                     found.append(timed)
+                    cpu_s.append(await processes.cpu_s(prefill) - before_s)
             if index:
                 note(
                     f"round {index}: {figures.alone[-1].first_token_s * 1e3:.0f} ms alone, "
