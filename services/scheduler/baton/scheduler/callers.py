@@ -45,3 +45,10 @@ def salted(cache_salt: str) -> str:
     """KV is shared within a tenant only."""
     tenant = _tenant.get()
     return f"{tenant}:{cache_salt}" if tenant else cache_salt
+
+
+def unsalted(text: str) -> str | None:
+    """What `salted` was given; None when it was another tenant."""
+    tenant = _tenant.get()
+    mark = f"{tenant}:" if tenant else ""
+    return text.removeprefix(mark) if text.startswith(mark) else None

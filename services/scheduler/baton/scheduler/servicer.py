@@ -20,7 +20,7 @@ from baton.rpc.convert import (
 )
 from baton.rpc.convert_timing import slice_to_pb, stage_to_pb
 from baton.rpc.logs import bind_request_id
-from baton.scheduler.callers import salted
+from baton.scheduler.callers import salted, unsalted
 from baton.scheduler.convert import output_to_pb
 from baton.scheduler.embeddings import Embedder, EmbedJob
 from baton.scheduler.encoder import Encoder
@@ -37,7 +37,7 @@ from baton.scheduler.orchestrator import Orchestrator
 from baton.scheduler.pins import PinTarget, PrefixPins
 from baton.scheduler.recent import RequestRecord
 from baton.scheduler.view import ClusterWatch
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 MAX_CACHE_SALT_CHARS = 256
 MAX_CHAT_MESSAGES = 4096
@@ -148,21 +148,33 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             prompt = await self._edge.encoder.encode(model, prompt, self._timeout_s(context))
         ttl_s = duration_from_pb(request.ttl, "ttl") if request.HasField("ttl") else PIN_TTL_S
         target = PinTarget(model, tuple(prompt), salted(request.cache_salt))
-        pin = await self._edge.pins.pin(target, ttl_s, request.label)
+        # The label says whose it is: nobody sees, or takes back, another tenant's pins.
+        pin = await self._edge.pins.pin(target, ttl_s, salted(request.label))
+        pin.label = request.label
         return inference_pb2.PinPrefixResponse(pin=pin)
 
     async def UnpinPrefix(
         self, request: inference_pb2.UnpinPrefixRequest, context: Any
     ) -> inference_pb2.UnpinPrefixResponse:
         """Takes that back."""
-        found = await self._edge.pins.unpin(request.pin_id)
+        is_own = any(pin.pin_id == request.pin_id for pin in await self._own_pins())
+        found = is_own and await self._edge.pins.unpin(request.pin_id)
         return inference_pb2.UnpinPrefixResponse(found=found)
 
     async def ListPinnedPrefixes(
         self, request: inference_pb2.ListPinnedPrefixesRequest, context: Any
     ) -> inference_pb2.ListPinnedPrefixesResponse:
         """The prefixes that are kept."""
-        return inference_pb2.ListPinnedPrefixesResponse(pins=await self._edge.pins.current())
+        return inference_pb2.ListPinnedPrefixesResponse(pins=await self._own_pins())
+
+    async def _own_pins(self) -> list[common_pb2.Pin]:
+        own = []
+        for pin in await self._edge.pins.current():
+            label = unsalted(pin.label)
+            if label is not None:
+                pin.label = label
+                own.append(pin)
+        return own
 
     async def GetClusterStatus(
         self, request: inference_pb2.GetClusterStatusRequest, context: Any
