@@ -218,20 +218,18 @@ async def test_without_a_cache_service_a_pin_says_so() -> None:
 
 
 async def test_tenants_neither_see_nor_take_back_each_others_pins(cache: Cache) -> None:
-    async with Rig(api_keys="secret-key-a=acme,secret-key-g=globex") as rig:
+    async with Rig(api_keys="secret-a=acme,secret-g=globex") as rig:
         rig.members.observe(cache.announcement())
 
         def of(key: str) -> dict[str, Any]:
             return {"timeout": 5, "metadata": [("authorization", f"Bearer {key}")]}
 
         request = inference_pb2.PinPrefixRequest(text="x" * 20, label="system")
-        pin = (await rig.stub.PinPrefix(request, **of("secret-key-a"))).pin
+        pin = (await rig.stub.PinPrefix(request, **of("secret-a"))).pin
         assert pin.label == "system"
         listing = inference_pb2.ListPinnedPrefixesRequest()
-        assert list((await rig.stub.ListPinnedPrefixes(listing, **of("secret-key-a"))).pins) == [
-            pin
-        ]
-        assert not (await rig.stub.ListPinnedPrefixes(listing, **of("secret-key-g"))).pins
+        assert list((await rig.stub.ListPinnedPrefixes(listing, **of("secret-a"))).pins) == [pin]
+        assert not (await rig.stub.ListPinnedPrefixes(listing, **of("secret-g"))).pins
         unpin = inference_pb2.UnpinPrefixRequest(pin_id=pin.pin_id)
-        assert not (await rig.stub.UnpinPrefix(unpin, **of("secret-key-g"))).found
-        assert (await rig.stub.UnpinPrefix(unpin, **of("secret-key-a"))).found
+        assert not (await rig.stub.UnpinPrefix(unpin, **of("secret-g"))).found
+        assert (await rig.stub.UnpinPrefix(unpin, **of("secret-a"))).found

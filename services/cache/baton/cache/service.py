@@ -75,7 +75,6 @@ class CacheService:
             "stored_bytes": memory.used_bytes,
             "memory_bytes": memory.memory_bytes,
             "hits": memory.counters.num_hits,
-            "evicted": memory.counters.num_evicted,
             "corrupt": memory.counters.num_corrupt,
         }
         if disk is not None:
@@ -84,7 +83,6 @@ class CacheService:
                 "disk_used_bytes": disk.used_bytes,
                 "disk_queued_bytes": disk.queued_bytes,
                 "disk_hits": disk.counters.num_hits,
-                "disk_evicted": disk.counters.num_evicted,
                 "disk_corrupt": disk.counters.num_corrupt,
             }
         return ServiceSnapshot(

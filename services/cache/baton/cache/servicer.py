@@ -27,16 +27,9 @@ if TYPE_CHECKING:
     from baton.cache.metrics import CacheMetrics
     from baton.core.prefix_index import PrefixIndex
 
-_UNARY = (
-    "LookupPrefix",
-    "DropBlocks",
-    "PinBlocks",
-    "UnpinBlocks",
-    "ListPins",
-    "LookupAnswer",
-    "StoreAnswer",
-)
-SERVICE_NAME: str = cache_pb2.DESCRIPTOR.services_by_name["CacheService"].full_name
+_SERVICE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"]
+_UNARY = [m.name for m in _SERVICE.methods if not m.client_streaming and not m.server_streaming]
+SERVICE_NAME: str = _SERVICE.full_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,12 +168,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return inference_pb2.ListPinnedPrefixesResponse(pins=await self._own_pins())
 
     async def _own_pins(self) -> list[common_pb2.Pin]:
-        own = []
-        for pin in await self._edge.pins.current():
-            label = unsalted(pin.label)
-            if label is not None:
-                pin.label = label
-                own.append(pin)
+        own = [p for p in await self._edge.pins.current() if unsalted(p.label) is not None]
+        for pin in own:
+            pin.label = unsalted(pin.label) or ""
         return own
 
     async def GetClusterStatus(

@@ -153,12 +153,11 @@ def pin(
     prompt: Annotated[str, typer.Argument(help="The prefix, such as a system prompt.")],
     label: Annotated[str, typer.Option(help="Your name for it.")] = "",
     hours: Annotated[float, typer.Option(min=0.001, max=720.0, help="How long.")] = 24.0,
-    model: Annotated[str, typer.Option(help="Default: the only one served.")] = "",
     address: Address = "",
 ) -> None:
     """Keep a prompt's KV from being evicted."""
     with explained(Console(stderr=True)), Client(_scheduler(address)) as client:
-        pinned = client.pin_prefix(prompt, label=label, ttl_s=hours * 3600, model=model)
+        pinned = client.pin_prefix(prompt, label=label, ttl_s=hours * 3600)
     print_pins(Console(), [pinned])
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from baton.client.messages import generate_request
 from baton.client.types import GenerateOptions
 from baton.core.errors import InvalidRequest
 from baton.v1 import common_pb2, inference_pb2
+
+_SHARED = frozenset({"model", "messages", "token_ids"})
+"""Options that mean what they mean for `generate`."""
 
 
 class PinOptions(TypedDict, total=False):
@@ -46,12 +49,8 @@ def pin_request(prompt: str | None, options: PinOptions) -> inference_pb2.PinPre
     Raises:
         InvalidRequest: not exactly one form of prompt, or an option is not of its type.
     """
-    shared: GenerateOptions = {"model": options.get("model", "")}
-    if "messages" in options:
-        shared["messages"] = options["messages"]
-    if "token_ids" in options:
-        shared["token_ids"] = options["token_ids"]
-    given = generate_request(prompt, shared)
+    shared = {name: value for name, value in options.items() if name in _SHARED}
+    given = generate_request(prompt, cast("GenerateOptions", shared))
     request = inference_pb2.PinPrefixRequest(model=given.model)
     form = given.WhichOneof("prompt")
     if form == "text":
