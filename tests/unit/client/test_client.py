@@ -3,19 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from random import Random
 
 import pytest
 import pytest_asyncio
 
-from baton.client import AsyncClient, Client, Completion, Guide, RetryPolicy, errors
-from baton.client.retry import Retrier
+from baton.client import AsyncClient, Client, Completion, Guide, RetryPolicy
 from baton.core.cluster import ServiceState
 from baton.core.errors import (
     BatonError,
     Cancelled,
     DeadlineExceeded,
-    ErrorReason,
     Internal,
     InvalidRequest,
     ModelNotFound,
@@ -23,7 +20,6 @@ from baton.core.errors import (
     PromptTooLong,
     QueueFull,
     WorkerDraining,
-    error_for,
 )
 from baton.v1 import common_pb2
 from tests.support.eventually import eventually
@@ -380,33 +376,6 @@ async def test_blocking_stream_is_cancelled_when_left_and_from_other_threads(fak
     with Client(fake.address, timeout_s=10) as client:
         assert await asyncio.to_thread(stop, client) is not None
     await eventually(lambda: fake.num_cancelled == 2)
-
-
-def test_budget_bounds_retries_over_all_calls():
-    retrier = Retrier(RetryPolicy(budget=2.0), Random(0))
-    error = NoWorker("none")
-    delays = [retrier.delay_s(error, 1, 60.0) for _ in range(4)]
-    assert [delay is None for delay in delays] == [False, False, True, True]
-    for _ in range(11):
-        retrier.succeeded()
-    assert retrier.delay_s(error, 1, 60.0) is not None
-
-
-def test_delay_honours_retry_after_and_is_jittered():
-    retrier = Retrier(RetryPolicy(budget=100), Random(0))
-    delays = {retrier.delay_s(QueueFull("full", retry_after_s=2.0), 3, 60.0) for _ in range(8)}
-    assert len(delays) == 8
-    assert all(2.0 <= delay <= 2.4 for delay in delays if delay is not None)
-
-
-@pytest.mark.parametrize("reason", list(ErrorReason))
-def test_every_reason_survives_the_wire(reason):
-    import grpc
-
-    metadata = [(errors.REASON_KEY, reason.name), (errors.RETRY_AFTER_KEY, "1500")]
-    error = errors.error_from(grpc.StatusCode.UNKNOWN, "text", metadata, "here:1")
-    assert type(error) is type(error_for(reason, ""))
-    assert (error.message, error.retry_after_s) == ("text", 1.5)
 
 
 async def _collect(client: AsyncClient) -> Completion:

@@ -1,0 +1,45 @@
+"""When a refused call is tried again, and which error a failed one is."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from baton.client import RetryPolicy, errors
+from baton.client.retry import Retrier
+from baton.core.errors import (
+    ErrorReason,
+    NoWorker,
+    QueueFull,
+    error_for,
+)
+
+FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001, max_backoff_s=0.002)
+
+
+def test_budget_bounds_retries_over_all_calls():
+    retrier = Retrier(RetryPolicy(budget=2.0), Random(0))
+    error = NoWorker("none")
+    delays = [retrier.delay_s(error, 1, 60.0) for _ in range(4)]
+    assert [delay is None for delay in delays] == [False, False, True, True]
+    for _ in range(11):
+        retrier.succeeded()
+    assert retrier.delay_s(error, 1, 60.0) is not None
+
+
+def test_delay_honours_retry_after_and_is_jittered():
+    retrier = Retrier(RetryPolicy(budget=100), Random(0))
+    delays = {retrier.delay_s(QueueFull("full", retry_after_s=2.0), 3, 60.0) for _ in range(8)}
+    assert len(delays) == 8
+    assert all(2.0 <= delay <= 2.4 for delay in delays if delay is not None)
+
+
+@pytest.mark.parametrize("reason", list(ErrorReason))
+def test_every_reason_survives_the_wire(reason):
+    import grpc
+
+    metadata = [(errors.REASON_KEY, reason.name), (errors.RETRY_AFTER_KEY, "1500")]
+    error = errors.error_from(grpc.StatusCode.UNKNOWN, "text", metadata, "here:1")
+    assert type(error) is type(error_for(reason, ""))
+    assert (error.message, error.retry_after_s) == ("text", 1.5)
