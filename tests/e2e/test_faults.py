@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ import pytest_asyncio
 
 from baton.client import BatonError, DeadlineExceeded
 from tests.support.eventually import eventually
+from tests.support.shared_memory import mapped
 from tests.support.system import Process, System, collect
 from tests.support.tiny_models import make_tiny_model
 
@@ -61,6 +63,7 @@ def of_role(system: System, role: str) -> list[Process]:
 async def test_prefill_killed_mid_transfer_is_retried_and_nothing_stays_held(
     system: System,
 ) -> None:
+    names = set(Path("/dev/shm").iterdir())
     expected = await collect(system.client.generate(**options(16)))
     (healthy,) = of_role(system, "prefill")
     (decode,) = of_role(system, "decode")
@@ -78,9 +81,13 @@ async def test_prefill_killed_mid_transfer_is_retried_and_nothing_stays_held(
     await system.wait_ready(replacement)
     await system.wait_members(replacement)
     assert await is_filling(), "the transfer ended before the kill"
+    shared = mapped(stalling.popen.pid)
+    assert shared & mapped(decode.popen.pid), "both see the memory that the push goes through"
     stalling.kill()
     assert await request == expected
     await system.assert_nothing_held()
+    await eventually(lambda: not shared & mapped(decode.popen.pid))
+    assert set(Path("/dev/shm").iterdir()) <= names
 
 
 async def test_decode_killed_mid_stream_loses_and_repeats_no_token(system: System) -> None:

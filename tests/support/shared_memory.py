@@ -15,3 +15,9 @@ def num_held(pid: int | None = None) -> int:
         if descriptor.is_symlink():  # not closed meanwhile
             names.append(str(descriptor.readlink()))
     return sum("baton-kv" in name for name in names)
+
+
+def mapped(pid: int) -> set[str]:
+    """Inodes of such memory that a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+    return {line.split()[4] for line in lines if "baton-kv" in line}
