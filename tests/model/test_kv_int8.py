@@ -47,6 +47,14 @@ def test_a_pool_of_the_same_bytes_has_almost_twice_the_blocks(tiny_model: TinyMo
     assert num_blocks["int8"] / num_blocks["auto"] == pytest.approx(48 / 26, rel=0.01)
 
 
+def test_what_it_was_computed_in_is_in_the_fingerprint(tiny_model: TinyModel) -> None:
+    directory = tiny_model("llama")
+    settings = {"kv_dtype": "int8", "dtype": "bfloat16"}
+    with make_engine(directory, kv_dtype="int8") as wide, make_engine(directory, **settings) as e:
+        assert e.fingerprint.layout == wide.fingerprint.layout
+        assert e.fingerprint != wide.fingerprint
+
+
 def test_it_hands_over_to_its_like_and_to_nothing_else(tiny_model: TinyModel) -> None:
     directory = tiny_model("llama")
     (prompt,) = make_prompts((40,), seed=52)
@@ -60,7 +68,7 @@ def test_it_hands_over_to_its_like_and_to_nothing_else(tiny_model: TinyModel) ->
         first = hand_over(source, target, "moved", prompt)
         assert [first, *Driver(target).run()["moved"]] == alone
         assert source.fingerprint == target.fingerprint
-        assert source.fingerprint.differences(plain.fingerprint) == ["dtype: int8 != float32"]
+        assert "dtype: int8 != float32" in source.fingerprint.differences(plain.fingerprint)
         plain.reserve(make_spec("refused", prompt, NUM_TOKENS))
         plain.begin_fill("refused")
         payload = memoryview(bytes(source.fingerprint.layout.block_bytes))

@@ -18,7 +18,7 @@ from baton.engine.drafting import Drafting
 from baton.engine.events import EngineStats, Event, Failed, Grant, KvChange
 from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
 from baton.engine.grammar import Grammars
-from baton.engine.kv_cache import choose_num_blocks
+from baton.engine.kv_cache import choose_num_blocks, dtype_name
 from baton.engine.model import LoadedModel, Progress, load_model
 from baton.engine.quantize import Quantization
 from baton.engine.reservations import Reservations
@@ -59,8 +59,12 @@ class Engine:
         self.vocab_size = model.vocab_size
         self.eos_token_ids = model.eos_token_ids
         self.max_model_len_tokens = _max_model_len(config, model, num_blocks)
+        settings = model.config.to_dict()
+        if model.layout.dtype == "int8":
+            # Else rounding would hide what the KV was computed in.
+            settings["kv_computed_in"] = dtype_name(model.module.dtype)
         self.fingerprint: Fingerprint = make_fingerprint(
-            config.model_name, model.directory, model.config.to_dict(), model.layout
+            config.model_name, model.directory, settings, model.layout
         )
         pool = BlockPool(num_blocks, model.layout.block_size)
         self._digest = self.fingerprint.digest()
