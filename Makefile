@@ -59,7 +59,7 @@ up: setup ## start the whole system with the demo model and leave it running
 down: ## stop what `make up` started
 	@$(BIN)/baton down
 
-test: setup ## all tests; under 10 minutes on 2 cores
+test: setup ## all tests; about 10 minutes on 2 cores
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
 	$(if $(SLOW_TESTS),$(TEST_ENV) $(BIN)/python -m pytest -q $(SLOW_TESTS) $(PYTEST_ARGS))
 
