@@ -10,13 +10,15 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from baton.core.cluster import Announcement
-from baton.core.errors import NoWorker
+from baton.core.errors import ErrorReason, NoWorker
 from baton.rpc.bus import Bus
 from baton.rpc.channel import ChannelPool
+from baton.rpc.errors import error_from_rpc
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
@@ -27,6 +29,9 @@ from baton.scheduler.service import SchedulerService
 from baton.scheduler.settings import SchedulerSettings
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from tests.support.fake_workers import FakeDecode, FakePrefill, FakeProcess, FakeTokenizer
+
+LOST_WITHIN_S = 1.5
+"""Nothing is held any more after this."""
 
 
 @dataclass
@@ -42,6 +47,9 @@ class Answer:
     @property
     def last(self) -> Any:
         return self.messages[-1]
+
+    def token_ids(self) -> list[int]:
+        return [token_id for message in self.messages for token_id in message.token_ids]
 
     def stages(self) -> dict[str, float]:
         return {
@@ -143,6 +151,13 @@ class Rig:
     async def ask(self, prompt: str = "hello", timeout_s: float = 20, **fields: Any) -> Answer:
         call = self.stub.Generate(self.request(prompt, **fields), timeout=timeout_s)
         return Answer([message async for message in call])
+
+    async def failure(self, prompt: str = "hello", **fields: Any) -> tuple[ErrorReason, str]:
+        """As `ask`, for what is bound to fail: the error's reason and message."""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.ask(prompt, **fields)
+        error = error_from_rpc(caught.value)
+        return error.reason, error.message
 
     def nothing_held(self) -> bool:
         return not any(decode.held for decode in self.decodes) and not any(
