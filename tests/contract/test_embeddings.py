@@ -15,15 +15,10 @@ from baton.rpc.errors import error_from_rpc
 from baton.v1 import common_pb2, inference_pb2, prefill_pb2
 from tests.support.eventually import eventually
 from tests.support.scheduler_rig import Rig
-from tests.support.tiny_models import load_reference, make_tiny_model
+from tests.support.tiny_models import load_reference
 from tests.support.workers import worker_pair
 
 PROMPT = [(index * 37 + 5) % 256 for index in range(100)]
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
 
 
 def _request(*texts: str, **fields: Any) -> inference_pb2.EmbedRequest:

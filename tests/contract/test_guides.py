@@ -18,7 +18,7 @@ from baton.engine.grammar import Grammars
 from baton.rpc.errors import error_from_rpc
 from baton.v1 import common_pb2
 from tests.support.eventually import eventually
-from tests.support.tiny_models import EOS_TOKEN_ID, make_tiny_model
+from tests.support.tiny_models import EOS_TOKEN_ID
 from tests.support.workers import Pair, worker_pair
 
 SCHEMA = json.dumps({
@@ -36,11 +36,6 @@ def _guided(**kind: Any) -> dict[str, Any]:
         "temperature": 0.9,
         "max_tokens": 200,
     }
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

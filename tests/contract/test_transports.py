@@ -20,27 +20,18 @@ from baton.rpc.nixl import NixlAgent
 from baton.v1 import decode_pb2, prefill_pb2
 from tests.support.eventually import eventually
 from tests.support.shared_memory import num_held
-from tests.support.tiny_models import load_reference, make_tiny_model, reference_greedy
+from tests.support.tiny_models import load_reference, reference_greedy
 from tests.support.transports import NIXL
 from tests.support.workers import Pair, worker_pair
 
 PROMPT = [(index * 37 + 5) % 256 for index in range(100)]
 
 
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 async def pair(model_path: Path) -> AsyncIterator[Pair]:
     async with worker_pair(model_path) as pair:
         yield pair
-        await pair.to_prefill.ReleasePrefill(
-            prefill_pb2.ReleasePrefillRequest(request_id="req"), timeout=5
-        )
-        await eventually(pair.prefill.is_clean)
-        await eventually(pair.decode.is_clean)
+        await pair.assert_clean()
     assert num_held() == 0
 
 

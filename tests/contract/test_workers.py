@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 from baton.cache.service import CacheService
@@ -13,43 +12,15 @@ from baton.core.cluster import ServiceState
 from baton.core.errors import ErrorReason
 from baton.rpc.channel import ChannelPool
 from baton.rpc.convert import kv_event_from_bytes
-from baton.rpc.errors import error_from_rpc, rpc_errors
+from baton.rpc.errors import rpc_errors
 from baton.v1 import decode_pb2, kv_transfer_pb2, kv_transfer_pb2_grpc, prefill_pb2
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
-from tests.support.workers import Generated, Pair, hosted, worker_pair
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-async def pair(model_path: Path) -> AsyncIterator[Pair]:
-    async with worker_pair(model_path) as pair:
-        yield pair
-        await pair.to_prefill.ReleasePrefill(
-            prefill_pb2.ReleasePrefillRequest(request_id="req"), timeout=5
-        )
-        await eventually(pair.prefill.is_clean)
-        await eventually(pair.decode.is_clean)
-
-
-def _prompt(num_tokens: int, seed: int = 0) -> list[int]:
-    return [(index * 37 + seed * 11 + 5) % 256 for index in range(num_tokens)]
-
-
-async def _refused(reason: ErrorReason, call: object) -> str:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call  # type: ignore[misc]
-    error = error_from_rpc(caught.value)
-    assert error.reason is reason
-    return error.message
+from tests.support.workers import Generated, Pair, hosted, prompt_of, refused, worker_pair
 
 
 async def test_a_prefix_stored_by_one_worker_is_fetched_by_another(model_path: Path) -> None:
-    prompt = _prompt(100)
+    prompt = prompt_of(100)
     async with hosted(CacheSettings(nats_url=""), CacheService) as cache:
         no_write_back = {"write_back_queue_blocks": 0}
         async with worker_pair(
@@ -81,7 +52,7 @@ async def test_a_prefix_stored_by_one_worker_is_fetched_by_another(model_path: P
 async def test_the_workers_tell_their_chunks(model_path: Path) -> None:
     """Chunks of the prompt as computed, chunks of KV as arrived: enough to see them overlap."""
     async with worker_pair(model_path, prefill={"max_num_batched_tokens": 32}) as pair:
-        out = await pair.generate(_prompt(100), max_tokens=4)
+        out = await pair.generate(prompt_of(100), max_tokens=4)
         chunks = out.first.chunks
         assert [chunk.tokens for chunk in chunks] == [32, 32, 32, 4]
         starts = [chunk.start.ToNanoseconds() for chunk in chunks]
@@ -92,20 +63,21 @@ async def test_the_workers_tell_their_chunks(model_path: Path) -> None:
         arrived = out.timings.kv_chunks
         assert sum(chunk.bytes for chunk in arrived) == out.done.bytes
         assert sum(chunk.parts for chunk in arrived) == out.done.chunks
-        again = await pair.generate(_prompt(100), attempt=2, max_tokens=4)
+        again = await pair.generate(prompt_of(100), attempt=2, max_tokens=4)
         assert sum(chunk.tokens for chunk in again.first.chunks) == 4
 
 
 async def test_a_second_turn_recomputes_at_most_one_block(model_path: Path) -> None:
-    prompt, block_size = _prompt(100), 16
+    prompt, block_size = prompt_of(100), 16
     async with hosted(CacheSettings(nats_url=""), CacheService) as cache:
         async with worker_pair(model_path, cache_address=cache.address) as first:
             turn = await first.generate(prompt, max_tokens=40)
             history = [*prompt, *turn.token_ids]
             assert len(history) == 140
             await eventually(lambda: cache.service.snapshot().stats["stored_blocks"] == 8)
-            assert first.decode.service.snapshot().stats["stored_blocks"] >= 2
-        second_prompt = [*history, *_prompt(20, seed=1)]
+            # The worker counts them when it is told that they were taken.
+            await eventually(lambda: first.decode.service.snapshot().stats["stored_blocks"] >= 2)
+        second_prompt = [*history, *prompt_of(20, seed=1)]
         # No worker of the first turn is left: what is known comes from the cache service.
         async with worker_pair(model_path, cache_address=cache.address) as second:
             out = await second.generate(second_prompt)
@@ -132,7 +104,7 @@ async def test_speculation_after_a_handoff_changes_no_token(
             {"max_tokens": 24, "temperature": 0.9, "top_k": 40, "seed": 3},
             {"max_tokens": 24, "temperature": 0.7, "frequency_penalty": 0.5, "min_tokens": 9},
         ]):
-            prompt = _prompt(70, seed=index)
+            prompt = prompt_of(70, seed=index)
             plain = await pair.generate(prompt, f"a{index}", speculation=False, **sampling)
             drafted = await pair.generate(prompt, f"b{index}", **sampling)
             assert drafted.token_ids == plain.token_ids
@@ -144,7 +116,7 @@ async def test_speculation_after_a_handoff_changes_no_token(
 
 
 async def test_prompt_logprobs_come_with_the_first_token_wherever_it_is_made(pair: Pair) -> None:
-    prompt = _prompt(70)
+    prompt = prompt_of(70)
     await pair.generate(prompt, "warm")
     asked = {"prompt_logprobs": 2}
     grant = await pair.reserve(prompt, "a", **asked)
@@ -178,11 +150,11 @@ async def test_a_dead_cache_service_costs_nothing_but_a_moment(model_path: Path)
     async with worker_pair(
         model_path, prefill={"cache_timeout_s": 0.3}, cache_address="127.0.0.1:1"
     ) as pair:
-        out = await pair.generate(_prompt(60))
+        out = await pair.generate(prompt_of(60))
         assert len(out.token_ids) == 8
         assert pair.prefill.service.snapshot().stats["cache_failures"] == 1
         # It is left alone for a while.
-        await pair.generate(_prompt(60, seed=1), "b")
+        await pair.generate(prompt_of(60, seed=1), "b")
         assert pair.prefill.service.snapshot().stats["cache_failures"] == 1
 
 
@@ -196,14 +168,14 @@ async def test_write_back_is_dropped_and_counted_when_too_much_waits(model_path:
             cache_address=cache.address,
         ) as pair,
     ):
-        await pair.generate(_prompt(100))
+        await pair.generate(prompt_of(100))
         for worker in (pair.prefill, pair.decode):
             await eventually(lambda w=worker: w.service.snapshot().stats["dropped_blocks"] == 6)
         assert cache.service.snapshot().stats["stored_blocks"] == 0
 
 
 async def test_a_prompt_without_target_warms_the_prefix_cache(pair: Pair) -> None:
-    prompt = _prompt(70)
+    prompt = prompt_of(70)
     out = await pair.run_prefill(pair.prefill_request(prompt, None))
     assert out.done.bytes == 0
     assert pair.prefill.counts()["held"] == 0
@@ -211,7 +183,7 @@ async def test_a_prompt_without_target_warms_the_prefix_cache(pair: Pair) -> Non
 
 
 async def test_kv_events_and_snapshot_agree(pair: Pair) -> None:
-    await pair.generate(_prompt(100))
+    await pair.generate(prompt_of(100))
     for worker in (pair.prefill, pair.decode):
         held: set[bytes] = set()
 
@@ -233,7 +205,7 @@ async def test_kv_events_and_snapshot_agree(pair: Pair) -> None:
 
 
 async def test_stages_are_recorded_as_spans(pair: Pair) -> None:
-    await pair.generate(_prompt(100))
+    await pair.generate(prompt_of(100))
 
     def names(worker: object) -> set[str]:
         return {span.name for span in worker.spans.get_finished_spans()}  # type: ignore[attr-defined]
@@ -252,10 +224,10 @@ async def test_stages_are_recorded_as_spans(pair: Pair) -> None:
 
 
 async def test_a_draining_worker_takes_nothing_new_and_finishes_the_rest(pair: Pair) -> None:
-    prompt = _prompt(40)
+    prompt = prompt_of(40)
     grant = await pair.reserve(prompt)
     pair.decode.runtime.lifecycle.state = ServiceState.DRAINING
-    await _refused(ErrorReason.WORKER_DRAINING, pair.reserve(prompt, "other"))
+    await refused(ErrorReason.WORKER_DRAINING, pair.reserve(prompt, "other"))
     draining = asyncio.create_task(pair.decode.service.drain(10.0))
     out = await pair.run_prefill(pair.prefill_request(prompt, grant))
     assert not draining.done()
@@ -264,7 +236,7 @@ async def test_a_draining_worker_takes_nothing_new_and_finishes_the_rest(pair: P
 
 
 async def test_a_second_reader_is_refused(pair: Pair) -> None:
-    prompt = _prompt(40)
+    prompt = prompt_of(40)
     grant = await pair.reserve(prompt)
     reading = asyncio.create_task(pair.run_decode(grant, Generated(token_ids=[0])))
     await eventually(
@@ -275,7 +247,7 @@ async def test_a_second_reader_is_refused(pair: Pair) -> None:
             .reservation.is_attached
         )
     )
-    await _refused(ErrorReason.INVALID_REQUEST, pair.run_decode(grant))
+    await refused(ErrorReason.INVALID_REQUEST, pair.run_decode(grant))
     await pair.run_prefill(pair.prefill_request(prompt, grant))
     assert (await reading).finish_reason == 2
 
@@ -295,7 +267,7 @@ async def test_probe_counts_bytes(pair: Pair) -> None:
 
 
 async def test_int8_kv_is_handed_over_as_it_is_and_to_its_like_only(model_path: Path) -> None:
-    prompt = _prompt(100)
+    prompt = prompt_of(100)
     small = {"kv_dtype": "int8"}
     async with worker_pair(model_path, prefill=small, decode=small) as pair:
         out = await pair.generate(prompt, max_tokens=12)
@@ -306,5 +278,5 @@ async def test_int8_kv_is_handed_over_as_it_is_and_to_its_like_only(model_path: 
     async with worker_pair(model_path, decode=small) as pair:
         grant = await pair.reserve(prompt)
         call = pair.run_prefill(pair.prefill_request(prompt, grant))
-        message = await _refused(ErrorReason.KV_LAYOUT_MISMATCH, call)
+        message = await refused(ErrorReason.KV_LAYOUT_MISMATCH, call)
         assert "dtype: int8 != float32" in message

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import grpc
+import pytest
 import torch
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus
+from baton.core.errors import ErrorReason
 from baton.decode.service import DecodeService
 from baton.decode.settings import DecodeSettings
 from baton.prefill.service import PrefillService
 from baton.prefill.settings import PrefillSettings
 from baton.rpc.bus import Bus
 from baton.rpc.channel import ChannelPool
+from baton.rpc.errors import error_from_rpc
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
@@ -30,6 +34,7 @@ from baton.rpc.server import create_server, listen
 from baton.rpc.settings import ServiceSettings
 from baton.rpc.telemetry import Telemetry
 from baton.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
+from tests.support.eventually import eventually
 
 
 class RecordingBus(Bus):
@@ -228,6 +233,28 @@ class Pair:
         if out.finish_reason:
             return out
         return await self.run_decode(grant, out)
+
+    async def assert_clean(self) -> None:
+        """Lets go of what the prefill worker keeps of `req`; then nothing may be left."""
+        await self.to_prefill.ReleasePrefill(
+            prefill_pb2.ReleasePrefillRequest(request_id="req"), timeout=5
+        )
+        await eventually(self.prefill.is_clean)
+        await eventually(self.decode.is_clean)
+
+
+def prompt_of(num_tokens: int, seed: int = 0) -> list[int]:
+    """Tokens of a tiny model's vocabulary."""
+    return [(index * 37 + seed * 11 + 5) % 256 for index in range(num_tokens)]
+
+
+async def refused(reason: ErrorReason, call: Awaitable[object]) -> str:
+    """The message of a call that fails for a reason."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = error_from_rpc(caught.value)
+    assert error.reason is reason
+    return error.message
 
 
 def _sampling(given: dict[str, Any]) -> dict[str, Any]:
