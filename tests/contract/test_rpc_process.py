@@ -122,7 +122,16 @@ async def test_a_failed_start_exits_with_status_1_and_says_why(demo: Demo) -> No
     assert await demo.exit_code() == 1
     failure = next(line for line in demo.lines() if line["event"] == "start failed")
     assert "the weights are missing" in failure["traceback"]
+    assert "snapshot failed" not in demo.events()
     assert demo.stopped.exists()
+
+
+async def test_a_start_that_the_user_can_mend_fails_with_one_line(demo: Demo) -> None:
+    demo.start("--refuses")
+    assert await demo.exit_code() == 1
+    failure = next(line for line in demo.lines() if line["event"] == "cannot start")
+    assert failure["error"] == "there is no such directory"
+    assert "traceback" not in failure
 
 
 async def test_a_taken_port_exits_with_status_1(demo: Demo) -> None:
@@ -131,6 +140,15 @@ async def test_a_taken_port_exits_with_status_1(demo: Demo) -> None:
         demo.start()
         assert await demo.exit_code() == 1
     assert demo.events() == ["cannot start"]
+
+
+async def test_a_taken_metrics_port_is_named(demo: Demo) -> None:
+    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        demo.start("--metrics-port", str(port))
+        assert await demo.exit_code() == 1
+    assert f"metrics cannot listen on 127.0.0.1:{port}" in demo.lines()[0]["error"]
 
 
 async def test_drain_by_call_exits_clean(demo: Demo) -> None:

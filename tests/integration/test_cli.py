@@ -16,6 +16,7 @@ import pytest
 
 from baton.cli.leftovers import living
 from baton.cli.rundir import RunDirectory, SystemState
+from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -28,16 +29,24 @@ class Cli:
     def __init__(self, home: Path) -> None:
         self.run_directory = RunDirectory(home)
 
-    def __call__(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-m", "baton.cli.main", *arguments],
-            input=text,
             env={**os.environ, "BATON_HOME": str(self.run_directory.path), "COLUMNS": "120"},
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=START_TIMEOUT_S,
-            check=False,
         )
+
+    def __call__(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        with self.start(*arguments) as command:
+            try:
+                out, err = command.communicate(text, timeout=START_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                command.kill()
+                raise
+            return subprocess.CompletedProcess(arguments, command.returncode, out, err)
 
     def state(self) -> SystemState:
         state = self.run_directory.running()
@@ -153,6 +162,21 @@ def test_errors_say_what_to_do(cli: Cli, tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert "model_not_found" in wrong.stderr
     assert cli("trace", "no-such-request").returncode == 1
+
+
+async def test_an_interrupted_start_says_so_and_leaves_nothing(tmp_path: Path, model: Path) -> None:
+    other = Cli(tmp_path / "other")
+    run = other.run_directory
+    with other.start("up", "-d", "--model", str(model)) as command:
+        await eventually(lambda: run.load() is not None, timeout_s=START_TIMEOUT_S)
+        state = run.load()
+        command.send_signal(signal.SIGINT)
+        _, said = command.communicate(timeout=START_TIMEOUT_S)
+    assert said.endswith("interrupted while starting: everything was stopped\n")
+    assert command.returncode == 130
+    assert state is not None
+    assert living(state) == []
+    assert not run.is_locked()
 
 
 def test_status_without_a_scheduler_asks_each_service_and_down_leaves_nothing(cli: Cli) -> None:

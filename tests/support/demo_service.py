@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import grpc
 
+from baton.core.errors import ModelNotFound
 from baton.rpc.process import Runtime, ServiceSnapshot, main
 from baton.rpc.settings import ServiceSettings
 
@@ -33,6 +34,8 @@ class DemoSettings(ServiceSettings):
     """Load in a thread that cannot be interrupted for so long."""
     fails: bool = False
     """Fail to load."""
+    refuses: bool = False
+    """Fail to load, for a reason that the user can do something about."""
 
 
 async def _appears(path: str) -> None:
@@ -46,6 +49,7 @@ class DemoService(grpc.GenericRpcHandler):
     def __init__(self, runtime: Runtime[DemoSettings]) -> None:
         self._runtime = runtime
         self._running: set[asyncio.Task[Any] | None] = set()
+        self._has_loaded = False
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         if handler_call_details.method != f"/{NAME}/Wait":
@@ -72,8 +76,13 @@ class DemoService(grpc.GenericRpcHandler):
         await _appears(self._runtime.settings.load_file)
         if self._runtime.settings.fails:
             raise RuntimeError("the weights are missing")
+        if self._runtime.settings.refuses:
+            raise ModelNotFound("there is no such directory")
+        self._has_loaded = True
 
     def snapshot(self) -> ServiceSnapshot:
+        if not self._has_loaded:
+            raise RuntimeError("nothing is known yet")
         return ServiceSnapshot(model="demo", kv_blocks={"free": 7}, num_running=len(self._running))
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:

@@ -48,7 +48,7 @@ def test_second_supervisor_is_refused_while_the_first_lives(run: RunDirectory) -
     assert not run.is_locked()
     with run.lock():
         assert run.is_locked()
-        with pytest.raises(AlreadyRunning), run.lock():
+        with pytest.raises(AlreadyRunning, match="baton down"), run.lock():
             pass
     assert not run.is_locked()
 

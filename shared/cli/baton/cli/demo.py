@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
 
 from baton.cli.generate import Interrupted, stream_to
 from baton.cli.leftovers import living
 from baton.cli.models import DEMO_KV_BYTES, NoModel, demo_pair
 from baton.cli.plan import PlanError, UpOptions
-from baton.cli.progress import progress_table
-from baton.cli.rundir import AlreadyRunning, RunDirectory, SystemState
+from baton.cli.progress import ProgressDisplay
+from baton.cli.rundir import AlreadyRunning, RunDirectory
 from baton.cli.stages import has_stages, print_stages, sum_stages
 from baton.cli.supervisor import StartFailed, StopRequested
 from baton.cli.up import interruptible, local_system, new_run_id, stop_on_signals
@@ -96,16 +95,11 @@ def _run_in(run_dir: RunDirectory, console: Console) -> DemoResult:
     )
     console.print(f"starting Baton with {pair.name} (one prefill and one decode worker)")
     run_id = new_run_id()
-    live = Live(console=console, refresh_per_second=8)
-
-    def show(state: SystemState) -> None:
-        if live.is_started:
-            live.update(progress_table(state))
-
+    live = ProgressDisplay(console)
     with stop_on_signals() as stop:
         live.start()
         try:
-            with local_system(options, run_dir, run_id, stop, show) as supervisor:
+            with local_system(options, run_dir, run_id, stop, live.show) as supervisor:
                 live.stop()
                 state = supervisor.state
                 scheduler = state.process("scheduler")

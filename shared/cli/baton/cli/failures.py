@@ -33,13 +33,7 @@ def explained(console: Console) -> Iterator[None]:
     """Turns such errors into a line and an exit status."""
     try:
         yield
-    except AlreadyRunning as error:
-        fail(
-            console,
-            f"Baton already runs here (run directory {error}): see it with `baton status`, stop it"
-            " with `baton down`, or set BATON_HOME to start another one",
-        )
-    except (NoModel, NoSystem, PlanError) as error:
+    except (AlreadyRunning, NoModel, NoSystem, PlanError) as error:
         fail(console, str(error))
     except (Interrupted, KeyboardInterrupt, Cancelled):
         console.print("\ninterrupted: the request was cancelled", style="yellow")

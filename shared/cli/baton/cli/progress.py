@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from baton.cli.rundir import ProcessState, SystemState
 
+_REFRESH_PER_S = 8
 _BAR_CELLS = 20
 _STYLES = {
     "waiting": "dim",
@@ -21,7 +23,26 @@ _STYLES = {
 }
 
 
-def progress_table(state: SystemState) -> RenderableType:
+class ProgressDisplay(Live):
+    """A start's progress: a table that changes on a terminal, and only its end elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console, refresh_per_second=_REFRESH_PER_S)
+
+    def show(self, state: SystemState) -> None:
+        """Shows a state, until the display is stopped."""
+        if self.is_started:
+            self.update(_progress_table(state))
+
+    def stop(self) -> None:
+        """Leaves the last state there; what is printed next begins on a line of its own."""
+        is_last = self.is_started
+        super().stop()
+        if is_last and self.renderable and not self.console.is_terminal:
+            self.console.line()
+
+
+def _progress_table(state: SystemState) -> RenderableType:
     """One line per process: what it is doing now."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(min_width=12)

@@ -28,6 +28,12 @@ RUN_ID_VARIABLE = "BATON_RUN_ID"
 class AlreadyRunning(Exception):
     """Another supervisor holds the run directory."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"Baton already runs here (run directory {path}): see it with `baton status`, stop it"
+            " with `baton down`, or set BATON_HOME to start another one"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
@@ -161,7 +167,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock_file("a") as handle:
             if not _try_lock(handle):
-                raise AlreadyRunning(str(self.path))
+                raise AlreadyRunning(self.path)
             yield
 
     def _lock_file(self, mode: str) -> TextIO:

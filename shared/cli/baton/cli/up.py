@@ -18,14 +18,13 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 
 from baton.cli.cores import available_cores
 from baton.cli.leftovers import end_all, is_alive, living, send
 from baton.cli.plan import PlanError, SystemPlan, UpOptions, make_plan
 from baton.cli.ports import PortChooser
 from baton.cli.process import tail
-from baton.cli.progress import progress_table
+from baton.cli.progress import ProgressDisplay
 from baton.cli.rundir import AlreadyRunning, RunDirectory, SystemState
 from baton.cli.supervisor import Listener, StartFailed, StopRequested, StopSignal, Supervisor
 from baton.client import BatonError, Client
@@ -36,7 +35,7 @@ EXIT_INTERRUPTED = 130
 _JOIN_CALL_TIMEOUT_S = 1.0
 _POLL_S = 0.05
 _STOP_TIMEOUT_S = 90.0
-_REFRESH_PER_S = 8
+_INTERRUPTED = "\ninterrupted while starting: everything was stopped"
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -136,7 +135,7 @@ def run_foreground(
 ) -> int:
     """Starts a system, shows its progress, and keeps it until Ctrl-C; returns the exit status."""
     with stop_on_signals() as stop:
-        live = _live(console)
+        live = ProgressDisplay(console)
         reporter = _Reporter(console, live)
         try:
             live.start()
@@ -149,7 +148,7 @@ def run_foreground(
                 reporter.say_changes = False
         except StopRequested:
             live.stop()
-            console.print("interrupted while starting: everything was stopped")
+            console.print(_INTERRUPTED)
             return EXIT_INTERRUPTED
         except (StartFailed, PlanError) as error:
             live.stop()
@@ -169,7 +168,7 @@ def run_detached(
 ) -> int:
     """Starts a supervisor in a session of its own, and waits until its system is up."""
     if run.is_locked():
-        raise AlreadyRunning(str(run.path))
+        raise AlreadyRunning(run.path)
     run_id = new_run_id()
     run.path.mkdir(parents=True, exist_ok=True)
     log = run.path / "supervisor.log"
@@ -182,20 +181,24 @@ def run_detached(
             env={**os.environ, "BATON_HOME": str(run.path)},
             start_new_session=True,
         )
-    with stop_on_signals() as stop, _live(console) as live:
+    with stop_on_signals() as stop, ProgressDisplay(console) as live:
         while True:
             exit_code = supervisor.poll()
             state = run.load()
             if state is not None and state.run_id == run_id:
-                live.update(progress_table(state))
+                live.show(state)
                 if state.phase == "ready":
                     break
+            if exit_code is not None and stop.num_requests:
+                live.stop()
+                console.print(_INTERRUPTED)
+                return EXIT_INTERRUPTED
             if exit_code is not None:
                 error = state.error if state and state.run_id == run_id else ""
                 live.stop()
                 text = error or f"the supervisor ended:\n{tail(log)}"
                 console.print(f"\n[bold red]not started:[/] {_escape(text)}", highlight=False)
-                return EXIT_INTERRUPTED if stop.num_requests else EXIT_FAILED
+                return EXIT_FAILED
             if stop.event.wait(_POLL_S):
                 supervisor.send_signal(signal.SIGTERM)
                 stop.event.clear()
@@ -249,25 +252,20 @@ def stop_system(run: RunDirectory, console: Console) -> int:
 class _Reporter:
     """Shows states: as a live table while starting, later as a line per change."""
 
-    def __init__(self, console: Console, live: Live) -> None:
+    def __init__(self, console: Console, live: ProgressDisplay) -> None:
         self._console = console
         self._live = live
         self._phases: dict[str, str] = {}
         self.say_changes = False
 
     def __call__(self, state: SystemState) -> None:
-        if self._live.is_started:
-            self._live.update(progress_table(state))
+        self._live.show(state)
         for process in state.processes:
             previous = self._phases.get(process.name)
             self._phases[process.name] = process.phase
             if self.say_changes and previous not in {None, process.phase}:
                 text = f"{process.name}: {process.phase} {process.text}"
                 self._console.print(_escape(text.rstrip()), highlight=False)
-
-
-def _live(console: Console) -> Live:
-    return Live(console=console, refresh_per_second=_REFRESH_PER_S, transient=False)
 
 
 def _wait_unlocked(run: RunDirectory, timeout_s: float) -> None:

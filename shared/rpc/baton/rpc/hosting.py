@@ -63,6 +63,7 @@ class Hosting:
         self._loop = asyncio.get_running_loop()
         self._started_at_s = time.monotonic()
         self._snapshot = ServiceSnapshot()
+        self._has_loaded = False
         self._is_leaving = False
         self._is_cut_short = asyncio.Event()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -175,11 +176,15 @@ class Hosting:
             return False
         error = starting.exception()
         if error is not None:
-            logger.critical("start failed", exc_info=error)
             self._lifecycle.exit_code = 1
+        if isinstance(error, BatonError | OSError):
+            logger.critical("cannot start", extra={"error": str(error)})
+        elif error is not None:
+            logger.critical("start failed", exc_info=error)
         return error is None
 
     async def _become_ready(self, on_ready: Callable[[dict[str, object]], None]) -> None:
+        self._has_loaded = True
         self._lifecycle.state = ServiceState.READY
         await self._set_health(_SERVING)
         await self._announcer.announce()
@@ -193,11 +198,10 @@ class Hosting:
         on_ready({"role": self._runtime.role, "worker_id": self._runtime.worker_id, **facts})
 
     async def _wind_down(self) -> None:
-        was_ready = self._lifecycle.state is ServiceState.READY
         self._lifecycle.state = ServiceState.DRAINING
         await self._health.enter_graceful_shutdown()
         await self._announcer.announce()
-        if was_ready:
+        if self._has_loaded:
             await self._drain()
         await self._server.stop(_STOP_GRACE_S)
         if self._probe_server is not None:
@@ -236,13 +240,13 @@ class Hosting:
             await self._health.set(name, status)
 
     def _kv_snapshot(self) -> tuple[int, list[bytes]]:
-        if self._lifecycle.state is ServiceState.STARTING:
+        if not self._has_loaded:
             return 0, []
         return self._service.kv_snapshot()
 
     def _take_snapshot(self) -> ServiceSnapshot:
         """The service's load, or the last known one where there is none to have."""
-        if self._lifecycle.state is not ServiceState.STARTING and not self._is_leaving:
+        if self._has_loaded and not self._is_leaving:
             try:
                 self._snapshot = self._service.snapshot()
             except Exception as error:  # noqa: BLE001 - a status without load is better than none

@@ -86,8 +86,15 @@ class Metrics:
         )
 
     def serve(self, host: str, port: int) -> int:
-        """Serves http://host:port/metrics from a thread; returns the port, chosen if it was 0."""
-        self._server, _ = start_http_server(port, addr=host, registry=self.registry)
+        """Serves http://host:port/metrics from a thread; returns the port, chosen if it was 0.
+
+        Raises:
+            OSError: the address is taken or not this host's.
+        """
+        try:
+            self._server, _ = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise OSError(f"metrics cannot listen on {host}:{port}: {error}") from error
         return int(self._server.server_port)
 
     def close(self) -> None:
