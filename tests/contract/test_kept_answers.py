@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -129,6 +130,18 @@ async def test_nothing_is_kept_unless_asked_for_and_determined(rig: Rig, cache: 
     async for _ in rig.stub.Generate(request, timeout=5):
         pass
     await eventually(lambda: cache.value("cache_answers", outcome="stored") == 1)
+
+
+async def test_an_answer_is_kept_under_what_computed_it_only(rig: Rig, cache: Cache) -> None:
+    rig.prefills[0].pauses.hold("compute")
+    asking = asyncio.create_task(ask(rig))
+    await eventually(lambda: "compute" in rig.prefills[0].pauses.reached)
+    await rig.replace_weights()
+    rig.members.observe(cache.announcement())
+    assert (await asking).text == expected_text(PROMPT, 8)
+    assert rig.metric("baton_kept_answers_total", outcome="not_kept") == 1
+    await ask_and_keep(rig, cache)
+    assert (await ask(rig)).last.usage.response_cached
 
 
 async def test_answer_expires(rig: Rig, cache: Cache) -> None:

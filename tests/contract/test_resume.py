@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import grpc
 import pytest
 
 from baton.core.errors import ErrorReason
-from baton.rpc.errors import error_from_rpc
 from baton.v1 import inference_pb2
 from tests.support.eventually import eventually
-from tests.support.fake_workers import expected_text
+from tests.support.fake_workers import FINGERPRINT, expected_text
 from tests.support.scheduler_rig import Answer, Rig
 
 
 async def _resume(rig: Rig, had: Answer, num_tokens: int, **fields: Any) -> Answer:
     """Asks for what follows the first tokens of an answer."""
+    return await rig.ask("hello", resume=_point(had, num_tokens), **fields)
+
+
+def _point(had: Answer, num_tokens: int) -> inference_pb2.ResumePoint:
     text = had.text[:num_tokens]
-    point = inference_pb2.ResumePoint(token_ids=map(ord, text), text_chars=len(text))
-    return await rig.ask("hello", resume=point, **fields)
+    return inference_pb2.ResumePoint(token_ids=map(ord, text), text_chars=len(text))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 4, 7])
@@ -56,11 +57,22 @@ async def test_a_stop_string_may_begin_in_what_the_caller_has() -> None:
 async def test_nothing_is_left_after_the_last_token() -> None:
     async with Rig() as rig:
         had = await rig.ask("hello")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await _resume(rig, had, 8)
-        error = error_from_rpc(caught.value)
-        assert error.reason is ErrorReason.INVALID_REQUEST
-        assert "nothing is left" in error.message
+        reason, message = await rig.failure(resume=_point(had, 8))
+        assert reason is ErrorReason.INVALID_REQUEST
+        assert "nothing is left" in message
+
+
+async def test_only_workers_that_compute_the_same_go_on() -> None:
+    async with Rig(worker_wait_s=0.0) as rig:
+        had = await rig.ask("hello")
+        digest = FINGERPRINT.digest()
+        assert [message.fingerprint for message in had.messages[:2]] == [digest, b""]
+        point = _point(had, 4)
+        point.fingerprint = digest
+        assert (await rig.ask("hello", resume=point)).text == expected_text("hello", 8)[4:]
+        point.fingerprint = b"of other weights"
+        reason, _ = await rig.failure(resume=point)
+        assert reason is ErrorReason.KV_LAYOUT_MISMATCH
 
 
 async def test_the_chosen_seed_is_told_once() -> None:

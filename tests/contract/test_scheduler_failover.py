@@ -115,6 +115,30 @@ async def test_only_decode_worker_dies_and_a_new_one_comes() -> None:
         assert answer.last.placement.decode_worker_id == process.worker_id
 
 
+async def test_an_answer_that_began_does_not_go_on_with_other_weights() -> None:
+    async with Rig(worker_wait_s=0.3) as rig:
+        rig.decodes[0].pauses.hold("token 4")
+        asking = asyncio.create_task(rig.failure())
+        await eventually(lambda: "token 4" in rig.decodes[0].pauses.reached)
+        await rig.replace_weights()
+        reason, message = await asking
+        assert reason is ErrorReason.KV_LAYOUT_MISMATCH
+        assert "compute something else" in message
+        assert not rig.decodes[-1].orders
+        assert rig.service.snapshot().stats == {}
+
+
+async def test_an_answer_that_has_not_begun_goes_to_whatever_serves_its_model() -> None:
+    async with Rig() as rig:
+        rig.prefills[0].pauses.hold("compute")
+        asking = asyncio.create_task(rig.ask())
+        await eventually(lambda: "compute" in rig.prefills[0].pauses.reached)
+        worker_id = await rig.replace_weights()
+        answer = await asking
+        assert answer.text == expected_text("hello", 8)
+        assert answer.last.placement.decode_worker_id == worker_id
+
+
 async def test_attempts_are_bounded() -> None:
     async with Rig(worker_wait_s=0.0, max_attempts=3) as rig:
         rig.decodes[0].refuse = lambda: WorkerDraining("going")

@@ -80,6 +80,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
                 trace_id="ab" * 16,
                 model="demo",
                 seed=self.seed,
+                fingerprint=b"weights",
             )
             for index, word in enumerate(self.words):
                 if index < len(request.resume.token_ids):

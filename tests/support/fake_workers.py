@@ -354,6 +354,7 @@ class FakeProcess:
     def __init__(self, worker_id: str, fake: Fake) -> None:
         self.worker_id = worker_id
         self.fake = fake
+        self.fingerprint = None if fake.role == "tokenizer" else FINGERPRINT
         self.is_alive = True
         telemetry = Telemetry(fake.role, worker_id)
         metrics = Metrics(fake.role, worker_id, "test")
@@ -387,7 +388,7 @@ class FakeProcess:
             address=self.address,
             state=changes.pop("state", ServiceState.READY),
             model=MODEL,
-            fingerprint=None if self.fake.role == "tokenizer" else FINGERPRINT,
+            fingerprint=self.fingerprint,
             stats={"max_model_len_tokens": float(MAX_MODEL_LEN_TOKENS)},
         )
         return Announcement(status, lease_s=60.0, rates=rates)

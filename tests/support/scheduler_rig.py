@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from types import TracebackType
 from typing import Any
@@ -28,7 +28,14 @@ from baton.rpc.telemetry import Telemetry
 from baton.scheduler.service import SchedulerService
 from baton.scheduler.settings import SchedulerSettings
 from baton.v1 import inference_pb2, inference_pb2_grpc
-from tests.support.fake_workers import FakeDecode, FakePrefill, FakeProcess, FakeTokenizer
+from tests.support.eventually import eventually
+from tests.support.fake_workers import (
+    FINGERPRINT,
+    FakeDecode,
+    FakePrefill,
+    FakeProcess,
+    FakeTokenizer,
+)
 
 LOST_WITHIN_S = 1.5
 """Nothing is held any more after this."""
@@ -133,7 +140,23 @@ class Rig:
         self.processes[worker_id] = process
         if isinstance(fake, FakeDecode):
             self.by_address[process.address] = fake
+            if fake not in self.decodes:
+                self.decodes.append(fake)
         return process
+
+    async def replace_weights(self) -> str:
+        """All workers go, and one comes with other weights under the same name: its id."""
+        for worker_id, process in self.processes.items():
+            if process.fake.role != "tokenizer":
+                await process.kill()
+                self.members.suspect(worker_id)
+        await eventually(
+            lambda: not any(m.status.role in {"decode", "prefill"} for m in self.members.view())
+        )
+        process = await self.start(FakeDecode())
+        process.fingerprint = replace(FINGERPRINT, weights_hash="other")
+        self.members.observe(process.announcement())
+        return process.worker_id
 
     def request(self, prompt: str = "hello", **fields: Any) -> inference_pb2.GenerateRequest:
         sampling = {"max_tokens": 8, "seed": 1, **fields.pop("sampling", {})}

@@ -71,15 +71,17 @@ class GenerateRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., request_id: _Optional[str] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., explain: bool = ..., return_token_ids: bool = ..., keep_special_tokens: bool = ..., fork_of: _Optional[str] = ..., cache_response: bool = ..., resume: _Optional[_Union[ResumePoint, _Mapping]] = ...) -> None: ...
 
 class ResumePoint(_message.Message):
-    __slots__ = ("token_ids", "text_chars")
+    __slots__ = ("token_ids", "text_chars", "fingerprint")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_CHARS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text_chars: int
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ...) -> None: ...
+    fingerprint: bytes
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text_chars: _Optional[int] = ..., fingerprint: _Optional[bytes] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "text", "token_index", "num_tokens", "token_ids", "logprobs", "finish_reason", "stop_reason", "usage", "stages", "trace_id", "model", "placement", "output_index", "prompt_logprobs", "seed")
+    __slots__ = ("request_id", "text", "token_index", "num_tokens", "token_ids", "logprobs", "finish_reason", "stop_reason", "usage", "stages", "trace_id", "model", "placement", "output_index", "prompt_logprobs", "seed", "fingerprint")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +98,7 @@ class GenerateResponse(_message.Message):
     OUTPUT_INDEX_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     token_index: int
@@ -112,7 +115,8 @@ class GenerateResponse(_message.Message):
     output_index: int
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[OutputLogprob]
     seed: int
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_index: _Optional[int] = ..., num_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[OutputLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., stop_reason: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.StageTiming, _Mapping]]] = ..., trace_id: _Optional[str] = ..., model: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., output_index: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[OutputLogprob, _Mapping]]] = ..., seed: _Optional[int] = ...) -> None: ...
+    fingerprint: bytes
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_index: _Optional[int] = ..., num_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[OutputLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., stop_reason: _Optional[str] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.StageTiming, _Mapping]]] = ..., trace_id: _Optional[str] = ..., model: _Optional[str] = ..., placement: _Optional[_Union[Placement, _Mapping]] = ..., output_index: _Optional[int] = ..., prompt_logprobs: _Optional[_Iterable[_Union[OutputLogprob, _Mapping]]] = ..., seed: _Optional[int] = ..., fingerprint: _Optional[bytes] = ...) -> None: ...
 
 class OutputLogprob(_message.Message):
     __slots__ = ("token_id", "token", "token_bytes", "logprob", "top")
@@ -284,12 +288,14 @@ class ServiceStatus(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., model: _Optional[str] = ..., kv_blocks: _Optional[_Mapping[str, int]] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., pid: _Optional[int] = ..., metrics_address: _Optional[str] = ..., stats: _Optional[_Mapping[str, float]] = ..., version: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.ModelFingerprint, _Mapping]] = ..., cores: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ...) -> None: ...
 
 class ListRequestsRequest(_message.Message):
-    __slots__ = ("request_id", "limit")
+    __slots__ = ("request_id", "limit", "tenant")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     limit: int
-    def __init__(self, request_id: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    tenant: str
+    def __init__(self, request_id: _Optional[str] = ..., limit: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class ListRequestsResponse(_message.Message):
     __slots__ = ("requests", "prompt_tokens", "output_tokens")

@@ -44,6 +44,7 @@ async def test_a_broken_stream_goes_on_after_its_last_token(fake, client):
     assert list(third.resume.token_ids) == [100, 101]
     assert third.resume.text_chars == len("Hello wörld")
     assert (second.sampling.seed, third.sampling.seed) == (99, 99)
+    assert (second.resume.fingerprint, third.resume.fingerprint) == (b"weights", b"weights")
 
 
 async def test_a_completion_shows_nothing_of_the_break(fake, client):

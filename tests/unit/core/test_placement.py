@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from baton.core.placement import (
     PlacementRules,
     can_exchange_kv,
     place,
+    place_beside,
 )
 
 NOW = 100.0
@@ -59,6 +61,22 @@ def test_equal_workers_take_turns(policy: str) -> None:
     used = [ids(run(CLUSTER, job(ordinal=i), policy)) for i in range(6)]
     assert {p for p, _ in used} == {"prefill-0", "prefill-1", "prefill-2"}
     assert {d for _, d in used} == {"decode-0", "decode-1", "decode-2"}
+
+
+def test_only_workers_that_compute_the_same_go_on_with_an_output() -> None:
+    other = replace(FINGERPRINT, weights_hash="other")
+    cluster = view(
+        member("decode-0", num_requests_running=40),
+        member("decode-1", fingerprint=other),
+        member("prefill-0", fingerprint=other),
+    )
+    going_on = job(digest=FINGERPRINT.digest())
+    assert ids(run(cluster, job())) == ("prefill-0", "decode-1")
+    assert ids(run(cluster, going_on)) == ("", "decode-0")
+    assert place_beside(cluster, "decode-1", job(), NOW) is not None
+    assert place_beside(cluster, "decode-1", going_on, NOW) is None
+    with pytest.raises(NoWorker):
+        run(cluster, job(digest=b"of nobody"))
 
 
 @pytest.mark.parametrize("policy", ["least_loaded", "slo"])

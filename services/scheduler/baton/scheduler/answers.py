@@ -49,10 +49,12 @@ class Answers:
         if not live.job.can_reuse_answer or not is_determined(live.job.sampling):
             return None
         fingerprint = self._cluster.fingerprint(live.model)
-        if fingerprint is None:
+        if not live.digest and fingerprint is not None:
+            live.digest = fingerprint.digest()
+        if not live.digest:
             return None
         return answer_key(
-            fingerprint.digest(),
+            live.digest,
             live.job.cache_salt,
             live.prompt_ids,
             live.sampling,
@@ -75,7 +77,7 @@ class Answers:
         self._count.labels("miss" if outputs is None else "hit").inc()
         return outputs
 
-    def recorded(self, key: bytes, emit: Emit) -> Emit:
+    def recorded(self, key: bytes, live: LiveRequest, emit: Emit) -> Emit:
         """As `emit`, and keeps what went out once it has ended well."""
         parts: list[bytes] = []
         num_bytes = 0
@@ -90,8 +92,13 @@ class Answers:
             if num_bytes > MAX_ANSWER_BYTES:
                 parts.clear()
                 self._count.labels("not_kept").inc()
-            elif output.ending is not None and output.ending.finish_reason in _WHOLE:
+                return
+            is_whole = output.ending is not None and output.ending.finish_reason in _WHOLE
+            # Other workers may have come, and computed it, since the key was made.
+            if is_whole and self.key(live) == key:
                 self._keep(key, b"".join(parts))
+            elif is_whole:
+                self._count.labels("not_kept").inc()
 
         return record
 

@@ -86,6 +86,8 @@ class LiveRequest:
         self.prompt_ids: tuple[int, ...] = ()
         self.output_ids: list[int] = list(job.output_ids)
         """Tokens that went to the caller: what a fail-over continues from."""
+        self.digest = job.output_digest
+        """Fingerprint of what computes the output; empty before that is known."""
         self.draft_tokens = 0
         self.accepted_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -125,6 +127,17 @@ class LiveRequest:
             f" {len(self.output_ids)} tokens"
         )
 
+    @property
+    def is_complete(self) -> bool:
+        """True when the limit was reached, though the worker may have died before it said so."""
+        most = self.sampling.max_tokens
+        return most is not None and len(self.output_ids) >= most
+
+    @property
+    def pinned_digest(self) -> bytes:
+        """Fingerprint that the next attempt's workers must have; empty for any."""
+        return self.digest if self.output_ids else b""
+
     def prompt_computed(self, worker_id: str) -> None:
         """The prompt's KV is at a decode worker: requests that share it may go there."""
         self.home = worker_id
@@ -132,13 +145,16 @@ class LiveRequest:
 
     def order(self, placement: Placement) -> WorkOrder:
         """What the present attempt asks of its workers."""
+        fingerprint = placement.decode.status.fingerprint
+        if fingerprint is not None and not self.pinned_digest:
+            self.digest = fingerprint.digest()
         return WorkOrder(
             request_id=self.request_id,
             attempt=self.state.attempt,
             token_ids=(*self.prompt_ids, *self.output_ids),
             num_output_tokens=len(self.output_ids),
             sampling=self.sampling,
-            fingerprint=placement.decode.status.fingerprint,
+            fingerprint=fingerprint,
             priority=self.job.priority,
             cache_salt=self.job.cache_salt,
             fork_of=self.job.fork_of if placement.reason == SHARED_PROMPT else "",
@@ -167,3 +183,17 @@ class StageSpans:
         finally:
             self.telemetry.set_current(outer)
             span.end()
+
+
+def placement_attributes(placement: Placement) -> Mapping[str, str | int | float]:
+    """What a placement was decided on, for a span."""
+    return {
+        "baton.decision": placement.decision,
+        "baton.reason": placement.reason,
+        "baton.num_candidates": placement.num_candidates,
+        "baton.decode_worker_id": placement.decode.worker_id,
+        "baton.prefill_worker_id": (placement.prefill or placement.decode).worker_id,
+        "baton.decode_cached_tokens": placement.decode_cached_tokens,
+        "baton.prefill_cached_tokens": placement.prefill_cached_tokens,
+        "baton.predicted_ttft_s": placement.predicted_ttft_s,
+    }

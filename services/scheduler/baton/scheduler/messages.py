@@ -54,6 +54,8 @@ class GenerateJob:
     """Output that the caller has already, from a call that broke."""
     num_output_chars: int = 0
     """Characters of its text that the caller has."""
+    output_digest: bytes = b""
+    """Fingerprint of what computed it; empty when the caller does not know."""
 
 
 @dataclass(frozen=True, slots=True)

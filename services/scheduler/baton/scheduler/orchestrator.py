@@ -13,11 +13,12 @@ from baton.core.admission import Admission, Ticket
 from baton.core.errors import (
     BatonError,
     InvalidRequest,
+    KvLayoutMismatch,
     NoWorker,
     PromptTooLong,
     WorkerDraining,
 )
-from baton.core.placement import Placement, PlacementJob, place, place_beside
+from baton.core.placement import DECODE_ROLE, Placement, PlacementJob, place, place_beside
 from baton.core.request import RequestStatus
 from baton.rpc.telemetry import trace_id_hex
 from baton.scheduler.answers import LOOKUP_STAGE, Answers, replay
@@ -25,7 +26,7 @@ from baton.scheduler.attempt import Attempt, AttemptTools
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
 from baton.scheduler.gate import Gate
-from baton.scheduler.live import LiveRequest, SchedulerMetrics
+from baton.scheduler.live import LiveRequest, SchedulerMetrics, placement_attributes
 from baton.scheduler.messages import GenerateJob, OpenText
 from baton.scheduler.recent import RecentRequests
 from baton.scheduler.relay import Emit, OutputRelay
@@ -191,7 +192,7 @@ class Orchestrator:
                 await replay(live, kept, emit, self._around.metrics)
                 return
             live.stages.mark(LOOKUP_STAGE, self._clock())
-            emit = answers.recorded(key, emit)
+            emit = answers.recorded(key, live, emit)
         await self._compute(live, emit)
 
     async def _compute(self, live: LiveRequest, emit: Emit) -> None:
@@ -214,12 +215,12 @@ class Orchestrator:
                     job.request_id, live.model, priority=job.priority, deadline_s=live.deadline_s
                 )
                 placement = await self._place(live, failover)
-                span.set_attributes(_attributes(placement))
+                span.set_attributes(placement_attributes(placement))
             live.stages.mark("admit", self._clock())
             while not await self._attempt(live, placement, relay, failover, ticket):
                 with self._around.tools.spans.stage("admit", {"baton.retry": True}) as span:
                     placement = await self._place(live, failover)
-                    span.set_attributes(_attributes(placement))
+                    span.set_attributes(placement_attributes(placement))
                 live.stages.mark("retry", self._clock())
         finally:
             text.close()
@@ -246,7 +247,7 @@ class Orchestrator:
             max_tokens=self._max_tokens(live),
             seed=self._around.rng.getrandbits(_SEED_BITS) if seed is None else seed,
         )
-        if _is_complete(live):
+        if live.is_complete:
             raise InvalidRequest("resume has max_tokens tokens: nothing is left to produce")
         now = self._clock()
         live.stages.mark("tokenize", now, num_tokens=len(live.prompt_ids))
@@ -289,6 +290,7 @@ class Orchestrator:
             cached_blocks=cached,
             loads=self._cluster.loads(),
             excluded=failover.excluded,
+            digest=live.pinned_digest,
         )
         origin, live.origin = live.origin, None
         while True:
@@ -299,9 +301,9 @@ class Orchestrator:
                 beside = place_beside(view, origin.home, job, now)
             try:
                 placement = beside or place(view, job, self._settings.placement_rules, now)
-            except NoWorker:
+            except NoWorker as error:
                 if now >= give_up_s:
-                    raise
+                    raise self._unplaceable(live, error) from error
                 await asyncio.sleep(_POLL_S)
                 continue
             live.state.transition(RequestStatus.ADMITTED, now)
@@ -309,6 +311,15 @@ class Orchestrator:
             metrics = self._around.metrics
             metrics.decisions.labels(placement.decision, placement.reason).inc()
             return placement
+
+    def _unplaceable(self, live: LiveRequest, error: NoWorker) -> BatonError:
+        """Why there is no worker: perhaps those that are there would go on with another text."""
+        if live.pinned_digest and self._cluster.num_workers(DECODE_ROLE, live.model):
+            return KvLayoutMismatch(
+                f"the workers that began this answer are gone, and those of model {live.model!r}"
+                " that are ready compute something else; send the request anew, without `resume`"
+            )
+        return error
 
     async def _attempt(
         self,
@@ -324,7 +335,7 @@ class Orchestrator:
             with self._cluster.placed(placement, num_tokens) as prefilled:
                 await Attempt(live, placement, relay, self._around.tools, prefilled).run()
         except AttemptFailed as failure:
-            if _is_complete(live):
+            if live.is_complete:
                 await relay.finish_at_limit()
                 return True
             await self._recover(live, failover, ticket, failure)
@@ -377,23 +388,3 @@ class Orchestrator:
             if self._cluster.has_healthy_decode(live.model, failover.unreachable):
                 return
             await asyncio.sleep(_POLL_S)
-
-
-def _is_complete(live: LiveRequest) -> bool:
-    """True when the limit was reached, though the worker died before it said so."""
-    most = live.sampling.max_tokens
-    return most is not None and len(live.output_ids) >= most
-
-
-def _attributes(placement: Placement) -> Mapping[str, str | int | float]:
-    """What a placement was decided on, for a span."""
-    return {
-        "baton.decision": placement.decision,
-        "baton.reason": placement.reason,
-        "baton.num_candidates": placement.num_candidates,
-        "baton.decode_worker_id": placement.decode.worker_id,
-        "baton.prefill_worker_id": (placement.prefill or placement.decode).worker_id,
-        "baton.decode_cached_tokens": placement.decode_cached_tokens,
-        "baton.prefill_cached_tokens": placement.prefill_cached_tokens,
-        "baton.predicted_ttft_s": placement.predicted_ttft_s,
-    }

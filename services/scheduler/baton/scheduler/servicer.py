@@ -248,6 +248,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             can_reuse_answer=request.cache_response and not request.HasField("resume"),
             output_ids=tuple(request.resume.token_ids),
             num_output_chars=request.resume.text_chars,
+            output_digest=request.resume.fingerprint,
         )
 
 
@@ -272,8 +273,10 @@ class _Sender:
             message.ClearField("token_ids")
         if self._is_first or output.ending is not None:
             message.trace_id = live.trace_id
-        if self._is_first and live.sampling.seed is not None:
-            message.seed = live.sampling.seed
+        if self._is_first:
+            message.fingerprint = live.digest
+            if live.sampling.seed is not None:
+                message.seed = live.sampling.seed
         if output.ending is not None and self._request.explain:
             message.stages.extend(stage_to_pb(stage) for stage in output.ending.stages)
             message.placement.CopyFrom(_placement(output.ending.placement))

@@ -26,6 +26,8 @@ class Collector:
         self._num_received = 0
         self._num_chars = 0
         self._seed: int | None = None
+        self._fingerprint = b""
+        """Of what began the answer: nothing else may go on with it."""
         self._started_at_s = started_at_s
         self._first_at_s: float | None = None
         self._ended_at_s: float | None = None
@@ -75,6 +77,7 @@ class Collector:
         if self._received_ids:
             request.resume.token_ids.extend(self._received_ids)
             request.resume.text_chars = self._num_chars
+            request.resume.fingerprint = self._fingerprint
         if request.request_id:
             # The server may still run the call that broke.
             request.request_id = f"{request.request_id[:_MAX_ID_CHARS]}.{self.num_attempts}"
@@ -102,6 +105,7 @@ class Collector:
         self._num_chars += len(chunk.text)
         if message.HasField("seed"):
             self._seed = message.seed
+        self._fingerprint = self._fingerprint or message.fingerprint
         if self._first_at_s is None and (chunk.text or chunk.num_tokens):
             self._first_at_s = now
         self._texts.append(chunk.text)

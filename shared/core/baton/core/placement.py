@@ -54,6 +54,9 @@ class PlacementJob:
     """Per worker id; announcements are up to a second old, these are not."""
     excluded: frozenset[str] = frozenset()
     """Workers that failed this request; used only when nobody else is left."""
+    digest: bytes = b""
+    """Fingerprint of what computed the output so far: others would go on with another text. Empty
+    before there is any output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,8 @@ def place_beside(
     decode = view.get(worker_id)
     if decode is None or worker_id in job.excluded or not decode.is_usable(now):
         return None
+    if not _computes(decode, job.digest):
+        return None
     num_cached = job.num_tokens - 1
     predicted_s = decode.rates.decode_step_s or _DEFAULT_DECODE_STEP_S
     return Placement(decode, None, SHARED_PROMPT, 1, num_cached, num_cached, predicted_s)
@@ -177,10 +182,17 @@ def candidates(view: ClusterView, role: str, job: PlacementJob, now: float) -> l
         if member.status.role == role
         and member.status.model == job.model
         and member.status.state is ServiceState.READY
+        and _computes(member, job.digest)
     ]
     fresh = [member for member in ready if member.worker_id not in job.excluded]
     healthy = [member for member in fresh if member.is_usable(now)]
     return healthy or fresh or ready
+
+
+def _computes(member: Member, digest: bytes) -> bool:
+    """False when a worker computes something else than what is asked for."""
+    fingerprint = member.status.fingerprint
+    return not digest or fingerprint is None or fingerprint.digest() == digest
 
 
 def _prefill_candidates(
