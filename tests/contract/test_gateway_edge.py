@@ -15,6 +15,7 @@ import pytest_asyncio
 from baton.core.errors import (
     NoWorker,
 )
+from baton.gateway import server
 from baton.gateway.generation import SLOW_WRITE_S
 from tests.support.eventually import eventually
 from tests.support.gateway_rig import Edge, running_gateway
@@ -68,16 +69,22 @@ async def test_client_that_goes_away_cancels_its_generation(edge, stream):
     assert 'route="/v1/completions",status="499"' in text
 
 
-async def test_slow_reader_gets_fewer_and_larger_chunks_with_every_token(edge):
-    edge.fake.words = tuple(f"{number}:{'x' * 30_000};" for number in range(300))
+async def _small_window(edge: Edge, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that takes few bytes at a time, with a stream asked for."""
     host, _, port = edge.url.removeprefix("http://").partition(":")
     small = socket.socket()
     small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
     small.connect((host, int(port)))
-    reader, writer = await asyncio.open_connection(sock=small)
+    reader, writer = await asyncio.open_connection(sock=small, limit=1 << 14)
     body = json.dumps({"prompt": "x", "stream": True}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
     writer.write(head.encode() + b"connection: close\r\n\r\n" + body)
+    return reader, writer
+
+
+async def test_slow_reader_gets_fewer_and_larger_chunks_with_every_token(edge):
+    edge.fake.words = tuple(f"{number}:{'x' * 30_000};" for number in range(300))
+    reader, writer = await _small_window(edge, "/v1/completions")
     assert b"200" in await reader.readline()
     [connection] = edge.http._server.server_state.connections
     full_since_s: list[float] = []
@@ -95,6 +102,18 @@ async def test_slow_reader_gets_fewer_and_larger_chunks_with_every_token(edge):
     assert text == "".join(edge.fake.words)
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
     assert len(chunks) < len(edge.fake.words)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux's kernel does it")
+async def test_who_reads_nothing_at_all_is_cut_off(monkeypatch):
+    monkeypatch.setattr(server, "UNREAD_S", 0.3)
+    async with running_gateway() as edge:
+        edge.fake.words = ("x" * 30_000,) * 1000
+        _, writer = await _small_window(edge, "/v1/completions")
+        await eventually(lambda: edge.gateway.num_running == 1)
+        await eventually(lambda: edge.gateway.num_running == 0, timeout_s=20)
+        assert edge.fake.num_cancelled == 1
+        writer.close()
 
 
 async def test_silent_stream_is_pinged(edge):

@@ -13,6 +13,9 @@ from starlette.types import ASGIApp
 KEEP_ALIVE_S = 30
 STOP_S = 2.0
 """Time that cancelled requests get to end."""
+UNREAD_S = 60.0
+"""A client that reads nothing of what is sent to it for so long is cut off, and its request with
+it. By the kernel, where it can (Linux)."""
 
 
 class _Server(uvicorn.Server):
@@ -67,6 +70,9 @@ class HttpServer:
         # Inherited by every connection. asyncio sets it only where a socket names its protocol, and
         # without it an answer waits 40 ms for the acknowledgement of its own status line.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            unread_ms = round(UNREAD_S * 1000)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
         port = listener.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve([listener]))
         accepting = asyncio.create_task(self._server.accepting.wait())
