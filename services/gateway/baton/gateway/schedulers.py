@@ -9,6 +9,7 @@ from baton.client import AsyncClient, NoWorker, RetryPolicy, Tls
 from baton.rpc.membership import MembershipView
 
 MAX_CLIENTS = 16
+"""Schedulers used at a time; further ones take over when one of these is gone."""
 
 
 class Schedulers:
@@ -39,13 +40,13 @@ class Schedulers:
         return await self._client_to(self._address or self._pick())
 
     async def clients(self) -> list[AsyncClient]:
-        """Clients to all usable schedulers, at most as many as are kept open.
+        """Clients to all usable schedulers.
 
         Raises:
             NoWorker: none is known.
         """
         addresses = [self._address] if self._address else self._usable()
-        return [await self._client_to(address) for address in addresses[:MAX_CLIENTS]]
+        return [await self._client_to(address) for address in addresses]
 
     async def _client_to(self, address: str) -> AsyncClient:
         client = self._clients.pop(address, None)
@@ -77,4 +78,5 @@ class Schedulers:
         usable = self._members.view().usable("scheduler", time.monotonic())
         if not usable:
             raise NoWorker("no scheduler is known yet; try again soon", retry_after_s=1.0)
-        return [member.status.address for member in usable]
+        # Not more than stay open, or each request would close a client that others use.
+        return [member.status.address for member in usable[:MAX_CLIENTS]]
