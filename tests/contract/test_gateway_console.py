@@ -7,16 +7,20 @@ import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import AsyncMock
+from urllib.parse import quote
 
 import httpx
 import pytest
 
-from baton.client import NoWorker
+from baton.client import AsyncClient, NoWorker, RetryPolicy
 from baton.gateway.console import routes
+from baton.gateway.console.feed import Feed
 from tests.support.eventually import eventually
 from tests.support.gateway_rig import running_gateway
 
 KEYS = "secret-a1=acme"
+ONCE = RetryPolicy(max_attempts=1)
 
 
 async def events(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -76,6 +80,12 @@ async def test_one_request_comes_with_its_tracks() -> None:
         body = (await edge.raw.get("/console/api/requests/req-1")).json()
         assert body["tracks"][0]["name"] == "prefill_chunk"
         assert body["tracks"][0]["slices"][0]["num_tokens"] == 3
+        await edge.raw.post(
+            "/v1/completions", json={"prompt": "x"}, headers={"x-request-id": "a/b?c<i>"}
+        )
+        odd = edge.fake.requests[0].request_id
+        body = (await edge.raw.get(f"/console/api/requests/{quote(odd, safe='')}")).json()
+        assert body["request_id"] == odd
         missing = await edge.raw.get("/console/api/requests/req-2")
         assert missing.status_code == 404
         assert (await edge.raw.get("/console/api/requests/a%20b")).status_code == 400
@@ -90,6 +100,9 @@ async def test_data_needs_a_key_where_keys_are_set_and_the_page_does_not() -> No
         assert (
             await edge.raw.get("/console/api/requests/req-1", headers=headers)
         ).status_code == 200
+        async with edge.raw.stream("GET", "/console/api/live", headers=headers) as response:
+            await anext(events(response))
+        assert edge.fake.tenants == ["acme", "acme"], "nobody else's requests are asked for"
 
 
 async def test_it_can_be_switched_off() -> None:
@@ -121,6 +134,18 @@ async def test_a_silent_scheduler_is_a_problem_not_an_end() -> None:
             assert (kind, problem["error"]["code"]) == ("problem", "no_worker")
             edge.fake.status_error = None
             assert (await anext(found))[0] == "state"
+
+
+async def test_a_scheduler_that_does_not_answer_hides_nothing_of_the_others() -> None:
+    async with running_gateway() as edge, AsyncClient("127.0.0.1:1", retry=ONCE) as dead:
+        schedulers = edge.gateway._schedulers
+        both = [dead, await schedulers.client()]
+        schedulers.clients = AsyncMock(return_value=both)  # type: ignore[method-assign]
+        feed = Feed(schedulers)
+        state = await feed.now("")
+        assert [service["worker_id"] for service in state["services"]] == ["d1"]
+        assert [record["request_id"] for record in state["requests"]] == ["req-1"]
+        assert (await feed.request("req-1", ""))["request_id"] == "req-1"
 
 
 async def test_draining_ends_the_stream() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -9,10 +10,18 @@ import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
-from baton.client import AsyncClient, InvalidRequest, QueueFull, RetryPolicy, Unauthenticated
+from baton.client import (
+    AsyncClient,
+    InvalidRequest,
+    QueueFull,
+    RequestNotFound,
+    RetryPolicy,
+    Unauthenticated,
+)
 from baton.oip import open_inference_pb2 as pb
 from baton.oip import open_inference_pb2_grpc
 from baton.scheduler.settings import SchedulerSettings
+from tests.support.eventually import eventually
 from tests.support.scheduler_rig import Rig
 
 KEYS = "secret-a1=acme,secret-a2=acme,secret-b1=globex"
@@ -52,6 +61,32 @@ async def test_tenants_do_not_share_kv_and_the_gateway_tells_them_apart_itself(r
             await client.embed("hello", cache_salt="s")
     salts = [order.cache_salt for order in rig.prefills[0].orders]
     assert salts == ["acme:s"] * 4 + ["globex:s"] * 2 + ["s"] * 2
+
+
+async def test_a_key_shows_its_own_tenants_requests(rig: Rig) -> None:
+    for key, request_id in (("secret-a1", "of-acme"), ("secret-b1", "of-globex")):
+        async with _client(rig, key) as client:
+            await client.generate("hello", max_tokens=2, request_id=request_id)
+    rig.decodes[0].pauses.hold("token 3")
+    async with _client(rig, "secret-b1") as globex, _client(rig, "secret-a2") as acme:
+        running = asyncio.create_task(globex.generate("hello", max_tokens=8, request_id="runs"))
+        await eventually(lambda: "token 3" in rig.decodes[0].pauses.reached)
+        assert await _ids(acme) == ["of-acme"]
+        assert await _ids(acme, tenant="globex") == ["of-acme"]
+        assert (await acme.request("of-acme")).outcome == "length"
+        for request_id in ("of-globex", "runs"):
+            with pytest.raises(RequestNotFound):
+                await acme.request(request_id, tenant="globex")
+        assert await _ids(globex) == ["runs", "of-globex"]
+        async with _client(rig, "secret-gateway") as gateway:
+            assert await _ids(gateway, tenant="acme") == ["of-acme"]
+            assert await _ids(gateway) == ["runs", "of-globex", "of-acme"]
+        rig.decodes[0].pauses.let_go("token 3")
+        await running
+
+
+async def _ids(client: AsyncClient, tenant: str = "") -> list[str]:
+    return [record.request_id for record in (await client.requests(tenant=tenant)).requests]
 
 
 async def test_the_key_may_come_from_the_environment(

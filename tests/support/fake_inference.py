@@ -56,6 +56,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     remaining_s: list[float | None] = field(default_factory=list)
+    tenants: list[str] = field(default_factory=list)
+    """Those that requests were listed for."""
     num_running: int = 0
     num_cancelled: int = 0
     status_error: BatonError | None = None
@@ -200,6 +202,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     async def ListRequests(
         self, request: inference_pb2.ListRequestsRequest, context: Any
     ) -> inference_pb2.ListRequestsResponse:
+        self.tenants.append(request.tenant)
         known = {"", "req-1", *(seen.request_id for seen in self.requests)}
         if request.request_id not in known:
             await abort(context, RequestNotFound("no such request"))

@@ -37,5 +37,5 @@ class GatewaySettings(TenantSettings):
     """Web pages that may call from a browser, such as "https://a.example,http://localhost:3000", or
     "*" for any; empty for none but the gateway's own."""
     console: bool = True
-    """Serve the console page at /console. Where API keys are set, its data needs one, and every key
-    shows the whole cluster and the times of all tenants' requests; never their texts."""
+    """Serve the console page at /console. Where API keys are set, its data needs one: a key shows
+    its own tenant's requests, never their texts, and the whole cluster with its load."""

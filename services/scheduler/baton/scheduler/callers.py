@@ -41,14 +41,17 @@ class Callers:
         return None
 
 
+def mark(told: str = "") -> str:
+    """What salts of the calling tenant begin with; of the one told, where the caller has none."""
+    tenant = _tenant.get() or told
+    return f"{tenant}:" if tenant else ""
+
+
 def salted(cache_salt: str) -> str:
     """KV is shared within a tenant only."""
-    tenant = _tenant.get()
-    return f"{tenant}:{cache_salt}" if tenant else cache_salt
+    return mark() + cache_salt
 
 
 def unsalted(text: str) -> str | None:
     """What `salted` was given; None when it was another tenant."""
-    tenant = _tenant.get()
-    mark = f"{tenant}:" if tenant else ""
-    return text.removeprefix(mark) if text.startswith(mark) else None
+    return text.removeprefix(mark()) if text.startswith(mark()) else None

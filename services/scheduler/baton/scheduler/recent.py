@@ -31,6 +31,8 @@ class RequestRecord:
     """What is remembered of a request."""
 
     request_id: str
+    cache_salt: str
+    """Tells whose it is."""
     trace_id: str
     model: str
     state: str
@@ -73,24 +75,30 @@ class RecentRequests:
         if len(self._ended) > self._limit:
             self._ended.popitem(last=False)
 
-    def latest(self, limit: int = 0) -> list[RequestRecord]:
-        """The requests, the one that arrived last first; at most `limit`, 0 for all."""
-        running = [
-            self._record(live, "") for live in islice(reversed(self._running.values()), MAX_RUNNING)
-        ]
-        found = [*running, *self._ended.values()]
+    def latest(self, limit: int = 0, mark: str = "") -> list[RequestRecord]:
+        """The requests, the one that arrived last first; at most `limit`, 0 for all.
+
+        Only those whose salts begin with `mark`.
+        """
+        running = (
+            live
+            for live in reversed(self._running.values())
+            if live.job.cache_salt.startswith(mark)
+        )
+        found = [self._record(live, "") for live in islice(running, MAX_RUNNING)]
+        found += [entry for entry in self._ended.values() if entry.cache_salt.startswith(mark)]
         found.sort(key=lambda record: record.arrived_at_s, reverse=True)
         return found[:limit] if limit else found
 
-    def get(self, request_id: str) -> RequestRecord:
+    def get(self, request_id: str, mark: str = "") -> RequestRecord:
         """One of them.
 
         Raises:
-            RequestNotFound: it is not remembered.
+            RequestNotFound: it is not remembered, or its salt does not begin with `mark`.
         """
-        if (live := self._running.get(request_id)) is not None:
-            return self._record(live, "")
-        if (record := self._ended.get(request_id)) is not None:
+        live = self._running.get(request_id)
+        record = self._ended.get(request_id) if live is None else self._record(live, "")
+        if record is not None and record.cache_salt.startswith(mark):
             return record
         raise RequestNotFound(
             f"request {request_id!r} is not among the last {self._limit} that ended here"
@@ -108,6 +116,7 @@ class RecentRequests:
         ]
         return RequestRecord(
             request_id=live.request_id,
+            cache_salt=live.job.cache_salt,
             trace_id=live.trace_id,
             model=live.model,
             state=live.state.status.value,

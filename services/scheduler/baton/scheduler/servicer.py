@@ -20,7 +20,7 @@ from baton.rpc.convert import (
 )
 from baton.rpc.convert_timing import slice_to_pb, stage_to_pb
 from baton.rpc.logs import bind_request_id
-from baton.scheduler.callers import salted, unsalted
+from baton.scheduler.callers import mark, salted, unsalted
 from baton.scheduler.convert import output_to_pb
 from baton.scheduler.embeddings import Embedder, EmbedJob
 from baton.scheduler.encoder import Encoder
@@ -191,10 +191,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.ListRequestsResponse:
         """The latest requests, without their texts."""
         recent, metrics = self._edge.orchestrator.recent, self._edge.metrics
+        own = mark(request.tenant)
         if request.request_id:
-            records = [recent.get(check_request_id(request.request_id))]
+            records = [recent.get(check_request_id(request.request_id), own)]
         else:
-            records = recent.latest(request.limit)
+            records = recent.latest(request.limit, own)
         has_tracks = bool(request.request_id)
         return inference_pb2.ListRequestsResponse(
             requests=[

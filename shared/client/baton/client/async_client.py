@@ -213,18 +213,25 @@ class AsyncClient:
         request = inference_pb2.GetClusterStatusRequest()
         return pb.status_from(await self._call(self._stub.GetClusterStatus, request, timeout_s))
 
-    async def requests(self, *, limit: int = 0, timeout_s: float | None = None) -> RequestList:
-        """The latest requests of this scheduler, with their stages; at most `limit`, 0 for all."""
-        request = list_requests_request("", limit)
+    async def requests(
+        self, *, limit: int = 0, tenant: str = "", timeout_s: float | None = None
+    ) -> RequestList:
+        """The latest requests of this scheduler, with their stages; at most `limit`, 0 for all.
+
+        `tenant` is for gateways, which tell tenants apart themselves: only that one's.
+        """
+        request = list_requests_request("", limit, tenant)
         return requests_from(await self._call(self._stub.ListRequests, request, timeout_s))
 
-    async def request(self, request_id: str, *, timeout_s: float | None = None) -> RequestRecord:
-        """One of the latest requests, with what its stages consisted of.
+    async def request(
+        self, request_id: str, *, tenant: str = "", timeout_s: float | None = None
+    ) -> RequestRecord:
+        """One of the latest requests, with what its stages consisted of; `tenant` as in `requests`.
 
         Raises:
             RequestNotFound: the scheduler does not remember it.
         """
-        request = list_requests_request(request_id, 1)
+        request = list_requests_request(request_id, 1, tenant)
         answer = await self._call(self._stub.ListRequests, request, timeout_s)
         return requests_from(answer).requests[0]
 

@@ -56,9 +56,11 @@ class RequestList:
     output_tokens: int
 
 
-def list_requests_request(request_id: str, limit: int) -> inference_pb2.ListRequestsRequest:
+def list_requests_request(
+    request_id: str, limit: int, tenant: str
+) -> inference_pb2.ListRequestsRequest:
     """The request for records."""
-    return inference_pb2.ListRequestsRequest(request_id=request_id, limit=limit)
+    return inference_pb2.ListRequestsRequest(request_id=request_id, limit=limit, tenant=tenant)
 
 
 def requests_from(message: inference_pb2.ListRequestsResponse) -> RequestList:

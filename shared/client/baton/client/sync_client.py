@@ -209,18 +209,25 @@ class Client:
         request = inference_pb2.GetClusterStatusRequest()
         return pb.status_from(self._call(self._stub.GetClusterStatus, request, timeout_s))
 
-    def requests(self, *, limit: int = 0, timeout_s: float | None = None) -> RequestList:
-        """The latest requests of this scheduler, with their stages; at most `limit`, 0 for all."""
-        request = list_requests_request("", limit)
+    def requests(
+        self, *, limit: int = 0, tenant: str = "", timeout_s: float | None = None
+    ) -> RequestList:
+        """The latest requests of this scheduler, with their stages; at most `limit`, 0 for all.
+
+        `tenant` is for gateways, which tell tenants apart themselves: only that one's.
+        """
+        request = list_requests_request("", limit, tenant)
         return requests_from(self._call(self._stub.ListRequests, request, timeout_s))
 
-    def request(self, request_id: str, *, timeout_s: float | None = None) -> RequestRecord:
-        """One of the latest requests, with what its stages consisted of.
+    def request(
+        self, request_id: str, *, tenant: str = "", timeout_s: float | None = None
+    ) -> RequestRecord:
+        """One of the latest requests, with what its stages consisted of; `tenant` as in `requests`.
 
         Raises:
             RequestNotFound: the scheduler does not remember it.
         """
-        request = list_requests_request(request_id, 1)
+        request = list_requests_request(request_id, 1, tenant)
         answer = self._call(self._stub.ListRequests, request, timeout_s)
         return requests_from(answer).requests[0]
 

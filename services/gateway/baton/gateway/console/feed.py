@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from baton.client import AsyncClient, BatonError, RequestList, RequestNotFound
+from baton.client import AsyncClient, BatonError, ClusterStatus, RequestList, RequestNotFound
 from baton.core.cluster import ServiceStatus
 from baton.gateway.schedulers import Schedulers
 
+logger = logging.getLogger(__name__)
 MAX_REQUESTS = 64
 _TIMEOUT_S = 3.0
 
@@ -23,16 +27,16 @@ class Feed:
     def __init__(self, schedulers: Schedulers) -> None:
         self._schedulers = schedulers
 
-    async def now(self) -> Json:
-        """Everything that the page shows without being asked.
+    async def now(self, tenant: str) -> Json:
+        """Everything that the page shows without being asked: the cluster, the tenant's requests.
 
         Raises:
             BatonError: no scheduler answers.
         """
         clients = await self._schedulers.clients()
         status, lists = await asyncio.gather(
-            clients[0].status(timeout_s=_TIMEOUT_S),
-            asyncio.gather(*(_requests(client) for client in clients)),
+            _status(clients),
+            asyncio.gather(*(_requests(client, tenant) for client in clients)),
         )
         records = sorted(
             (record for found in lists for record in found.requests), key=lambda r: r.age_s
@@ -46,26 +50,35 @@ class Feed:
             "output_tokens": sum(found.output_tokens for found in lists),
         }
 
-    async def request(self, request_id: str) -> Json:
-        """One request with its time line.
+    async def request(self, request_id: str, tenant: str) -> Json:
+        """One request of the tenant, with its time line.
 
         Raises:
-            RequestNotFound: no scheduler remembers it.
-            BatonError: no scheduler answers.
+            RequestNotFound: no scheduler that answers remembers it.
         """
         for client in await self._schedulers.clients():
             try:
-                record = await client.request(request_id, timeout_s=_TIMEOUT_S)
-            except RequestNotFound:
+                record = await client.request(request_id, tenant=tenant, timeout_s=_TIMEOUT_S)
+            except BatonError as error:
+                if not isinstance(error, RequestNotFound):
+                    logger.info("a scheduler does not answer", extra={"error": error.message})
                 continue
             return asdict(record)
         raise RequestNotFound(f"request {request_id!r} is not among those remembered")
 
 
-async def _requests(client: AsyncClient) -> RequestList:
+async def _status(clients: Sequence[AsyncClient]) -> ClusterStatus:
+    """The cluster, by the word of the first scheduler that answers."""
+    for client in clients[:-1]:
+        with suppress(BatonError):
+            return await client.status(timeout_s=_TIMEOUT_S)
+    return await clients[-1].status(timeout_s=_TIMEOUT_S)
+
+
+async def _requests(client: AsyncClient, tenant: str) -> RequestList:
     """Those of one scheduler; none when it does not answer, for the others still do."""
     try:
-        return await client.requests(limit=MAX_REQUESTS, timeout_s=_TIMEOUT_S)
+        return await client.requests(limit=MAX_REQUESTS, tenant=tenant, timeout_s=_TIMEOUT_S)
     except BatonError:
         return RequestList((), 0, 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 from starlette.requests import Request
@@ -41,30 +42,29 @@ class Console:
 
     async def live(self, request: Request) -> ASGIApp:
         """GET /console/api/live: the state now and then once a second, as server-sent events."""
-        del request
         if self.num_viewers >= MAX_VIEWERS:
             raise QueueFull(f"{MAX_VIEWERS} consoles are open", retry_after_s=5.0)
-        return self._stream
+        return partial(self._stream, request.state.tenant)
 
     async def request(self, request: Request) -> ASGIApp:
         """GET /console/api/requests/{id}: one request's time line."""
         request_id = check_request_id(request.path_params["request_id"])
-        return json_response(await self.feed.request(request_id))
+        return json_response(await self.feed.request(request_id, request.state.tenant))
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _stream(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
         self.num_viewers += 1
         try:
-            await until_disconnected(receive, self._write(send))
+            await until_disconnected(receive, self._write(tenant, send))
         finally:
             self.num_viewers -= 1
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, tenant: str, send: Send) -> None:
         headers = list(_STREAM_HEADERS)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while not self.is_draining():
             try:
-                kind, body = b"state", await self.feed.now()
+                kind, body = b"state", await self.feed.now(tenant)
             except BatonError as error:
                 kind, body = b"problem", error_body(error)
             data = b"event: " + kind + b"\ndata: " + orjson.dumps(body) + b"\n\n"
@@ -86,6 +86,6 @@ def console_routes(
     return [
         Route("/console", page),
         Route("/console/api/live", admitted(console.live)),
-        Route("/console/api/requests/{request_id}", admitted(console.request)),
+        Route("/console/api/requests/{request_id:path}", admitted(console.request)),
         Route("/console/{name}", page),
     ]
