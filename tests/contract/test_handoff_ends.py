@@ -87,7 +87,7 @@ async def test_a_committed_request_that_nobody_reads_ends_with_its_lease(model_p
 
 
 async def test_a_kept_copy_ends_by_release_or_lease(model_path: Path) -> None:
-    async with worker_pair(model_path, prefill={"hold_lease_s": 0.5}) as pair:
+    async with worker_pair(model_path, prefill={"hold_lease_s": 2.0}) as pair:
         await pair.generate(prompt_of(40), "a")
         request = prefill_pb2.ReleasePrefillRequest(request_id="a", attempt=1)
         assert (await pair.to_prefill.ReleasePrefill(request, timeout=5)).released_blocks == 3

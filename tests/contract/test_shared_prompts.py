@@ -132,7 +132,9 @@ async def test_four_choices_transfer_as_much_as_one(tmp_path: Path) -> None:
         reading = asyncio.create_task(pair.run_decode(grant, first))
         await eventually(lambda: pair.decode.service.snapshot().num_running == 1)
         num_bytes = pair.decode.service.loaded().intake.num_bytes
-        assert num_bytes == 7 * pair.decode.service.loaded().engine.fingerprint.layout.block_bytes
+        assert (
+            num_bytes == 7 * pair.decode.service.loaded().host.engine.fingerprint.layout.block_bytes
+        )
         for index in range(1, NUM_CHOICES):
             asked = {"temperature": 1.0, "max_tokens": 12, "seed": index, "ignore_eos": True}
             choice = await pair.to_decode.Reserve(

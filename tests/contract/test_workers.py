@@ -28,7 +28,7 @@ async def test_a_prefix_stored_by_one_worker_is_fetched_by_another(model_path: P
         ) as first:
             expected = await first.generate(prompt)
             assert expected.started.fetched_tokens == 0
-            write_back = first.prefill.service.loaded().write_back
+            write_back = first.prefill.service.loaded().host.write_back
             await eventually(lambda: write_back.num_stored_blocks == 6)
             # Asked for again, it is found here, and nothing is stored twice.
             again = await first.generate(prompt, attempt=2)
@@ -235,6 +235,19 @@ async def test_a_draining_worker_takes_nothing_new_and_finishes_the_rest(pair: P
     await draining
 
 
+async def test_a_worker_whose_engine_died_asks_its_process_to_end(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> bool:
+        raise RuntimeError("on purpose")
+
+    for worker in (pair.prefill, pair.decode):
+        monkeypatch.setattr(worker.engine, "step", broken)
+        worker.engine.notify()
+        await asyncio.wait_for(worker.runtime.lifecycle.stop_requested.wait(), 20)
+        assert (worker.runtime.lifecycle.exit_code, worker.runtime.lifecycle.grace_s) == (1, 0.0)
+
+
 async def test_a_second_reader_is_refused(pair: Pair) -> None:
     prompt = prompt_of(40)
     grant = await pair.reserve(prompt)
@@ -271,7 +284,7 @@ async def test_int8_kv_is_handed_over_as_it_is_and_to_its_like_only(model_path: 
     small = {"kv_dtype": "int8"}
     async with worker_pair(model_path, prefill=small, decode=small) as pair:
         out = await pair.generate(prompt, max_tokens=12)
-        layout = pair.decode.service.loaded().engine.fingerprint.layout
+        layout = pair.decode.service.loaded().host.engine.fingerprint.layout
         assert out.done.bytes == 7 * layout.block_bytes
         grant = await pair.reserve(prompt, "local", max_tokens=12)
         assert (await pair.run_decode(grant, local_prefill=True)).token_ids == out.token_ids

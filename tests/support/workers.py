@@ -63,7 +63,7 @@ class Hosted:
 
     @property
     def engine(self) -> Any:
-        return self.service.loaded().engine
+        return self.service.loaded().host.engine
 
     def counts(self) -> dict[str, int]:
         """KV blocks by state, checked."""

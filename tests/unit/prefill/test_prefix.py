@@ -67,8 +67,8 @@ async def test_blocks_that_come_in_time_count(
     )
     cache: Any = Cache(num_sent, is_stalling=is_stalling)
     with ThreadPoolExecutor(1) as executor:
-        nothing: Any = None
-        source = PrefixSource(engine, cache, nothing, executor, timeout_s=0.2)
+        host: Any = SimpleNamespace(engine=engine, cache=cache, write_back=None, copiers=executor)
+        source = PrefixSource(host, timeout_s=0.2)
         assert await source.fetch(SPEC) == source.num_fetched_blocks == expected
     assert imported == HASHES[2 : 2 + expected]
     assert len(cache.failures) == is_stalling

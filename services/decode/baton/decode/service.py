@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
 from opentelemetry.context import Context
 
-from baton.core.cluster import WorkerRates
 from baton.core.errors import BatonError, WorkerDraining
 from baton.core.handoff import KvEncoding
 from baton.decode import spans
@@ -20,35 +18,20 @@ from baton.decode.regions import Regions
 from baton.decode.servicer import DecodeServicer, KvTransferServicer, register
 from baton.decode.sessions import Session, Sessions
 from baton.decode.settings import DecodeSettings
-from baton.engine.engine import Engine
-from baton.engine.worker import EngineWorker
-from baton.rpc.cache_access import CacheAccess
-from baton.rpc.convert import KvEvent, kv_event_to_bytes
-from baton.rpc.frames import check_kv_frames
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.rpc.shared_memory import parse_transports
-from baton.rpc.write_back import WriteBack
+from baton.worker.host import EngineHost
 
 logger = logging.getLogger(__name__)
-_HOUSEKEEPING_INTERVAL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What there is once the model is loaded."""
 
-    worker: EngineWorker
+    host: EngineHost
     sessions: Sessions
     intake: Intake
-    cache: CacheAccess
-    write_back: WriteBack
-    exporter: ThreadPoolExecutor
-    """Copies blocks for the write-back."""
-
-    @property
-    def engine(self) -> Engine:
-        """The engine."""
-        return self.worker.engine
 
 
 class DecodeService:
@@ -58,7 +41,6 @@ class DecodeService:
         self._runtime = runtime
         self._settings = runtime.settings
         self._loaded: Loaded | None = None
-        self._tasks: list[asyncio.Task[None]] = []
         self._ended = runtime.metrics.counter(
             "decode_sessions", "Reservations that ended, by how", ("outcome",)
         )
@@ -82,10 +64,9 @@ class DecodeService:
     async def start(self) -> None:
         """Loads the model."""
         settings = self._settings
-        worker = await EngineWorker.start(settings.engine_config(), self._runtime.report_progress)
-        check_kv_frames(worker.engine.fingerprint.layout, settings.max_message_bytes)
+        host = await EngineHost.load(self._runtime, num_copiers=1)
         sessions = Sessions(
-            worker,
+            host.worker,
             lease_s=settings.reservation_lease_s,
             progress_timeout_s=settings.progress_timeout_s,
             rng=self._runtime.rng,
@@ -93,21 +74,14 @@ class DecodeService:
             encodings=frozenset(KvEncoding if settings.take_int8_kv else [KvEncoding.NATIVE]),
         )
         intake = Intake(
-            worker,
+            host.worker,
             sessions,
             Regions(parse_transports(settings.kv_transports), settings.transport_bytes),
             num_credits=settings.credits,
             progress_timeout_s=settings.progress_timeout_s,
         )
-        exporter = ThreadPoolExecutor(1, thread_name_prefix="baton-write-back")
-        cache = CacheAccess(self._runtime.members.view, self._runtime.channels, self._runtime.clock)
-        write_back = WriteBack(worker.engine, cache, exporter, settings.write_back_queue_blocks)
-        self._loaded = Loaded(worker, sessions, intake, cache, write_back, exporter)
-        self._tasks = [
-            asyncio.create_task(write_back.run(), name="write back"),
-            asyncio.create_task(sessions.sweep(), name="sweep leases"),
-            asyncio.create_task(self._keep_house(self._loaded), name="housekeeping"),
-        ]
+        self._loaded = Loaded(host, sessions, intake)
+        host.keep_house(sessions.sweep_once)
 
     def loaded(self) -> Loaded:
         """Engine and sessions, for calls that continue what was begun.
@@ -151,35 +125,14 @@ class DecodeService:
     def snapshot(self) -> ServiceSnapshot:
         """Load and blocks now."""
         loaded = self.loaded()
-        stats = loaded.engine.stats()
-        fingerprint = loaded.engine.fingerprint
-        return ServiceSnapshot(
-            model=fingerprint.model,
-            fingerprint=fingerprint,
-            kv_blocks=loaded.engine.kv_counts(),
-            num_running=stats.num_running,
-            num_waiting=stats.num_waiting,
-            stats={
-                **stats.counters,
-                "num_kv_blocks": loaded.engine.num_kv_blocks,
-                "reservations": len(loaded.sessions),
-                "leases_expired": loaded.sessions.num_leases_expired,
-                "stored_blocks": loaded.write_back.num_stored_blocks,
-                "dropped_blocks": loaded.write_back.num_dropped_blocks,
-                "cache_failures": loaded.cache.num_failures,
-                "max_model_len_tokens": loaded.engine.max_model_len_tokens,
-            },
-            rates=WorkerRates(
-                prefill_tokens_per_s=stats.prefill_tokens_per_s,
-                decode_step_s=stats.decode_step_s,
-                queued_prefill_tokens=stats.queued_prefill_tokens,
-                max_num_seqs=self._settings.max_num_seqs,
-            ),
-        )
+        return loaded.host.snapshot({
+            "reservations": len(loaded.sessions),
+            "leases_expired": loaded.sessions.num_leases_expired,
+        })
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:
         """Hashes in the prefix cache."""
-        return self.loaded().engine.kv_snapshot()
+        return self.loaded().host.engine.kv_snapshot()
 
     async def drain(self, grace_s: float) -> None:
         """Waits for running requests; those that are left go on elsewhere."""
@@ -196,15 +149,11 @@ class DecodeService:
 
     async def stop(self) -> None:
         """Ends what still runs and unloads the model."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             loaded.sessions.release_all(WorkerDraining("the worker has stopped"))
             await asyncio.to_thread(loaded.intake.close)
-            await asyncio.to_thread(loaded.exporter.shutdown)
-            await loaded.worker.stop()
+            await loaded.host.stop()
 
     def _on_end(self, session: Session, outcome: str) -> None:
         """Counts the end, and offers prompt and output to the cache for the next turn."""
@@ -216,22 +165,9 @@ class DecodeService:
         if loaded is not None and session.output_ids and not loaded.intake.has_rounded_kv:
             token_ids = (*session.spec.token_ids, *session.output_ids)
             # The last token has not been through the model: it has no KV.
-            loaded.write_back.offer(
-                loaded.engine.block_hashes(token_ids[:-1], session.spec.cache_salt)
+            loaded.host.write_back.offer(
+                loaded.host.engine.block_hashes(token_ids[:-1], session.spec.cache_salt)
             )
-
-    async def _keep_house(self, loaded: Loaded) -> None:
-        """Publishes changes of the prefix cache, and has the process exit when the engine died."""
-        subject = f"baton.kv.{self._runtime.worker_id}"
-        while loaded.worker.is_alive:
-            for change in loaded.engine.drain_kv_events():
-                event = KvEvent(
-                    self._runtime.worker_id, change.sequence, change.stored, change.removed
-                )
-                await self._runtime.bus.publish(subject, kv_event_to_bytes(event))
-            await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
-        logger.error("engine stopped; the process exits")
-        self._runtime.request_stop(exit_code=1, grace_s=0.0)
 
 
 def build(runtime: Runtime[DecodeSettings]) -> DecodeService:

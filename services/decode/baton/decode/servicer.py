@@ -12,19 +12,15 @@ from google.protobuf.message import DecodeError
 
 from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch
 from baton.core.handoff import Chunk, KvEncoding, Manifest, Opening, Span, Staged
-from baton.core.ids import check_request_id
-from baton.core.sequence import SequenceSpec
 from baton.decode.intake import ChunkFrame, Committed, Credit, Frame, SignOfLife
 from baton.decode.outbox import Timings, TokenBatch
 from baton.decode.pulls import PullOffer
-from baton.engine.engine import Engine
 from baton.rpc.convert import (
     duration_to_pb,
     finish_to_pb,
     logprob_from_pb,
     logprob_to_pb,
     reason_to_pb,
-    sampling_from_pb,
 )
 from baton.rpc.convert_layout import fingerprint_from_pb
 from baton.rpc.convert_timing import slice_to_pb
@@ -32,11 +28,11 @@ from baton.rpc.errors import public_message
 from baton.rpc.frames import decode_frame
 from baton.rpc.shared_memory import SlotOffer
 from baton.v1 import decode_pb2, decode_pb2_grpc, kv_transfer_pb2
+from baton.worker.convert import spec_from_pb
 
 if TYPE_CHECKING:
     from baton.decode.service import DecodeService
 
-MAX_SALT_CHARS = 256
 _MAX_TRANSPORTS = 8
 _LAST_WORD_S = 1.0
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -55,8 +51,8 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
     ) -> decode_pb2.ReserveResponse:
         """Reserves room for a request."""
         loaded = self._service.admitting()
-        spec = _spec_from_pb(loaded.engine, request)
-        await loaded.worker.prepare(spec.sampling.guide)
+        spec = spec_from_pb(loaded.host.engine, request)
+        await loaded.host.worker.prepare(spec.sampling.guide)
         session = loaded.sessions.reserve(
             spec, request.request_id, request.attempt, fork_of=request.fork_of
         )
@@ -174,40 +170,6 @@ def register(
     decode_pb2_grpc.add_DecodeServiceServicer_to_server(decode, server)
     server.add_generic_rpc_handlers((transfer.handlers(),))
     return [_DECODE, _KV_TRANSFER]
-
-
-def _spec_from_pb(engine: Engine, request: decode_pb2.ReserveRequest) -> SequenceSpec:
-    """What the engine is asked to compute.
-
-    Raises:
-        InvalidRequest, PromptTooLong, KvLayoutMismatch: it never can.
-    """
-    check_request_id(request.request_id)
-    if request.attempt < 1:
-        raise InvalidRequest("attempt must be at least 1")
-    if request.HasField("fingerprint"):
-        differences = engine.fingerprint.differences(fingerprint_from_pb(request.fingerprint))
-        if differences:
-            raise KvLayoutMismatch("served here != asked for: " + "; ".join(differences))
-    token_ids = tuple(request.token_ids)
-    num_prompt_tokens = len(token_ids) - request.num_output_tokens
-    if num_prompt_tokens < 1:
-        raise InvalidRequest("token_ids must hold at least one prompt token")
-    if len(request.cache_salt) > MAX_SALT_CHARS:
-        raise InvalidRequest(f"cache_salt must have at most {MAX_SALT_CHARS} characters")
-    engine.check_tokens(token_ids)
-    sampling = sampling_from_pb(request.sampling)
-    if sampling.seed is None:
-        raise InvalidRequest("sampling.seed must be set")
-    return SequenceSpec(
-        seq_id=f"{request.request_id}/{request.attempt}",
-        token_ids=token_ids,
-        sampling=sampling,
-        max_tokens=engine.resolve_max_tokens(num_prompt_tokens, sampling),
-        num_output_tokens=request.num_output_tokens,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-    )
 
 
 async def _frames(requests: AsyncIterator[bytes]) -> AsyncGenerator[Frame, None]:

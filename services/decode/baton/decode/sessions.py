@@ -319,12 +319,6 @@ class Sessions:
         for session in list(self._by_id.values()):
             self.release(session, error)
 
-    async def sweep(self) -> None:
-        """Ends sessions whose lease has ended, for ever; run it as a task."""
-        while True:
-            await asyncio.sleep(min(1.0, self.lease_s / 4))
-            self.sweep_once(time.monotonic())
-
     def sweep_once(self, now: float) -> None:
         """Ends sessions whose lease has ended by `now`."""
         for reservation in self._table.expired(now):

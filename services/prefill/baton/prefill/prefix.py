@@ -6,33 +6,22 @@ Whatever goes wrong here costs a computation and no request.
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
 from contextlib import aclosing
 
 from baton.core.errors import BatonError
 from baton.core.sequence import SequenceSpec
-from baton.engine.engine import Engine
-from baton.rpc.cache_access import CacheAccess
 from baton.rpc.peers import CachePeer
-from baton.rpc.write_back import WriteBack
+from baton.worker.host import EngineHost
 
 
 class PrefixSource:
     """The cluster's prefix store, as one worker uses it."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        cache: CacheAccess,
-        write_back: WriteBack,
-        executor: Executor,
-        *,
-        timeout_s: float,
-    ) -> None:
-        self._engine = engine
-        self._cache = cache
-        self._write_back = write_back
-        self._executor = executor
+    def __init__(self, host: EngineHost, *, timeout_s: float) -> None:
+        self._engine = host.engine
+        self._cache = host.cache
+        self._write_back = host.write_back
+        self._copiers = host.copiers
         self._timeout_s = timeout_s
         self.num_fetched_blocks = 0
 
@@ -60,7 +49,7 @@ class PrefixSource:
         if not payloads:
             return 0
         num_imported = await asyncio.get_running_loop().run_in_executor(
-            self._executor,
+            self._copiers,
             self._engine.import_blocks,
             hashes[num_local : num_local + len(payloads)],
             payloads,

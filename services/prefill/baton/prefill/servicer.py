@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from baton.core.embedding import pooling_of
-from baton.core.errors import InvalidRequest, KvLayoutMismatch
-from baton.core.ids import check_request_id
+from baton.core.errors import InvalidRequest
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
@@ -20,16 +19,14 @@ from baton.rpc.convert import (
     duration_to_pb,
     finish_to_pb,
     logprob_to_pb,
-    sampling_from_pb,
 )
-from baton.rpc.convert_layout import fingerprint_from_pb
 from baton.rpc.convert_timing import slice_to_pb
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from baton.worker.convert import seq_id_from_pb, spec_from_pb
 
 if TYPE_CHECKING:
     from baton.prefill.service import PrefillService
 
-MAX_SALT_CHARS = 256
 MAX_PROBE_BYTES = 64 << 20
 _Context = grpc.aio.ServicerContext[Any, Any]
 _PREFILL = "baton.v1.PrefillService"
@@ -46,8 +43,8 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     ) -> AsyncGenerator[prefill_pb2.PrefillResponse, None]:
         """Computes a prompt and pushes its KV."""
         loaded = self._service.admitting()
-        job = _job_from_pb(loaded.engine, request)
-        await loaded.worker.prepare(job.spec.sampling.guide)
+        job = _job_from_pb(loaded.host.engine, request)
+        await loaded.host.worker.prepare(job.spec.sampling.guide)
         recorder = self._service.recorder(job)
         async with aclosing(loaded.jobs.run(job)) as events:
             async for event in events:
@@ -61,9 +58,8 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
     ) -> prefill_pb2.EmbedPromptResponse:
         """Computes a prompt for its vector."""
         loaded = self._service.admitting()
-        _check_caller(request)
         spec = SequenceSpec(
-            seq_id=f"{request.request_id}/{request.attempt}",
+            seq_id=seq_id_from_pb(request),
             token_ids=tuple(request.token_ids),
             sampling=SamplingParams(temperature=0.0),
             max_tokens=1,
@@ -103,46 +99,16 @@ def register(server: grpc.aio.Server, servicer: PrefillServicer) -> list[str]:
     return [_PREFILL]
 
 
-def _check_caller(request: prefill_pb2.PrefillRequest | prefill_pb2.EmbedPromptRequest) -> None:
-    check_request_id(request.request_id)
-    if request.attempt < 1:
-        raise InvalidRequest("attempt must be at least 1")
-    if len(request.cache_salt) > MAX_SALT_CHARS:
-        raise InvalidRequest(f"cache_salt must have at most {MAX_SALT_CHARS} characters")
-
-
 def _job_from_pb(engine: Engine, request: prefill_pb2.PrefillRequest) -> Job:
     """What to compute.
 
     Raises:
         InvalidRequest, PromptTooLong, KvLayoutMismatch: it never can be.
     """
-    _check_caller(request)
-    if request.HasField("fingerprint"):
-        differences = engine.fingerprint.differences(fingerprint_from_pb(request.fingerprint))
-        if differences:
-            raise KvLayoutMismatch("served here != asked for: " + "; ".join(differences))
-    token_ids = tuple(request.token_ids)
-    num_prompt_tokens = len(token_ids) - request.num_output_tokens
-    if num_prompt_tokens < 1:
-        raise InvalidRequest("token_ids must hold at least one prompt token")
-    engine.check_tokens(token_ids)
-    sampling = sampling_from_pb(request.sampling)
-    if sampling.seed is None:
-        raise InvalidRequest("sampling.seed must be set")
     return Job(
         request_id=request.request_id,
         attempt=request.attempt,
-        spec=SequenceSpec(
-            seq_id=f"{request.request_id}/{request.attempt}",
-            token_ids=token_ids,
-            sampling=sampling,
-            max_tokens=engine.resolve_max_tokens(num_prompt_tokens, sampling),
-            num_output_tokens=request.num_output_tokens,
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-            prefill_only=True,
-        ),
+        spec=spec_from_pb(engine, request, prefill_only=True),
         target=_target_from_pb(request.target) if request.HasField("target") else None,
     )
 

@@ -23,7 +23,7 @@ from baton.rpc.settings import ServiceSettings
 from baton.rpc.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
-S = TypeVar("S", bound=ServiceSettings)
+S_co = TypeVar("S_co", bound=ServiceSettings, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,10 @@ class Lifecycle:
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime(Generic[S]):
+class Runtime(Generic[S_co]):
     """What a service gets from its process; `build(runtime)` makes the service from it."""
 
-    settings: S
+    settings: S_co
     role: str
     worker_id: str
     address: str

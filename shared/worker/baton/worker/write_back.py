@@ -6,13 +6,12 @@ A help and never a condition: what cannot be stored soon is not stored, and no r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from typing import Protocol
 
 from baton.core.errors import BatonError
 from baton.core.eviction import ChainLink
-from baton.core.hashing import Fingerprint
+from baton.engine.engine import Engine
 from baton.rpc.cache_access import CacheAccess
 from baton.rpc.peers import Block, CachePeer
 
@@ -21,25 +20,14 @@ _BATCH_BLOCKS = 64
 """Blocks exported at a time: bounds the memory that a write-back takes."""
 
 
-class BlockSource(Protocol):
-    """What a write-back needs of an engine."""
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Of the KV."""
-
-    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, memoryview]]:
-        """Hash and content of those of the blocks that are still here; called on a thread."""
-
-
 class WriteBack:
     """Blocks that wait to be stored."""
 
     def __init__(
-        self, source: BlockSource, cache: CacheAccess, executor: Executor, max_queued_blocks: int
+        self, engine: Engine, cache: CacheAccess, executor: Executor, max_queued_blocks: int
     ) -> None:
         """`executor` copies the blocks' content; the caller shuts it down."""
-        self._source = source
+        self._engine = engine
         self._cache = cache
         self._executor = executor
         self._max_queued_blocks = max_queued_blocks
@@ -82,7 +70,7 @@ class WriteBack:
         if num_stored < len(hashes):
             self.num_stored_blocks += await cache.store(
                 self._exported(hashes, num_stored),
-                self._source.fingerprint,
+                self._engine.fingerprint,
                 timeout_s=_STORE_TIMEOUT_S,
             )
 
@@ -91,7 +79,7 @@ class WriteBack:
         positions = {block_hash: position for position, block_hash in enumerate(hashes)}
         for start in range(first, len(hashes), _BATCH_BLOCKS):
             exported = await loop.run_in_executor(
-                self._executor, self._source.export_blocks, hashes[start : start + _BATCH_BLOCKS]
+                self._executor, self._engine.export_blocks, hashes[start : start + _BATCH_BLOCKS]
             )
             for block_hash, payload in exported:
                 position = positions[block_hash]

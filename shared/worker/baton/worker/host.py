@@ -1,0 +1,118 @@
+"""An engine inside a worker's process: loaded, tied to bus and cache service, shown, unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from baton.core.cluster import WorkerRates
+from baton.engine.engine import Engine
+from baton.engine.worker import EngineWorker
+from baton.rpc.cache_access import CacheAccess
+from baton.rpc.convert import KvEvent, kv_event_to_bytes
+from baton.rpc.frames import check_kv_frames
+from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.worker.settings import WorkerSettings
+from baton.worker.write_back import WriteBack
+
+logger = logging.getLogger(__name__)
+_HOUSEKEEPING_INTERVAL_S = 0.05
+
+
+class EngineHost:
+    """A loaded engine with what serves it. Made by `load`."""
+
+    def __init__(
+        self, runtime: Runtime[WorkerSettings], worker: EngineWorker, num_copiers: int
+    ) -> None:
+        self._runtime = runtime
+        self._tasks: list[asyncio.Task[None]] = []
+        self.worker = worker
+        self.copiers = ThreadPoolExecutor(num_copiers, thread_name_prefix="baton-kv-copy")
+        """Threads that copy KV of blocks that nobody writes to."""
+        self.cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock)
+        self.write_back = WriteBack(
+            worker.engine, self.cache, self.copiers, runtime.settings.write_back_queue_blocks
+        )
+
+    @classmethod
+    async def load(cls, runtime: Runtime[WorkerSettings], *, num_copiers: int) -> EngineHost:
+        """Loads the model, and tells how far that is.
+
+        Raises:
+            ModelNotFound, Unsupported, InvalidRequest: it cannot be served.
+        """
+        settings = runtime.settings
+        worker = await EngineWorker.start(settings.engine_config(), runtime.report_progress)
+        check_kv_frames(worker.engine.fingerprint.layout, settings.max_message_bytes)
+        return cls(runtime, worker, num_copiers)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        return self.worker.engine
+
+    def keep_house(self, sweep: Callable[[float], None]) -> None:
+        """From now on stores blocks, calls `sweep(now)` often, publishes changes, minds the engine.
+
+        `sweep` ends leases.
+        """
+        self._tasks = [
+            asyncio.create_task(self.write_back.run(), name="write back"),
+            asyncio.create_task(self._keep_house(sweep), name="housekeeping"),
+        ]
+
+    def snapshot(
+        self, own_stats: Mapping[str, float], *, push_bytes_per_s: float = 0.0
+    ) -> ServiceSnapshot:
+        """Load and blocks now; `own_stats` are what the service counts itself."""
+        stats = self.engine.stats()
+        fingerprint = self.engine.fingerprint
+        return ServiceSnapshot(
+            model=fingerprint.model,
+            fingerprint=fingerprint,
+            kv_blocks=self.engine.kv_counts(),
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            stats={
+                **stats.counters,
+                "num_kv_blocks": self.engine.num_kv_blocks,
+                "stored_blocks": self.write_back.num_stored_blocks,
+                "dropped_blocks": self.write_back.num_dropped_blocks,
+                "cache_failures": self.cache.num_failures,
+                "max_model_len_tokens": self.engine.max_model_len_tokens,
+                **own_stats,
+            },
+            rates=WorkerRates(
+                prefill_tokens_per_s=stats.prefill_tokens_per_s,
+                decode_step_s=stats.decode_step_s,
+                queued_prefill_tokens=stats.queued_prefill_tokens,
+                push_bytes_per_s=push_bytes_per_s,
+                max_num_seqs=self._runtime.settings.max_num_seqs,
+            ),
+        )
+
+    async def stop(self) -> None:
+        """Unloads the model, once nothing runs any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.copiers.shutdown)
+        await self.worker.stop()
+
+    async def _keep_house(self, sweep: Callable[[float], None]) -> None:
+        """Until the engine dies; then the process has to end."""
+        subject = f"baton.kv.{self._runtime.worker_id}"
+        while self.worker.is_alive:
+            sweep(time.monotonic())
+            for change in self.engine.drain_kv_events():
+                event = KvEvent(
+                    self._runtime.worker_id, change.sequence, change.stored, change.removed
+                )
+                await self._runtime.bus.publish(subject, kv_event_to_bytes(event))
+            await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
+        logger.error("engine stopped; the process exits")
+        self._runtime.request_stop(exit_code=1, grace_s=0.0)
