@@ -40,7 +40,10 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet $(PIP_ARGS) pip; }
 
-$(STAMP): constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(PARTS)) | $(BIN)/python
+# Changed kernels are compiled again, too.
+KERNELS := shared/engine/hatch_build.py $(wildcard shared/engine/baton/engine/native/*.c)
+
+$(STAMP): constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(PARTS)) $(KERNELS) | $(BIN)/python
 	@$(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' || { \
 	  if [ "$$(uname -s)" = Linux ] && [ -z "$(TORCH_PIP_ARGS)" ]; then \
 	    echo 'installing torch; without a GPU the CPU build is far smaller: see TORCH_PIP_ARGS in the Makefile'; fi; \

@@ -13,19 +13,18 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from baton.engine.linears import PackedLinear
+from baton.engine.kernels import Product, gated
+from baton.engine.linears import KernelLinear, PackedLinear
 
 logger = logging.getLogger(__name__)
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
 """Layers that read the same input."""
 _GATED = frozenset({"gate_proj", "up_proj", "down_proj", "act_fn"})
-_ACTIVATIONS = {
-    "SiLUActivation": ("swish", ""),
-    "SiLU": ("swish", ""),
-    "GELUTanh": ("gelu", "tanh"),
-}
-"""oneDNN's name and algorithm by the class of the activation."""
+_ACTIVATIONS = {"SiLUActivation": "silu", "SiLU": "silu", "GELUTanh": "gelu_tanh"}
+"""By the class of the activation."""
+_ONEDNN_ACTIVATIONS = {"silu": ("swish", ""), "gelu_tanh": ("gelu", "tanh")}
+"""oneDNN's name and algorithm."""
 _MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest relative difference of a rewritten layer."""
 
@@ -76,13 +75,12 @@ class SiblingLinear(nn.Module):
 class GatedLinears(nn.Module):
     """down(activation(gate(x)) * up(x)) with the activation and the product inside the layers."""
 
-    def __init__(self, parts: nn.Module, activation: str, algorithm: str) -> None:
+    def __init__(self, parts: nn.Module, activation: str) -> None:
         super().__init__()
         self.gate_proj = cast("PackedLinear", parts.gate_proj)
         self.up_proj = cast("PackedLinear", parts.up_proj)
         self.down_proj = cast("PackedLinear", parts.down_proj)
-        self._activation = activation
-        self._algorithm = algorithm
+        self._activation, self._algorithm = _ONEDNN_ACTIVATIONS[activation]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., hidden] to [..., hidden]."""
@@ -141,19 +139,32 @@ def fuse_gated(module: nn.Module, dtype: torch.dtype) -> int:
     return num_fused
 
 
-def _fused(module: nn.Module) -> GatedLinears | None:
+def _fused(module: nn.Module) -> nn.Module | None:
     parts: dict[str, Any] = dict(module.named_children())
     if parts.keys() != _GATED:
         return None
     activation = _ACTIVATIONS.get(type(parts.pop("act_fn")).__name__)
-    if activation is None or any(type(part) is not PackedLinear for part in parts.values()):
+    if activation is None:
         return None
-    return GatedLinears(module, *activation)
+    if all(type(part) is PackedLinear for part in parts.values()):
+        return GatedLinears(module, activation)
+    products = _gate_products(parts["gate_proj"], parts["up_proj"])
+    if not products:
+        return None
+    return nn.Sequential(KernelLinear(gated(products, activation)), parts["down_proj"])
 
 
-def _is_same(module: nn.Module, fused: GatedLinears, dtype: torch.dtype) -> bool:
+def _gate_products(gate: nn.Module, up: nn.Module) -> list[Product]:
+    """Those of our kernels that compute gate and up; none where something else does."""
+    parts = [gate.merged] if isinstance(gate, MergedLinear) else [gate, up]
+    products = [getattr(part, "product", None) for part in parts]
+    return [product for product in products if product] if all(products) else []
+
+
+def _is_same(module: nn.Module, fused: nn.Module, dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(1, 3, fused.gate_proj.in_features, generator=generator).to(dtype)
+    first: Any = next(fused.children())
+    inputs = torch.randn(1, 3, first.in_features, generator=generator).to(dtype)
     expected = module(inputs)
     if not isinstance(expected, torch.Tensor):
         return False

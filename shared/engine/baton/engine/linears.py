@@ -1,6 +1,7 @@
-"""Linear layers with weights in oneDNN's own layout: up to 3 times faster for few rows on CPU.
+"""Linear layers with weights laid out for their kernel: up to 3 times faster for few rows on CPU.
 
-The operators are those that torch.compile emits when it freezes a model. They are private, so
+The kernel is ours (kernels.py) where there is one for the CPU and the dtype, else oneDNN's, whose
+operators are those that torch.compile emits when it freezes a model. They are private, so
 nothing else knows of them, and where they are missing the layers stay as they are.
 """
 
@@ -11,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from baton.engine.kernels import Product, can_multiply
+
 LinearFactory = Callable[[nn.Linear], nn.Module | None]
 """Makes what replaces a plain linear layer; None leaves it as it is."""
 
@@ -18,7 +21,7 @@ _DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 
 def can_prepack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this CPU and this torch have the operators for a dtype."""
+    """Whether this CPU and this torch have oneDNN's operators for a dtype."""
     if device.type != "cpu" or dtype not in _DTYPES or not _has_onednn():
         return False
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
@@ -31,8 +34,23 @@ def _has_onednn() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
+class KernelLinear(nn.Module):
+    """Computes what the layer that its `product` was made from does."""
+
+    def __init__(self, product: Product) -> None:
+        super().__init__()
+        self.in_features = product.in_features
+        self.out_features = product.out_features
+        self.product = product
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features]."""
+        output = self.product(inputs.reshape(-1, self.in_features))
+        return output.view(*inputs.shape[:-1], self.out_features)
+
+
 class PackedLinear(nn.Module):
-    """Computes what the `linear` that it was made from does."""
+    """Computes what the `linear` that it was made from does, by oneDNN."""
 
     def __init__(self, linear: nn.Linear, num_rows: int) -> None:
         super().__init__()
@@ -69,6 +87,8 @@ def packer(num_rows: int) -> LinearFactory:
     """A factory of layers packed for batches of `num_rows`; it skips what cannot be packed."""
 
     def pack(linear: nn.Linear) -> nn.Module | None:
+        if can_multiply(linear.weight, linear.weight.dtype):
+            return KernelLinear(Product(linear.weight.detach(), None, linear.bias))
         if not can_prepack(linear.weight.device, linear.weight.dtype):
             return None
         return PackedLinear(linear, num_rows)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from baton.core.errors import Unsupported
+from baton.engine.kernels import Product, can_multiply
 from baton.engine.quantize import FP8_MAX, INT8_MAX, dequantize_int4, int4_levels
 
 MAX_SPLIT_ROWS = 64
@@ -88,23 +89,30 @@ class _Int8Layer(QuantizedLinear):
 class Int8Linear(_Int8Layer):
     """int8 weights, activations as they are.
 
-    oneDNN's int8 kernels read each weight once, as fast as memory gives it, where torch's
+    Kernels for int8 read each weight once, as fast as memory gives it, where torch's
     weight-only kernel is held up by conversions. They take int8 inputs, so each row is written as
     254 * high + low with both in int8: 15 bits and a sign, more than bfloat16 has. The sums are
-    exact integers, and a row's result does not depend on the rows beside it.
+    exact integers, and a row's result does not depend on the rows beside it. Ours does all of that
+    at once; oneDNN's needs operators around it.
     """
 
     def __init__(
         self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
     ) -> None:
         super().__init__(tensors, bias, dtype)
+        self.product: Product | None = None
         self._product: _Int8Product | None = None
         self._weight: torch.Tensor | None = tensors["qweight"]
-        if has_int8_kernels():
+        if can_multiply(tensors["qweight"], dtype):
+            self.product = Product(tensors["qweight"], tensors["scale"], bias)
+            self.bias = self._weight = self._small = None
+        elif has_int8_kernels():
             self._product, self._weight = _Int8Product(tensors), None
 
     def multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
         """See _Int8Layer."""
+        if self.product is not None:
+            return self.product(rows)
         if self._product is not None and len(rows) <= MAX_SPLIT_ROWS:
             return self._multiply_split(rows, self._product)
         weight = self._weight if self._product is None else self._product.weight()

@@ -1,0 +1,181 @@
+"""Products of a few rows with a weight as fast as memory gives the weight: native/products.c.
+
+For CPUs with AVX-512 BF16 and VNNI and without AMX, whose oneDNN kernels read a weight for one row
+at half that speed. Elsewhere, and where the package was installed without a C compiler, oneDNN
+computes (linears.py, quantize_linears.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from baton.core.errors import Internal
+
+logger = logging.getLogger(__name__)
+
+Weight = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+"""A weight [out_features, in_features], scale and bias [out_features]."""
+
+BLOCK = 64
+"""Outputs whose weights lie together."""
+ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
+"""The kernels' numbers of them."""
+_NATIVE = Path(__file__).parent / "native"
+_NEEDED = ("avx512_bf16", "avx512_vnni", "avx512_bw", "avx512_vl", "avx512_dq")
+_ROUNDING_BYTES = 12
+_INT8_ZERO = 128
+_MAX_INT8_INPUTS = 65_536
+"""More could overflow the sums."""
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    capabilities = torch.cpu.get_capabilities()
+    # With AMX oneDNN's kernels are several times faster on more than a few rows.
+    if capabilities.get("amx_bf16") or not all(capabilities.get(name) for name in _NEEDED):
+        return None
+    try:
+        library = ctypes.CDLL(str(_NATIVE / "kernels.so"))
+    except OSError as error:
+        return _missing(str(error))
+    library.baton_version.restype = ctypes.c_uint32
+    sources = [source.read_bytes() for source in sorted(_NATIVE.glob("*.c"))]
+    if library.baton_version() != zlib.crc32(b"".join(sources)):
+        return _missing("they were made from other sources")
+    for name, num_pointers, num_sizes in (("baton_bf16", 4, 4), ("baton_int8", 7, 4)):
+        function = getattr(library, name)
+        function.argtypes = [
+            *[ctypes.c_void_p] * num_pointers,
+            *[ctypes.c_long] * num_sizes,
+            *[ctypes.c_int] * 2,
+        ]
+        function.restype = None
+    return library if library.baton_is_supported() else None
+
+
+def _missing(reason: str) -> None:
+    logger.warning(
+        "decoding will be slower: the kernels for this CPU are not there (%s); to have them, "
+        "install a C compiler and then baton-engine again (make setup)",
+        reason,
+    )
+
+
+def can_multiply(weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for rows of `dtype` and a weight [out_features, in_features]."""
+    if weight.device.type != "cpu" or dtype is not torch.bfloat16 or _library() is None:
+        return False
+    in_features = weight.shape[1]
+    if weight.dtype is torch.int8:
+        return in_features % 16 == 0 and 0 < in_features <= _MAX_INT8_INPUTS
+    return weight.dtype is torch.bfloat16 and in_features % 2 == 0
+
+
+class Product:
+    """Rows times a weight, plus a bias, and perhaps gated.
+
+    `weight` is bfloat16, or int8 with a `scale` of each output; [out_features, in_features]. An
+    `activation` says that its first half are gates: the output is activation(gate) * rest, half as
+    wide. The weight is copied into blocks; the caller's can go. A row's output does not depend on
+    the rows beside it.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        activation: str | None = None,
+    ) -> None:
+        self.activation = activation
+        num_outputs, self.in_features = weight.shape
+        self.out_features = num_outputs // 2 if activation else num_outputs
+        self._activation = ACTIVATIONS[activation]
+        self._group = 2 if scale is None else 4
+        self._blocks = _packed(self._in_blocks(weight), self._group)
+        self._scale = None if scale is None else self._in_blocks(scale.float())
+        self._bias = None if bias is None else self._in_blocks(bias.float())
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """bfloat16 [num_rows, in_features] to [num_rows, out_features]."""
+        rows = rows.contiguous()
+        num_rows = len(rows)
+        output = rows.new_empty(num_rows, self.out_features)
+        sizes = (num_rows, self.in_features, self.out_features, len(self._blocks))
+        how = (self._activation, torch.get_num_threads())
+        bias = None if self._bias is None else self._bias.data_ptr()
+        library = _library()
+        if library is None:
+            raise Internal("no kernels here: can_multiply says so")
+        data = rows.data_ptr(), self._blocks.data_ptr()
+        if self._scale is None:
+            library.baton_bf16(*data, bias, output.data_ptr(), *sizes, *how)
+            return output
+        halves = torch.empty(num_rows, 2, self.in_features, dtype=torch.int8)
+        roundings = torch.empty(num_rows, _ROUNDING_BYTES, dtype=torch.uint8)
+        library.baton_int8(
+            *data,
+            self._scale.data_ptr(),
+            bias,
+            output.data_ptr(),
+            halves.data_ptr(),
+            roundings.data_ptr(),
+            *sizes,
+            *how,
+        )
+        return output
+
+    def plain(self) -> Weight:
+        """Copies of weight, scale and bias as they were given, of a product that is not gated."""
+        size = self.out_features
+        weight = self._blocks.permute(0, 2, 1, 3).reshape(-1, self.in_features)[:size]
+        if self._scale is None:
+            return weight, None, _flat(self._bias, size)
+        weight = weight.bitwise_xor(_INT8_ZERO).view(torch.int8)
+        return weight, _flat(self._scale, size), _flat(self._bias, size)
+
+    def _in_blocks(self, values: torch.Tensor) -> torch.Tensor:
+        """[outputs, ...] to [num_blocks, 64, ...], with zeros behind; gates meet their rest."""
+        if self._activation:
+            halves = [_blocks_of(half, BLOCK // 2) for half in values.tensor_split(2)]
+            return torch.cat(halves, 1)
+        return _blocks_of(values, BLOCK).contiguous()
+
+
+def gated(products: Sequence[Product], activation: str) -> Product:
+    """One product of a gate and what it multiplies: of each one's, or of one of both."""
+    weights, scales, biases = zip(*(product.plain() for product in products), strict=True)
+    return Product(torch.cat(weights), _joined(scales), _joined(biases), activation)
+
+
+def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
+
+
+def _flat(blocks: torch.Tensor | None, size: int) -> torch.Tensor | None:
+    return None if blocks is None else blocks.flatten()[:size]
+
+
+def _blocks_of(values: torch.Tensor, size: int) -> torch.Tensor:
+    """[outputs, ...] to [num_blocks, size, ...], with zeros behind."""
+    missing = -len(values) % size
+    if missing:
+        values = torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
+    return values.view(-1, size, *values.shape[1:])
+
+
+def _packed(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """[num_blocks, 64, in_features] to [num_blocks, in_features / group, 64, group]."""
+    if weight.dtype is torch.int8:
+        weight = weight.view(torch.uint8).bitwise_xor(_INT8_ZERO)
+    num_blocks, size, in_features = weight.shape
+    parts = weight.view(num_blocks, size, in_features // group, group)
+    return parts.transpose(1, 2).contiguous()

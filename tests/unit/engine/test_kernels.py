@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import ctypes
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import gelu, linear, silu
+from transformers.activations import ACT2FN
+
+from baton.engine import kernels
+from baton.engine.fusion import fuse_gated, merge_siblings
+from baton.engine.kernels import Product, can_multiply, gated
+from baton.engine.linears import KernelLinear, PackedLinear, packer, replace_linears
+from baton.engine.quantize import Quantization, quantize_weight
+from baton.engine.quantize_linears import make_linear
+
+SHAPES = [(96, 48), (41, 32), (10, 16), (320, 4864)]
+ROW_COUNTS = [0, 1, 2, 3, 5, 6, 7, 12, 13, 50]
+WEIGHT = torch.ones(64, 64, dtype=torch.bfloat16)
+has_cpu = all(torch.cpu.get_capabilities().get(name) for name in kernels._NEEDED)
+needs_kernels = pytest.mark.skipif(
+    not can_multiply(WEIGHT, torch.bfloat16), reason="no kernels for this CPU, or no C compiler"
+)
+
+
+def _weight(num_out: int, num_in: int) -> torch.Tensor:
+    return torch.randn(num_out, num_in).bfloat16()
+
+
+def _int8(num_out: int, num_in: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(-127, 128, (num_out, num_in), dtype=torch.int8), torch.rand(num_out)
+
+
+def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.float() - wanted).norm() / wanted.norm()) if wanted.numel() else 0.0
+
+
+@needs_kernels
+@pytest.mark.parametrize(("num_out", "num_in"), SHAPES)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_products_are_what_torch_computes(num_out: int, num_in: int, has_bias: bool) -> None:
+    torch.manual_seed(1)
+    bias = torch.randn(num_out) if has_bias else None
+    weight = _weight(num_out, num_in)
+    levels, scale = _int8(num_out, num_in)
+    for num_rows in ROW_COUNTS:
+        rows = torch.randn(num_rows, num_in).bfloat16()
+        wanted = linear(rows.float(), weight.float(), bias)
+        assert _error(Product(weight, None, bias)(rows), wanted) < 0.003
+        wanted = linear(rows.float(), levels.float() * scale[:, None], bias)
+        assert _error(Product(levels, scale, bias)(rows), wanted) < 0.003
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(("num_out", "num_in"), SHAPES)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_gated_products_are_what_torch_computes(
+    activation: str, num_out: int, num_in: int, has_bias: bool
+) -> None:
+    torch.manual_seed(2)
+    bias = torch.randn(2 * num_out) if has_bias else None
+    parts = None if bias is None else bias.tensor_split(2)
+    weight = _weight(2 * num_out, num_in)
+    rows = (3 * torch.randn(7, num_in)).bfloat16()
+    gate, up = linear(rows.float(), weight.float(), bias).tensor_split(2, 1)
+    wanted = (silu(gate) if activation == "silu" else gelu(gate, approximate="tanh")) * up
+    both = gated([Product(weight, None, bias)], activation)
+    two = gated(
+        [
+            Product(part, None, None if parts is None else parts[index])
+            for index, part in enumerate(weight.tensor_split(2))
+        ],
+        activation,
+    )
+    assert _error(both(rows), wanted) < 0.003
+    assert torch.equal(both(rows), two(rows))
+
+
+@needs_kernels
+def test_activations_hold_at_both_ends() -> None:
+    eye = torch.eye(64, dtype=torch.bfloat16)
+    values = torch.tensor([-1e30, -200.0, -80.0, -3.0, 0.0, 3.0, 200.0, 1e30]).repeat(8).bfloat16()
+    product = Product(torch.cat([eye, torch.zeros_like(eye)]), None, None, "silu")
+    ones = Product(torch.cat([eye, torch.zeros_like(eye)]), None, torch.ones(128), "silu")
+    assert not product(values[None]).any(), "times 0"
+    torch.testing.assert_close(ones(values[None])[0], silu(values.float() + 1).bfloat16())
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_row_does_not_depend_on_its_batch_or_on_threads(threads: int) -> None:
+    torch.manual_seed(3)
+    weight, (levels, scale) = _weight(200, 96), _int8(200, 96)
+    rows = torch.randn(13, 96).bfloat16()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for product in (Product(weight, None, None), Product(levels, scale, None)):
+            together = product(rows)
+            for index, row in enumerate(rows):
+                assert torch.equal(product(row[None])[0], together[index])
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_kernels
+def test_what_was_packed_comes_back_as_it_was() -> None:
+    weight, (levels, scale) = _weight(41, 32), _int8(41, 32)
+    bias = torch.randn(41)
+    for given, its_scale in ((weight, None), (levels, scale)):
+        found, found_scale, found_bias = Product(given, its_scale, bias).plain()
+        assert torch.equal(found, given)
+        assert found_bias is not None
+        assert torch.equal(found_bias, bias)
+        assert (found_scale is None) == (its_scale is None)
+
+
+@needs_kernels
+def test_layers_of_a_model_take_them_and_mlps_become_one_product() -> None:
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj = nn.Linear(64, 96, bias=False)
+            self.up_proj = nn.Linear(64, 96, bias=False)
+            self.down_proj = nn.Linear(96, 64, bias=False)
+            self.act_fn = ACT2FN["silu"]
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(inputs)) * self.up_proj(inputs))
+
+    torch.manual_seed(4)
+    inputs = torch.randn(1, 5, 64).bfloat16()
+    with torch.inference_mode():
+        model = nn.Sequential(Mlp()).bfloat16()
+        wanted = model(inputs).float()
+        replace_linears(model, packer(8))
+        assert fuse_gated(model, torch.bfloat16) == 1
+        assert sum(isinstance(part, KernelLinear) for part in model.modules()) == 2
+        assert _error(model(inputs), wanted) < 0.01
+        quantized = nn.Sequential(Mlp()).bfloat16()
+        wanted = quantized(inputs).float()
+        merge_siblings(quantized, [("gate_proj", "up_proj")])
+        mlp = quantized[0]
+        for parent, name in ((mlp.gate_proj, "merged"), (mlp, "down_proj")):
+            tensors = quantize_weight(getattr(parent, name).weight, Quantization("int8"))
+            setattr(parent, name, make_linear("int8", tensors, None, torch.bfloat16))
+        assert fuse_gated(quantized, torch.bfloat16) == 1
+        assert _error(quantized(inputs), wanted) < 0.02
+
+
+def test_only_weights_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_library", lambda: object())
+    assert can_multiply(WEIGHT, torch.bfloat16)
+    assert not can_multiply(WEIGHT, torch.float32)
+    assert not can_multiply(WEIGHT.float(), torch.bfloat16)
+    assert not can_multiply(WEIGHT[:, :63], torch.bfloat16), "an odd number of inputs"
+    assert can_multiply(WEIGHT.char(), torch.bfloat16)
+    assert not can_multiply(WEIGHT.char()[:, :40], torch.bfloat16)
+    wide = torch.empty(1, kernels._MAX_INT8_INPUTS + 16, dtype=torch.int8)
+    assert not can_multiply(wide, torch.bfloat16), "sums could overflow"
+    assert not can_multiply(WEIGHT.to("meta"), torch.bfloat16)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    kernels._library.cache_clear()
+    yield
+    kernels._library.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.skipif(not has_cpu, reason="no kernels for this CPU")
+def test_without_the_library_onednn_computes_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kernels, "_NATIVE", tmp_path)
+    model = nn.Sequential(nn.Linear(64, 64)).bfloat16()
+    with caplog.at_level(logging.WARNING):
+        replace_linears(model, packer(8))
+        replace_linears(model, packer(8))
+    assert isinstance(model[0], PackedLinear)
+    assert caplog.text.count("install a C compiler") == 1
+
+
+@pytest.mark.usefixtures("fresh")
+@needs_kernels
+def test_a_library_of_other_sources_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    for path in kernels._NATIVE.iterdir():
+        shutil.copy(path, tmp_path)
+    (tmp_path / "products.c").write_text("changed since")
+    monkeypatch.setattr(kernels, "_NATIVE", tmp_path)
+    assert not can_multiply(WEIGHT, torch.bfloat16)
+    assert "made from other sources" in caplog.text
+
+
+@pytest.mark.usefixtures("fresh")
+def test_cpus_with_amx_are_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = dict.fromkeys([*kernels._NEEDED, "amx_bf16"], True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: everything)
+    monkeypatch.setattr(ctypes, "CDLL", pytest.fail)
+    assert not can_multiply(WEIGHT, torch.bfloat16)
+
+
+@pytest.mark.skipif(not has_cpu or shutil.which("cc") is None, reason="no such CPU or no compiler")
+def test_installing_the_package_has_compiled_them() -> None:
+    assert (kernels._NATIVE / "kernels.so").is_file(), "run make setup"
