@@ -36,7 +36,7 @@ def _settings(scheme: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "mixtral", "gpt_oss"])
 def test_a_checkpoint_gives_the_same_tokens_as_quantizing_on_loading(
     tiny_model: TinyModel, tmp_path: Path, kind: str, scheme: str
 ) -> None:

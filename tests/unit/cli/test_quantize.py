@@ -42,6 +42,13 @@ def test_prints_sizes_for_people(model: Path, tmp_path: Path) -> None:
     assert "22 layers as int8 with lm_head: 0.5 MiB of weights became 0.2 MiB" in result.output
 
 
+def test_prints_how_many_layers_are_experts(tmp_path: Path) -> None:
+    model = make_tiny_model("mixtral", tmp_path / "mixture")
+    result = CliRunner().invoke(app, ["quantize", str(model), str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "36 layers (24 of them experts') as int8: 1.1 MiB of weights" in result.output
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

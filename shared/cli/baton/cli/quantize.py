@@ -45,15 +45,18 @@ def quantize(
             "path": str(out),
             "scheme": scheme,
             "num_layers": sizes.num_layers,
+            "num_expert_layers": sizes.num_expert_layers,
             "plain_bytes": sizes.plain_bytes,
             "quantized_bytes": sizes.quantized_bytes,
         }
         sys.stdout.write(json.dumps(document) + "\n")
         return
     share = sizes.quantized_bytes / sizes.plain_bytes
+    experts = f" ({sizes.num_expert_layers} of them experts')" if sizes.num_expert_layers else ""
     console = Console(highlight=False)
     console.print(
-        f"{sizes.num_layers} layers as {quantization.text}: {sizes.plain_bytes / _MIB:,.1f} MiB of "
-        f"weights became {sizes.quantized_bytes / _MIB:,.1f} MiB ({share:.0%})"
+        f"{sizes.num_layers} layers{experts} as {quantization.text}: "
+        f"{sizes.plain_bytes / _MIB:,.1f} MiB of weights became "
+        f"{sizes.quantized_bytes / _MIB:,.1f} MiB ({share:.0%})"
     )
     console.print(f"serve it with: baton up --model {out}", style="dim", markup=False)

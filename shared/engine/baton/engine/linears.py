@@ -107,7 +107,8 @@ def replace_linears(module: nn.Module, factory: LinearFactory) -> int:
     """
     num_replaced = 0
     with torch.no_grad():
-        for parent in list(module.modules()):
+        # Not the layers themselves, which such a list would hold on to.
+        for parent in [part for part in module.modules() if type(part) is not nn.Linear]:
             for name, child in list(parent.named_children()):
                 # Subclasses compute something else.
                 if type(child) is not nn.Linear:

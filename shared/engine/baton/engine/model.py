@@ -26,6 +26,7 @@ from baton.engine.attention import PagedAttention
 from baton.engine.backends import choose_backends
 from baton.engine.config import EngineConfig
 from baton.engine.devices import check_device, default_block_size
+from baton.engine.experts import open_experts
 from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kv_cache import dtype_name, torch_dtype
 from baton.engine.kv_int8 import int8_layout
@@ -140,6 +141,7 @@ def _speed_up(module: PreTrainedModel, factory: LinearFactory) -> None:
     sample = torch.nn.Linear(1, 1, bias=False, device=module.device, dtype=module.dtype)
     if factory(sample) is None:
         return
+    open_experts(module)
     num_merged = merge_siblings(module)
     num_replaced = replace_linears(module, factory)
     num_fused = fuse_gated(module, module.dtype)

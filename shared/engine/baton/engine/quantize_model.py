@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.pytorch_utils import Conv1D
 
 from baton.core.errors import InvalidRequest, ModelNotFound, Unsupported
+from baton.engine.experts import ExpertLinears, open_experts
 from baton.engine.fusion import SIBLINGS, MergedLinear, SiblingLinear, merge_siblings
 from baton.engine.kv_cache import torch_dtype
 from baton.engine.quantize import Quantization, quantization_of, quantize_weight
@@ -42,7 +43,9 @@ class QuantizedSizes:
     """What quantization did to a model."""
 
     num_layers: int
-    """Layers quantized."""
+    """Layers quantized, those of experts included."""
+    num_expert_layers: int
+    """Those of mixtures of experts alone."""
     plain_bytes: int
     """All weights before."""
     quantized_bytes: int
@@ -58,11 +61,18 @@ def quantize_model(
         Unsupported: the model has no layer that can be quantized, or one that does not fit.
     """
     check_device(quantization.scheme, module.device, module.dtype)
+    _open_experts(module, quantization)
     merge_siblings(module, _SIBLINGS)
     for name, layer, tensors in _quantized(module, quantization, on_progress):
         bias = None if layer.bias is None else layer.bias.detach()
         made = make_linear(quantization.scheme, tensors, bias, layer.weight.dtype)
         module.set_submodule(name, made)
+
+
+def _open_experts(module: PreTrainedModel, quantization: Quantization) -> None:
+    """Not for CUDA, where going from expert to expert waits for the device at each layer."""
+    if quantization.scheme != "fp8":
+        open_experts(module)
 
 
 def _quantized(
@@ -129,9 +139,13 @@ def write_checkpoint(
     module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         source, dtype="auto", local_files_only=True, use_safetensors=True
     )
+    _open_experts(module, quantization)
     tensors = _plain_tensors(module)
     plain_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    num_layers = 0
+    experts = tuple(
+        f"{path}." for path, part in module.named_modules() if isinstance(part, ExpertLinears)
+    )
+    num_layers, num_expert_layers = 0, 0
 
     def report(done: float, text: str) -> None:
         on_progress(0.9 * done, text)
@@ -140,7 +154,10 @@ def write_checkpoint(
         if layer.weight is not _embedding_weight(module):
             tensors.pop(f"{name}.weight", None)
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+        # An expert's plain weight is let go with the last of its tensor.
+        module.set_submodule(name, nn.Identity())
         num_layers += 1
+        num_expert_layers += name.startswith(experts)
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.is_file() and not path.name.startswith(".") and not _is_weights(path):
@@ -153,6 +170,7 @@ def write_checkpoint(
     on_progress(1.0, f"wrote {target}")
     return QuantizedSizes(
         num_layers=num_layers,
+        num_expert_layers=num_expert_layers,
         plain_bytes=plain_bytes,
         quantized_bytes=sum(tensor.nbytes for tensor in tensors.values()),
     )
@@ -260,6 +278,7 @@ def _load_quantized(
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         tensors |= load_file(path, device=str(device))
+    open_experts(module, {name.rpartition(".")[0] for name in tensors})
     _place_layers(module, quantization, tensors, wanted)
     plain = {
         name: tensor.to(wanted) if tensor.is_floating_point() else tensor
