@@ -12,6 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from baton.client import AsyncClient, BatonError, InvalidRequest, RetryPolicy
+from baton.client.connection import Connection, default_tls
 from baton.core.errors import NoWorker
 from baton.rpc.channel import ChannelPool, TlsFiles
 from baton.rpc.errors import rpc_errors
@@ -99,6 +101,32 @@ async def test_others_are_not_served(served: tuple[str, TlsFiles], tmp_path: Pat
     for tls in (None, TlsFiles(ca=files.ca), forged, stranger):
         with pytest.raises(NoWorker):
             await _call(address, tls)
+
+
+async def test_commands_and_sdk_send_the_certificates_that_the_environment_names(
+    served: tuple[str, TlsFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, files = served
+
+    async def reached() -> str:
+        with pytest.raises(BatonError) as caught:
+            async with AsyncClient(address, timeout_s=5.0, retry=RetryPolicy(max_attempts=1)) as it:
+                await it.models()
+        return type(caught.value).__name__
+
+    def answer() -> bytes:
+        with Connection(address, 5.0, tls=default_tls()).channel() as channel:
+            return bytes(channel.unary_unary(METHOD)(b"hello", timeout=5))
+
+    assert await reached() == "NoWorker"
+    monkeypatch.setenv("BATON_TLS_CA", files.ca)
+    monkeypatch.setenv("BATON_TLS_CERT", files.cert)
+    monkeypatch.setenv("BATON_TLS_KEY", files.key)
+    assert await reached() == "Unsupported", "the server answers, and has no such method"
+    assert await asyncio.to_thread(answer) == b"hello"
+    monkeypatch.setenv("BATON_TLS_CA", str(tmp_path / "missing"))
+    with pytest.raises(InvalidRequest, match="BATON_TLS_CA"):
+        AsyncClient(address)
 
 
 async def test_a_process_with_tls_answers_plain_probes_at_its_health_port_only(

@@ -20,6 +20,7 @@ from baton.client import BatonError, Cancelled, ErrorReason
 EXIT_INTERRUPTED = 130
 _NEXT = MappingProxyType({
     ErrorReason.MODEL_NOT_FOUND: "`baton status` shows the models that are served",
+    ErrorReason.UNAUTHENTICATED: "the commands send the key that BATON_API_KEY holds",
     ErrorReason.NO_WORKER: "`baton status` shows who is there, `baton doctor` what is wrong",
     ErrorReason.QUEUE_FULL: "wait, or add workers: `baton up --decode 2`",
     ErrorReason.KV_CACHE_FULL: "wait, lower --max-tokens, or give more room: `baton up --kv-bytes`",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
 
+from baton.client.connection import Connection, default_tls
 from baton.client.messages import seconds_from, status_from
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.v1 import (
@@ -44,7 +44,7 @@ class PathFigures:
 
 def ask(address: str, timeout_s: float) -> OwnWord | None:
     """What a process says about itself; None when it does not answer."""
-    with _channel(address) as channel:
+    with _channel(address, timeout_s) as channel:
         stub = control_pb2_grpc.ControlServiceStub(channel)
         try:
             stub.GetStatus(control_pb2.GetStatusRequest(), timeout=timeout_s)  # connects
@@ -83,7 +83,7 @@ def measure_path(
 ) -> PathFigures | str:
     """Has a prefill worker send bytes to a decode worker; the reason where that fails."""
     request = prefill_pb2.MeasurePathRequest(decode_worker_id=decode_worker_id, num_bytes=num_bytes)
-    with _channel(prefill_address) as channel:
+    with _channel(prefill_address, timeout_s) as channel:
         stub = prefill_pb2_grpc.PrefillServiceStub(channel)
         try:
             answer = stub.MeasurePath(request, timeout=timeout_s)
@@ -93,7 +93,5 @@ def measure_path(
     return PathFigures(answer.num_bytes / max(1e-9, transfer_s), round_trip_s)
 
 
-@contextmanager
-def _channel(address: str) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
-        yield channel
+def _channel(address: str, timeout_s: float) -> grpc.Channel:
+    return Connection(address, timeout_s, tls=default_tls()).channel()

@@ -13,7 +13,7 @@ import grpc.aio
 
 from baton.client import messages as pb
 from baton.client.async_stream import AsyncTextStream
-from baton.client.connection import Connection, default_api_key
+from baton.client.connection import Connection, default_api_key, default_tls
 from baton.client.errors import error_of_call
 from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
 from baton.client.records import RequestList, RequestRecord, list_requests_request, requests_from
@@ -56,7 +56,9 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         rng: Random | None = None,
     ) -> None:
-        self._connection = Connection(address, timeout_s, api_key or default_api_key(), tls)
+        self._connection = Connection(
+            address, timeout_s, api_key or default_api_key(), tls or default_tls()
+        )
         self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
         self._credentials = self._connection.credentials()
         self._channel: grpc.aio.Channel | None = None

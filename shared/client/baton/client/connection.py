@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import grpc
@@ -26,6 +27,24 @@ _CHANNEL_OPTIONS = MappingProxyType({
 def default_api_key() -> str | None:
     """The key of clients that are given none: $BATON_API_KEY, or else the local gateway's own."""
     return os.environ.get("BATON_API_KEY") or os.environ.get("BATON_GATEWAY_KEY") or None
+
+
+def default_tls() -> Tls | None:
+    """The certificates of clients that are given none: those that services read as well.
+
+    Raises:
+        InvalidRequest: a file that the environment names cannot be read.
+    """
+    ca, cert, key = (_named_by(f"BATON_TLS_{part}") for part in ("CA", "CERT", "KEY"))
+    return Tls(ca, cert, key) if ca or cert else None
+
+
+def _named_by(variable: str) -> bytes | None:
+    path = os.environ.get(variable)
+    try:
+        return Path(path).read_bytes() if path else None
+    except OSError as error:
+        raise InvalidRequest(f"{variable} names a file that cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +73,13 @@ class Connection:
         return grpc.ssl_channel_credentials(
             root_certificates=self.tls.ca, private_key=self.tls.key, certificate_chain=self.tls.cert
         )
+
+    def channel(self) -> grpc.Channel:
+        """A channel for calls that block."""
+        credentials = self.credentials()
+        if credentials is None:
+            return grpc.insecure_channel(self.address, self.channel_options)
+        return grpc.secure_channel(self.address, credentials, self.channel_options)
 
     def metadata(self) -> Metadata:
         """Metadata of a call that starts now: the key, and the caller's trace."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 import grpc
 
 from baton.client import messages as pb
-from baton.client.connection import Connection, default_api_key
+from baton.client.connection import Connection, default_api_key, default_tls
 from baton.client.errors import error_of_call
 from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
 from baton.client.records import RequestList, RequestRecord, list_requests_request, requests_from
@@ -52,14 +52,11 @@ class Client:
         retry: RetryPolicy | None = None,
         rng: Random | None = None,
     ) -> None:
-        self._connection = Connection(address, timeout_s, api_key or default_api_key(), tls)
-        self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
-        credentials, options = self._connection.credentials(), self._connection.channel_options
-        self._channel = (
-            grpc.insecure_channel(address, options)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options)
+        self._connection = Connection(
+            address, timeout_s, api_key or default_api_key(), tls or default_tls()
         )
+        self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
+        self._channel = self._connection.channel()
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     def __enter__(self) -> Self:
