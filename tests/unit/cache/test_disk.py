@@ -111,6 +111,13 @@ def test_full_file_is_an_error_and_changes_nothing(store: DiskStore) -> None:
     assert store.read(name(2)) is None
 
 
+def test_other_users_cannot_read_what_is_stored(tmp_path: Path) -> None:
+    DiskStore(tmp_path, BUDGET).close()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert {path.stat().st_mode & 0o077 for path in files} == {0}
+
+
 def test_two_processes_share_a_folder_and_no_file(tmp_path: Path) -> None:
     first, second = DiskStore(tmp_path, BUDGET), DiskStore(tmp_path, BUDGET)
     assert first.folder != second.folder

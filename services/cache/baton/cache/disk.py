@@ -158,8 +158,14 @@ class DiskStore:
 
     def _attach(self, file: Path) -> None:
         # metasync=False: a power cut may lose the last transaction, and damages none before it.
+        # mode: prompts can be read out of their KV, so it is for this user alone.
         self._env = lmdb.open(
-            str(file), map_size=self._map_bytes, subdir=False, metasync=False, max_dbs=3
+            str(file),
+            map_size=self._map_bytes,
+            subdir=False,
+            metasync=False,
+            mode=0o600,
+            max_dbs=3,
         )
         info, page_bytes = self._env.info(), self._env.stat()["psize"]
         if file.stat().st_size < (info["last_pgno"] + 1) * page_bytes:
