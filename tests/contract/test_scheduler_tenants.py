@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -21,6 +22,7 @@ from baton.client import (
 from baton.oip import open_inference_pb2 as pb
 from baton.oip import open_inference_pb2_grpc
 from baton.scheduler.settings import SchedulerSettings
+from baton.v1 import control_pb2, control_pb2_grpc
 from tests.support.eventually import eventually
 from tests.support.scheduler_rig import Rig
 
@@ -123,9 +125,38 @@ async def test_the_open_inference_protocol_asks_for_keys_but_for_probes(rig: Rig
         assert (await stub.ModelReady(request, timeout=10, metadata=metadata)).ready
 
 
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        ("", grpc.StatusCode.UNAUTHENTICATED),
+        ("wrong", grpc.StatusCode.UNAUTHENTICATED),
+        ("secret-a1", grpc.StatusCode.PERMISSION_DENIED),
+        ("secret-gateway", None),
+    ],
+)
+async def test_no_tenant_can_stop_the_scheduler(
+    rig: Rig, key: str, code: grpc.StatusCode | None
+) -> None:
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
+    async with grpc.aio.insecure_channel(rig.address) as channel:
+        stub: Any = control_pb2_grpc.ControlServiceStub(channel)
+        try:
+            await stub.Drain(control_pb2.DrainRequest(), timeout=10, metadata=metadata)
+            refused = None
+        except grpc.aio.AioRpcError as error:
+            refused = error.code()
+        status = await stub.GetStatus(control_pb2.GetStatusRequest(), timeout=10)
+    assert (refused, len(rig.stops)) == (code, 0 if code else 1)
+    assert status.status.role == "scheduler", "its peers ask without a key"
+
+
 async def test_without_tenants_everybody_may_call() -> None:
     async with Rig() as rig, _client(rig, None) as client:
         assert await client.models()
+        async with grpc.aio.insecure_channel(rig.address) as channel:
+            stub: Any = control_pb2_grpc.ControlServiceStub(channel)
+            await stub.Drain(control_pb2.DrainRequest(), timeout=10)
+        assert rig.stops == [None]
         with pytest.raises(InvalidRequest):
             await client.embed([])
 

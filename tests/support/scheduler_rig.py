@@ -14,7 +14,7 @@ import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from baton.core.cluster import Announcement
+from baton.core.cluster import Announcement, ServiceStatus
 from baton.core.errors import ErrorReason, NoWorker
 from baton.rpc.bus import Bus
 from baton.rpc.channel import ChannelPool
@@ -24,6 +24,7 @@ from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.peers import ControlClient
 from baton.rpc.runtime import Lifecycle, Runtime
+from baton.rpc.servicer import ControlServicer
 from baton.rpc.telemetry import Telemetry
 from baton.scheduler.service import SchedulerService
 from baton.scheduler.settings import SchedulerSettings
@@ -77,6 +78,8 @@ class Rig:
         self.by_address: dict[str, FakeDecode] = {}
         self.prefills = [FakePrefill(self.by_address) for _ in range(num_prefill)]
         self.processes: dict[str, FakeProcess] = {}
+        self.stops: list[float | None] = []
+        """Drains that were asked for."""
         self.spans = InMemorySpanExporter()
         self._stack = AsyncExitStack()
 
@@ -115,6 +118,10 @@ class Rig:
         interceptor = ServerInterceptor(telemetry, self.metrics, runtime.lifecycle.guard)
         server = grpc.aio.server(interceptors=[interceptor])
         self.service.register(server)
+        own = ServiceStatus("scheduler-0", "scheduler", "")
+        ControlServicer(
+            lambda: Announcement(own, lease_s=1.0), self.service.kv_snapshot, self.stops.append
+        ).register(server)
         port = server.add_insecure_port("127.0.0.1:0")
         await self.service.start()
         await server.start()

@@ -6,10 +6,11 @@ import hmac
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 
-from baton.core.errors import BatonError
+from baton.core.errors import BatonError, Forbidden
+from baton.rpc.interceptors import DRAIN
 from baton.rpc.tenants import Tenants
 
-_GUARDED = ("baton.v1.InferenceService/", "inference.GRPCInferenceService/")
+_GUARDED = ("baton.v1.InferenceService/", "inference.GRPCInferenceService/", DRAIN)
 _OPEN = frozenset({
     "inference.GRPCInferenceService/ServerLive",
     "inference.GRPCInferenceService/ServerReady",
@@ -35,9 +36,12 @@ class Callers:
         if self._gateway and hmac.compare_digest(given.encode(), self._gateway):
             return None  # it has told tenants apart, and counted their requests
         try:
-            _tenant.set(self._tenants.admit(given, self._clock()))
+            tenant = self._tenants.admit(given, self._clock())
         except BatonError as error:
             return error
+        if tenant and method == DRAIN:
+            return Forbidden("a tenant cannot stop the scheduler")
+        _tenant.set(tenant)
         return None
 
 

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus
 from baton.core.errors import BatonError, NoWorker
 from baton.rpc.bus import Bus
+from baton.rpc.interceptors import DRAIN
 from baton.rpc.logs import log_failure
 from baton.rpc.membership import Announcer, MembershipView
 from baton.rpc.metrics import Metrics
@@ -90,7 +91,7 @@ class Hosting:
 
     def refusal(self, method: str, metadata: Mapping[str, str]) -> BatonError | None:
         """Why a call of the service is refused, if it is: it has not loaded, or refuses itself."""
-        if self._lifecycle.state is ServiceState.STARTING:
+        if self._lifecycle.state is ServiceState.STARTING and method != DRAIN:
             return NoWorker("the service is still loading", retry_after_s=1.0)
         guard = self._lifecycle.guard
         return guard(method, metadata) if guard is not None else None

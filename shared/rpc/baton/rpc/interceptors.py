@@ -34,6 +34,8 @@ UNTRACED = (
     "baton.v1.ControlService/",
 )
 """Calls that come every second: no spans. They are served while the process starts, too."""
+DRAIN = "baton.v1.ControlService/Drain"
+"""The one among them that changes something: a service may refuse it."""
 # Source: OpenTelemetry semantic conventions for gRPC: other statuses are the caller's.
 _SERVER_ERRORS = frozenset({
     "UNKNOWN",
@@ -50,7 +52,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every handler. `gate` may refuse calls, but not those in `UNTRACED`."""
+    """Wraps every handler. `gate` may refuse calls, but of those in `UNTRACED` only `DRAIN`."""
 
     def __init__(self, telemetry: Telemetry, metrics: Metrics, gate: Gate | None = None) -> None:
         self._telemetry = telemetry
@@ -108,7 +110,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def refusal(self, method: str, context: _Context) -> BatonError | None:
         """Why a call is refused before its handler runs, if it is."""
-        if self._gate is None or method.startswith(UNTRACED):
+        if self._gate is None or (method.startswith(UNTRACED) and method != DRAIN):
             return None
         return self._gate(method, _metadata(context))
 
