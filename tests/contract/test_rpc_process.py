@@ -102,10 +102,16 @@ async def test_while_loading_it_says_so_and_refuses(demo: Demo) -> None:
     assert await demo.exit_code() == 0
 
 
-async def test_a_signal_while_loading_ends_the_loading(demo: Demo) -> None:
+@pytest.mark.parametrize("is_call", [False, True])
+async def test_a_signal_or_a_drain_while_loading_ends_the_loading(
+    demo: Demo, is_call: bool
+) -> None:
     demo.start("--load-file", str(demo.loaded))
     await eventually(lambda: "loading" in demo.events(), timeout_s=20)
-    demo.signal(signal.SIGTERM)
+    if is_call:
+        await demo.control.drain(demo.address, grace_s=5.0)
+    else:
+        demo.signal(signal.SIGTERM)
     assert await demo.exit_code() == 0
     assert demo.stopped.exists()
 
