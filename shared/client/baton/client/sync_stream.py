@@ -78,6 +78,8 @@ class TextStream(Iterator[Chunk]):
                 raise Cancelled("the stream was cancelled")
             collector.num_attempts += 1
             call = self._call = self._open_call(request, max(0.0, ends_at_s - time.monotonic()))
+            if self._cancelled.is_set():
+                call.cancel()  # by another thread just now, before it could see this call
             has_messages = False
             try:
                 for message in call:

@@ -1,0 +1,45 @@
+"""What only threads can do to a blocking stream."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from baton.client import Cancelled, RetryPolicy
+from baton.client.connection import Connection
+from baton.client.retry import Retrier
+from baton.client.sync_stream import TextStream
+from baton.v1 import inference_pb2
+
+
+class Call:
+    """Ends when it is cancelled, as a call of gRPC's would; without that, well."""
+
+    def __init__(self) -> None:
+        self.was_cancelled = False
+
+    def cancel(self) -> None:
+        self.was_cancelled = True
+
+    def __iter__(self) -> Call:
+        return self
+
+    def __next__(self) -> inference_pb2.GenerateResponse:
+        if self.was_cancelled:
+            raise Cancelled("as gRPC would")
+        pytest.fail("the call was not cancelled")
+
+
+def test_cancelling_while_the_call_is_being_opened_cancels_it() -> None:
+    def open_call(_request: object, _timeout_s: float) -> Any:
+        stream.cancel()  # as from another thread
+        return Call()
+
+    connection = Connection("127.0.0.1:1", 5.0)
+    retrier = Retrier(RetryPolicy(), Random(1))
+    request = inference_pb2.GenerateRequest(text="x")
+    stream = TextStream(request, open_call, connection, retrier, 5.0)
+    with pytest.raises(Cancelled):
+        next(stream)
