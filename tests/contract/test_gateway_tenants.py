@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,11 @@ from baton.rpc.tenants import RateLimited, TenantEntry, Tenants
 from tests.support.gateway_rig import running_gateway
 
 KEYS = "secret-a1=acme,secret-a2=acme,secret=b1=globex"
+OPEN = frozenset({
+    *("/health", "/ready", "/version", "/metrics", "/openapi.json"),
+    *("/console", "/console/{name}"),
+})
+"""Whoever may come to the port."""
 BODY = {"prompt": "x", "cache_salt": "s"}
 
 
@@ -26,21 +32,18 @@ def bearer(key: str) -> dict[str, str]:
 async def test_without_a_known_key_nothing_is_served_but_health():
     async with running_gateway(api_keys=KEYS) as edge:
         for headers in ({}, bearer("wrong"), {"authorization": "Basic secret-a1"}):
-            for method, path in (
-                ("POST", "/v1/completions"),
-                ("POST", "/v1/chat/completions"),
-                ("GET", "/v1/models"),
-                ("GET", "/v1/models/demo"),
-                ("POST", "/tokenize"),
-                ("POST", "/detokenize"),
-            ):
+            for route in [*edge.gateway.routes(), *edge.gateway.console()]:
+                if route.path in OPEN:
+                    continue
+                method = "POST" if "POST" in (route.methods or ()) else "GET"
+                path = re.sub("{[^}]*}", "demo", route.path)
                 response = await edge.raw.request(method, path, headers=headers)
                 assert response.status_code == 401, path
                 error = response.json()["error"]
                 assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
                 assert "secret" not in response.text
         assert not edge.fake.requests
-        for path in ("/health", "/ready", "/version", "/metrics"):
+        for path in ("/health", "/ready", "/version", "/metrics", "/openapi.json", "/console"):
             assert (await edge.raw.get(path)).status_code == 200
         with pytest.raises(openai.AuthenticationError):
             await edge.client.models.list()
