@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from random import Random
@@ -39,6 +40,14 @@ def test_all_services_with_own_ports_and_divided_cores(tmp_path: Path) -> None:
     assert "BATON_DRAFT_MODEL_PATH" not in workers[0].environment
     assert plan.of_role("tokenizer")[0].environment["BATON_TOKENIZER_MODELS"] == "tiny=/m/tiny"
     assert all(process.environment["BATON_RUN_ID"] == "run-1" for process in plan.processes)
+
+
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PlanError, match=f"port {port} is taken"):
+            planned(tmp_path, http_port=port)
+    assert planned(tmp_path, http_port=port).of_role("gateway")[0].http_address.endswith(f":{port}")
 
 
 def test_every_role_is_stopped(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -105,6 +106,26 @@ def test_stop_while_starting_is_heeded(setup: Setup) -> None:
     setup.stop.request()
     with pytest.raises(StopRequested):
         supervisor.start()
+    assert supervisor.stop()
+    assert living(supervisor.state) == []
+
+
+def test_a_full_disk_leaves_the_system_as_it_is(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    supervisor = setup.supervisor(scheduler=BECOME_READY)
+    supervisor.start()
+
+    def fail(_run: RunDirectory, _state: SystemState) -> None:
+        setup.stop.request()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunDirectory, "save", fail)
+    process = supervisor.state.process("scheduler")
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    supervisor.watch()
+    assert "system.json: No space left on device" in capfd.readouterr().err
     assert supervisor.stop()
     assert living(supervisor.state) == []
 

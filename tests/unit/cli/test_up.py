@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from io import StringIO
 from pathlib import Path
+from threading import Event
+from unittest.mock import patch
 
 import pytest
+import typer
 from rich.console import Console
 
-from baton.cli.plan import UpOptions
+from baton.cli.failures import explained
+from baton.cli.plan import PlanError, SystemPlan, UpOptions
 from baton.cli.progress import ProgressDisplay
 from baton.cli.rundir import ProcessState, RunDirectory, SystemState
-from baton.cli.up import EXIT_FAILED, run_background
+from baton.cli.supervisor import StopSignal
+from baton.cli.up import EXIT_FAILED, local_system, run_background
 
 
 def printed(*states: SystemState) -> str:
@@ -30,6 +35,35 @@ def test_what_follows_the_progress_in_a_file_begins_on_its_own_line() -> None:
     assert first.startswith("decode-1")
     assert second == "next"
     assert printed() == "next\n"
+
+
+def test_what_the_system_refuses_is_one_line() -> None:
+    file = StringIO()
+    with pytest.raises(typer.Exit) as ended, explained(Console(file=file)):
+        RunDirectory(Path("/proc/nowhere")).prepare()
+    assert ended.value.exit_code == 1
+    assert "/proc/nowhere" in file.getvalue()
+    with pytest.raises(BrokenPipeError), explained(Console(file=file)):
+        raise BrokenPipeError
+
+
+def test_nothing_is_known_of_an_earlier_run_while_the_next_one_starts(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.prepare()
+    run.save(SystemState("earlier", supervisor_pid=1))
+    seen: list[SystemState | None] = []
+
+    def look(*_: object) -> SystemPlan:
+        seen.append(run.load())
+        raise PlanError("that was enough")
+
+    with (
+        patch("baton.cli.up.make_plan", look),
+        pytest.raises(PlanError),
+        local_system(UpOptions("m", "m"), run, "later", StopSignal(Event()), lambda _state: None),
+    ):
+        pass
+    assert seen == [None], "`down` would signal the earlier supervisor's pid"
 
 
 def test_a_supervisor_that_comes_second_says_what_to_do(

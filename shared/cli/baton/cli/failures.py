@@ -41,6 +41,10 @@ def explained(console: Console) -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BatonError as error:
         fail(console, described(error))
+    except BrokenPipeError:
+        raise  # whoever read the output has enough of it: typer ends quietly
+    except OSError as error:
+        fail(console, str(error))
 
 
 def described(error: BatonError) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from baton.cli.cores import divide_cores, thread_environment
-from baton.cli.ports import LOOPBACK, PortChooser
+from baton.cli.ports import LOOPBACK, PortChooser, is_free
 from baton.cli.rundir import RUN_ID_VARIABLE, RunDirectory
 
 NATS_ROLE = "nats"
@@ -181,6 +181,11 @@ def _plan_service(
         environment |= {"BATON_TOKENIZER_MODELS": f"{options.model_name}={options.model_path}"}
     if role == "gateway":
         http_port = options.http_port or ports.choose()
+        if not is_free(http_port):
+            raise PlanError(
+                f"port {http_port} is taken: name another one with --http-port, or leave it out to"
+                " have a free one chosen"
+            )
         http_address = f"{LOOPBACK}:{http_port}"
         environment |= {"BATON_GATEWAY_HTTP_PORT": str(http_port)}
     return ProcessSpec(

@@ -7,6 +7,7 @@ file; a listener gets the same state for a live table.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -204,7 +205,11 @@ class Supervisor:
         if not force and processes == self._state.processes:
             return
         self._state = replace(self._state, processes=processes)
-        self._run.save(self._state)
+        try:
+            self._run.save(self._state)
+        except OSError as error:
+            # A full disk must not take a running system down, nor leave processes behind.
+            sys.stderr.write(f"cannot write {self._run.state_file}: {error.strerror}\n")
         self._listener(self._state)
 
 

@@ -57,6 +57,7 @@ def local_system(
     with run.lock():
         if previous := run.load():
             end_all(previous)
+            run.forget()  # or `down` would take the earlier supervisor's pid for this one's
         run.prepare()
         share_gateway_key()
         plan = make_plan(options, run, run_id, available_cores(), PortChooser(SystemRandom()))
@@ -172,7 +173,11 @@ def run_detached(
     run_id = new_run_id()
     run.path.mkdir(parents=True, exist_ok=True)
     log = run.path / "supervisor.log"
-    with log.open("wb") as output:
+    with (
+        log.open("wb") as output,
+        stop_on_signals() as stop,  # before it starts: nobody else would stop it
+        ProgressDisplay(console) as live,
+    ):
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "baton.cli.background", run_id, json.dumps(asdict(options))],
             stdin=subprocess.DEVNULL,
@@ -181,7 +186,6 @@ def run_detached(
             env={**os.environ, "BATON_HOME": str(run.path)},
             start_new_session=True,
         )
-    with stop_on_signals() as stop, ProgressDisplay(console) as live:
         while True:
             exit_code = supervisor.poll()
             state = run.load()
