@@ -11,9 +11,9 @@ import pytest
 import xxhash
 
 from baton.core.errors import ErrorReason, StaleEpoch
-from baton.core.handoff import Chunk, Opening, Span
+from baton.core.handoff import Chunk, Credit, Opening, Span
 from baton.decode.intake import _end
-from baton.prefill.peers import Credit, PushCall
+from baton.prefill.peers import PushCall
 from baton.rpc.channel import ChannelPool
 from baton.rpc.errors import error_from_rpc
 from baton.v1 import decode_pb2

@@ -12,8 +12,8 @@ import pytest
 import xxhash
 
 from baton.core.errors import KvChecksum, StaleEpoch
-from baton.core.handoff import Chunk, Opening, Span
-from baton.prefill.peers import Committed, Credit, PushCall
+from baton.core.handoff import Chunk, Committed, Credit, Opening, Span
+from baton.prefill.peers import PushCall
 from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
 from baton.rpc.nixl import NixlAgent

@@ -21,7 +21,16 @@ from baton.core.errors import (
     StaleEpoch,
     Stalled,
 )
-from baton.core.handoff import Chunk, KvEncoding, Manifest, Opening, Receiver, Span
+from baton.core.handoff import (
+    Chunk,
+    Committed,
+    Credit,
+    KvEncoding,
+    Manifest,
+    Opening,
+    Receiver,
+    Span,
+)
 from baton.decode.pulls import PullOffer
 from baton.decode.regions import Region, Regions
 from baton.decode.sessions import Session, Sessions
@@ -50,21 +59,6 @@ class SignOfLife:
 
 
 Frame = Opening | ChunkFrame | Manifest | SignOfLife
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """Chunks that may be sent on top of those allowed so far."""
-
-    num_chunks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The hand-off is complete."""
-
-    num_bytes: int
-    num_chunks: int
 
 
 class Intake:

@@ -11,8 +11,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch
-from baton.core.handoff import Chunk, KvEncoding, Manifest, Opening, Span, Staged
-from baton.decode.intake import ChunkFrame, Committed, Credit, Frame, SignOfLife
+from baton.core.handoff import Chunk, Committed, Credit, KvEncoding, Manifest, Opening, Span, Staged
+from baton.decode.intake import ChunkFrame, Frame, SignOfLife
 from baton.decode.outbox import Timings, TokenBatch
 from baton.decode.pulls import PullOffer
 from baton.rpc.convert import (

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from baton.core.errors import BatonError, InvalidRequest
-from baton.core.handoff import Chunk, Manifest, Opening
-from baton.prefill.peers import Committed, Credit, PushCall
+from baton.core.handoff import Chunk, Committed, Credit, Manifest, Opening
+from baton.prefill.peers import PushCall
 
 FROM_REQUEST_ID = "from_request_id"
 """Setting: faults are those that a request's id names after MARK, on its first attempt."""

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import xxhash
 
 from baton.core.errors import BatonError, KvTransferLost, Stalled
-from baton.core.handoff import Chunk, KvEncoding, Ledger, Manifest, Opening, Span
+from baton.core.handoff import Chunk, Committed, KvEncoding, Ledger, Manifest, Opening, Span
 from baton.core.hashing import tokens_hash
 from baton.core.outgoing import Outgoing
 from baton.core.sampling import TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.engine.kv_rounding import round_kv
-from baton.prefill.peers import Committed, PushCall
+from baton.prefill.peers import PushCall
 
 _MAX_SIGN_OF_LIFE_INTERVAL_S = 2.0
 _LAST_WORD_S = 1.0

@@ -10,7 +10,7 @@ from typing import Any, cast
 import grpc
 
 from baton.core.errors import BatonError, ErrorReason, KvTransferLost, error_for
-from baton.core.handoff import Chunk, Manifest, Opening
+from baton.core.handoff import Chunk, Committed, Credit, Manifest, Opening
 from baton.prefill.staging import StagedSlots
 from baton.prefill.transports import Transports
 from baton.rpc.channel import ChannelPool
@@ -86,21 +86,6 @@ async def _probe(channels: ChannelPool, address: str, num_bytes: int) -> tuple[i
     finally:
         call.cancel()
     return int(answer.num_bytes), time.monotonic() - began_at_s
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """Chunks that may be sent on top of those allowed so far."""
-
-    num_chunks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The receiver has verified everything."""
-
-    num_bytes: int
-    num_chunks: int
 
 
 class PushCall:

@@ -104,6 +104,21 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class Credit:
+    """Chunks that may be sent on top of those allowed so far."""
+
+    num_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The receiver has verified everything: the hand-off is complete."""
+
+    num_bytes: int
+    num_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
 class Expected:
     """What the receiver of a push knows beforehand."""
 
