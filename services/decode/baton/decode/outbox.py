@@ -4,46 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from baton.core.errors import BatonError, Stalled
-from baton.core.sampling import FinishReason, TokenLogprob
-from baton.core.timeline import Slice
+from baton.core.output import DecodeTimings, TokenBatch
 from baton.engine.events import Tokens
 
 MAX_PENDING_EVENTS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Times on this worker up to the first token that it made."""
-
-    wait_for_kv_s: float
-    queue_s: float
-    first_step_s: float
-    cached_tokens: int
-    kv_chunks: tuple[Slice, ...] = ()
-    """That the KV arrived in, relative to the reservation."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """Tokens of one or more steps."""
-
-    token_index: int
-    """Of the first token here, among all output tokens of the request."""
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...]
-    finish_reason: FinishReason | None
-    stop_token_id: int | None
-    draft_tokens: int
-    accepted_tokens: int
-    timings: Timings | None = None
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    """With the first token where asked for."""
-
-
-def merge(events: Sequence[Tokens], timings: Timings | None) -> TokenBatch:
+def merge(events: Sequence[Tokens], timings: DecodeTimings | None) -> TokenBatch:
     """One batch of consecutive events (at least one)."""
     last = events[-1]
     return TokenBatch(

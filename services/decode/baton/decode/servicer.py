@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError
 
 from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch
 from baton.core.handoff import Chunk, Committed, Credit, KvEncoding, Manifest, Opening, Span, Staged
+from baton.core.output import DecodeTimings, TokenBatch
 from baton.decode.intake import ChunkFrame, Frame, SignOfLife
-from baton.decode.outbox import Timings, TokenBatch
 from baton.decode.pulls import PullOffer
 from baton.rpc.convert import (
     duration_to_pb,
@@ -298,7 +298,7 @@ def _batch_to_pb(batch: TokenBatch) -> decode_pb2.DecodeResponse:
     return response
 
 
-def _timings_to_pb(timings: Timings) -> decode_pb2.DecodeTimings:
+def _timings_to_pb(timings: DecodeTimings) -> decode_pb2.DecodeTimings:
     return decode_pb2.DecodeTimings(
         wait_for_kv=duration_to_pb(timings.wait_for_kv_s),
         queue=duration_to_pb(timings.queue_s),

@@ -26,10 +26,11 @@ from baton.core.errors import (
 from baton.core.handoff import Expected, KvEncoding, Manifest
 from baton.core.hashing import tokens_hash
 from baton.core.ids import make_id
+from baton.core.output import DecodeTimings, TokenBatch
 from baton.core.reservation import Reservation, ReservationState, ReservationTable
 from baton.core.sequence import SequenceSpec
 from baton.core.timeline import Slice, Slices
-from baton.decode.outbox import Outbox, Timings, TokenBatch, merge
+from baton.decode.outbox import Outbox, merge
 from baton.engine.events import BlocksReady, Event, Failed, Grant, LayersReady, Started, Tokens
 from baton.engine.worker import EngineWorker
 
@@ -77,11 +78,11 @@ class Session:
         """The engine's name for it."""
         return self.reservation.seq_id
 
-    def timings(self, now: float) -> Timings:
+    def timings(self, now: float) -> DecodeTimings:
         """How the time up to the first token made here (now) was spent."""
         computable_at_s = self.committed_at_s or self.arrived_at_s
         started_at_s = max(self.started_at_s, computable_at_s)
-        return Timings(
+        return DecodeTimings(
             wait_for_kv_s=max(0.0, self.committed_at_s - self.arrived_at_s),
             queue_s=started_at_s - computable_at_s,
             first_step_s=max(0.0, now - started_at_s),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from baton.core.errors import BatonError, DeadlineExceeded, ErrorReason, Internal, NoWorker, Stalled
+from baton.core.output import TokenBatch
 from baton.core.placement import Placement
 from baton.core.request import Part, RequestStatus, Stage
 from baton.scheduler.background import Leases, Releases
@@ -21,7 +22,6 @@ from baton.scheduler.messages import (
     PrefillStarted,
     PushTarget,
     Reservation,
-    TokenBatch,
 )
 from baton.scheduler.peers import Peers
 from baton.scheduler.relay import FIRST_DECODE_STAGE, OutputRelay

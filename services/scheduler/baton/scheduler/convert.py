@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from google.protobuf.message import DecodeError
 
 from baton.core.errors import InvalidRequest
+from baton.core.output import Usage
 from baton.core.sampling import FinishReason
 from baton.rpc.convert import finish_from_pb, finish_to_pb
-from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken, TokenText, Usage
+from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken, TokenText
 from baton.v1 import cache_pb2, common_pb2, inference_pb2
 
 
@@ -34,7 +35,7 @@ def output_to_pb(output: Output) -> inference_pb2.GenerateResponse:
                 cached_tokens=usage.cached_tokens,
                 draft_tokens=usage.draft_tokens,
                 accepted_tokens=usage.accepted_tokens,
-                response_cached=usage.is_response_cached,
+                response_cached=usage.response_cached,
             )
         )
     return message
@@ -80,7 +81,7 @@ def _ending(message: inference_pb2.GenerateResponse, reason: FinishReason) -> En
         prompt_tokens=message.usage.prompt_tokens,
         completion_tokens=message.usage.completion_tokens,
         cached_tokens=message.usage.prompt_tokens,
-        is_response_cached=True,
+        response_cached=True,
     )
     return Ending(reason, message.stop_reason, usage, (), NOWHERE)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from baton.core.embedding import Pooling
 from baton.core.errors import BatonError
 from baton.core.hashing import Fingerprint
+from baton.core.output import Usage
 from baton.core.request import Stage
 from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
 from baton.core.timeline import Slice
@@ -199,48 +200,6 @@ class PrefillDone:
 
 
 PrefillEvent = PrefillStarted | FirstToken | PrefillDone
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeTimings:
-    """Times at the decode worker up to the first token that it made."""
-
-    wait_for_kv_s: float
-    queue_s: float
-    first_step_s: float
-    cached_tokens: int
-    kv_chunks: tuple[Slice, ...] = ()
-    """That the KV arrived in, relative to the answer to Reserve."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """Tokens of one step."""
-
-    token_index: int
-    """Of the first token here among the request's output tokens, over all attempts."""
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-    stop_token_id: int | None = None
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    timings: DecodeTimings | None = None
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    """With the request's first token, where asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a request used, in tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    is_response_cached: bool = False
-    """No model ran: the whole answer was kept from an identical request."""
 
 
 @dataclass(frozen=True, slots=True)

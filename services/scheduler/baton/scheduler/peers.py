@@ -9,6 +9,7 @@ import grpc
 
 from baton.core.cluster import Member
 from baton.core.errors import BatonError, error_for
+from baton.core.output import DecodeTimings, TokenBatch
 from baton.core.sampling import TokenLogprob
 from baton.rpc.channel import ChannelPool
 from baton.rpc.convert import (
@@ -23,7 +24,6 @@ from baton.rpc.convert_timing import slices_from_pb
 from baton.rpc.errors import error_from_rpc
 from baton.scheduler.messages import (
     Chat,
-    DecodeTimings,
     EmbedOrder,
     Encoded,
     FirstToken,
@@ -35,7 +35,6 @@ from baton.scheduler.messages import (
     Reservation,
     TextPiece,
     TextReply,
-    TokenBatch,
     TokenText,
     WorkOrder,
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from baton.core.output import TokenBatch
 from baton.core.placement import Placement
 from baton.core.timeline import Slice, Slices
 from baton.scheduler.live import LiveRequest
-from baton.scheduler.messages import FirstToken, PrefillStarted, TokenBatch
+from baton.scheduler.messages import FirstToken, PrefillStarted
 
 PREFILL_TRACK = "prefill_chunk"
 KV_TRACK = "kv_chunk"

@@ -18,10 +18,8 @@ from baton.client.types import (
     Logprob,
     Model,
     Placement,
-    Stage,
     Tls,
     TopLogprob,
-    Usage,
 )
 from baton.core.errors import (
     BatonError,
@@ -47,6 +45,8 @@ from baton.core.errors import (
     WorkerDraining,
 )
 from baton.core.guide import Guide, GuideKind
+from baton.core.output import Usage
+from baton.core.request import Stage
 from baton.core.timeline import Slice
 
 __all__ = [

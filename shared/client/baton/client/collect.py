@@ -6,8 +6,10 @@ import time
 
 from baton.client.messages import chunk_from
 from baton.client.retry import Retrier
-from baton.client.types import Chunk, Completion, Logprob, Placement, Stage, Usage
+from baton.client.types import Chunk, Completion, Logprob, Placement
 from baton.core.errors import BatonError, Internal
+from baton.core.output import Usage
+from baton.core.request import Stage
 from baton.v1 import inference_pb2
 
 _MAX_ID_CHARS = 120

@@ -16,14 +16,14 @@ from baton.client.types import (
     Logprob,
     Model,
     Placement,
-    Stage,
     TopLogprob,
-    Usage,
 )
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.errors import InvalidRequest
 from baton.core.guide import Guide, GuideKind
 from baton.core.hashing import Fingerprint, KvLayout
+from baton.core.output import Usage
+from baton.core.request import Stage
 from baton.core.sampling import SamplingParams
 from baton.v1 import common_pb2, inference_pb2
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.client.messages import placement_from, seconds_from, stage_from
-from baton.client.types import Placement, Stage
+from baton.client.types import Placement
+from baton.core.request import Stage
 from baton.core.timeline import Slice
 from baton.v1 import common_pb2, inference_pb2
 

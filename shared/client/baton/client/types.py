@@ -8,6 +8,8 @@ from typing import Any, Literal, TypedDict
 
 from baton.core.cluster import ServiceStatus
 from baton.core.guide import Guide
+from baton.core.output import Usage
+from baton.core.request import Stage
 
 
 class ChatOptions(TypedDict, total=False):
@@ -99,20 +101,6 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What a request used, in tokens."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    """Prompt tokens whose KV was found in a cache, anywhere."""
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    response_cached: bool = False
-    """True when the whole answer was kept of an identical request."""
-
-
-@dataclass(frozen=True, slots=True)
 class TopLogprob:
     """One of the most likely tokens at a position."""
 
@@ -132,24 +120,6 @@ class Logprob:
     token_bytes: bytes
     logprob: float
     top: tuple[TopLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One stage of a request's life, measured by the service that ran it."""
-
-    name: str
-    start_s: float
-    """Since the request's arrival at the scheduler."""
-    duration_s: float
-    before_first_token: bool
-    """True on the path to the first token: these durations add up to the server's TTFT."""
-    worker_id: str = ""
-    num_bytes: int = 0
-    """Bytes moved (hand-off only)."""
-    num_tokens: int = 0
-    idle_s: float = 0.0
-    """Part of the duration spent waiting for another stage (a hand-off waits for the prefill)."""
 
 
 @dataclass(frozen=True, slots=True)

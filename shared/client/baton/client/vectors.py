@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
-from baton.client.types import Embeddings, EmbedOptions, Usage
+from baton.client.types import Embeddings, EmbedOptions
 from baton.core.embedding import Pooling
 from baton.core.errors import Internal, InvalidRequest
+from baton.core.output import Usage
 from baton.v1 import common_pb2, inference_pb2
 
 EmbedInputs = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]

@@ -116,18 +116,20 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of a request's life. Mirrors baton.v1.StageTiming."""
+    """One stage of a request's life, measured by the service that ran it."""
 
     name: str
     start_s: float
-    """Relative to the request's arrival."""
+    """Since the request's arrival at the scheduler."""
     duration_s: float
     before_first_token: bool
+    """True on the path to the first token: these durations add up to the server's TTFT."""
     worker_id: str = ""
     num_bytes: int = 0
+    """Bytes moved (hand-off only)."""
     num_tokens: int = 0
     idle_s: float = 0.0
-    """Part of the duration spent waiting for another stage."""
+    """Part of the duration spent waiting for another stage (a hand-off waits for the prefill)."""
 
 
 @dataclass(frozen=True, slots=True)
