@@ -185,7 +185,7 @@ class Bench:
             num_blocks = min(
                 grant.num_blocks, -(-context // self.engine.fingerprint.layout.block_size)
             )
-            self.engine.write_blocks(name, 0, num_blocks, 0, layout.num_layers, payload)
+            self.engine.transfer.write_blocks(name, 0, num_blocks, 0, layout.num_layers, payload)
             self.engine.commit(name, 1)
         try:
             for _ in range(_WARMUP_STEPS):

@@ -104,10 +104,10 @@ def _memcpy_gb_per_s(num_bytes: int) -> float:
 
 
 class _Receiver:
-    """In place of a decode worker's engine and sessions: every reservation exists."""
+    """In place of a decode worker's engine, its transfer and sessions: every reservation exists."""
 
     def __init__(self, num_blocks: int) -> None:
-        self.engine = self
+        self.engine = self.transfer = self
         self._num_blocks = num_blocks
         self.fingerprint = _FINGERPRINT
         self._kv = KvCache(_LAYOUT, num_blocks, torch.device("cpu"))
@@ -175,7 +175,8 @@ async def _send(address: str, transport: str, num_blocks: int, repeats: int) -> 
     def read_blocks(_seq_id: str, start: int, count: int, *layers_and_out: Any) -> memoryview:
         return kv.read(range(start, start + count), *layers_and_out)
 
-    engine: Any = SimpleNamespace(fingerprint=_FINGERPRINT, read_blocks=read_blocks)
+    transfer = SimpleNamespace(read_blocks=read_blocks)
+    engine: Any = SimpleNamespace(fingerprint=_FINGERPRINT, transfer=transfer)
     channels = ChannelPool(max_message_bytes=4 << 20)
     transports = Transports(
         _ordered(transport).split(","), clock=time.monotonic, on_fallback=lambda *_: None

@@ -36,8 +36,10 @@ async def test_kv_may_be_rounded_on_its_way(model_path: Path) -> None:
         layout = pair.decode.engine.fingerprint.layout
         assert out.done.bytes == 7 * KvEncoding.INT8.layout(layout).block_bytes
         assert out.done.bytes < 7 * layout.block_bytes / 3
-        sent = pair.prefill.engine.read_blocks
-        received = pair.decode.engine.export_blocks(pair.decode.engine.block_hashes(prompt, ""))
+        sent = pair.prefill.engine.transfer.read_blocks
+        received = pair.decode.engine.transfer.export_blocks(
+            pair.decode.engine.block_hashes(prompt, "")
+        )
         mine = np.frombuffer(sent("req/1", 0, 1, 0, layout.num_layers), np.float32)
         theirs = np.frombuffer(received[0][1], np.float32)
         assert not np.array_equal(mine, theirs)

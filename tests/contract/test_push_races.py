@@ -40,14 +40,15 @@ async def test_a_release_during_a_write_ends_the_push_when_the_write_has_ended(
     async with worker_pair(model_path, decode={"progress_timeout_s": 3600.0}) as pair:
         grant = await pair.reserve([9] * 40)
         engine = pair.decode.engine
-        is_writing, may_end, write = threading.Event(), threading.Event(), engine.write_blocks
+        is_writing, may_end = threading.Event(), threading.Event()
+        write = engine.transfer.write_blocks
 
         def slow_write(*arguments: Any) -> None:
             write(*arguments)
             is_writing.set()
             may_end.wait(30)
 
-        monkeypatch.setattr(engine, "write_blocks", slow_write)
+        monkeypatch.setattr(engine.transfer, "write_blocks", slow_write)
         channels = ChannelPool(max_message_bytes=4 << 20)
         call = PushCall(channels, grant.push_address, timeout_s=20)
         fingerprint = engine.fingerprint

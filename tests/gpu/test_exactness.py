@@ -75,8 +75,8 @@ def test_kv_is_handed_to_another_engine(tiny_model: TinyModel, device: torch.dev
             for num_ready in driver.blocks_ready("0")[-1:]:
                 if num_ready > num_sent:
                     blocks = (num_sent, num_ready - num_sent)
-                    payload = prefill.read_blocks("0", *blocks, 0, num_layers)
-                    decode.write_blocks("0", *blocks, 0, num_layers, payload)
+                    payload = prefill.transfer.read_blocks("0", *blocks, 0, num_layers)
+                    decode.transfer.write_blocks("0", *blocks, 0, num_layers, payload)
                     num_sent = num_ready
         assert num_sent == -(-len(prompt) // prefill.fingerprint.layout.block_size)
         decode.commit("0", driver.outputs["0"][0])

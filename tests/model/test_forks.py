@@ -105,8 +105,8 @@ def test_a_pushed_fork_keeps_what_was_pushed(tiny_model: TinyModel) -> None:
         assert target.reserve(make_spec("1", prompt, 8), fork_of="0").num_cached_blocks == 1
         target.begin_fill("1")
         num_layers = target.fingerprint.layout.num_layers
-        payload = source.read_blocks("p", 1, 1, 0, num_layers)
-        target.write_blocks("1", 1, 1, 0, num_layers, memoryview(payload))
+        payload = source.transfer.read_blocks("p", 1, 1, 0, num_layers)
+        target.transfer.write_blocks("1", 1, 1, 0, num_layers, memoryview(payload))
         target.commit("1", first)
         outputs = driver.run()
         assert [first, *outputs["1"]] == outputs["0"]

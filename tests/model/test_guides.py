@@ -150,8 +150,8 @@ def test_a_hand_off_after_the_first_token_goes_on_as_one_engine_would(
         assert grant.num_cached_blocks == 0
         num_layers = len(sender.fingerprint.layout.num_kv_heads)
         receiver.begin_fill("r/1")
-        payload = sender.read_blocks("r/1", 0, num_blocks, 0, num_layers)
-        receiver.write_blocks("r/1", 0, num_blocks, 0, num_layers, memoryview(payload))
+        payload = sender.transfer.read_blocks("r/1", 0, num_blocks, 0, num_layers)
+        receiver.transfer.write_blocks("r/1", 0, num_blocks, 0, num_layers, memoryview(payload))
         receiver.commit("r/1", first[0])
         sender.release("r/1")
         decode = Driver(receiver)

@@ -46,8 +46,8 @@ def hand_over(
     num_layers = target.fingerprint.layout.num_layers
     for layers in ((0, 1), (1, num_layers)):
         span = grant.num_cached_blocks, num_blocks - grant.num_cached_blocks, *layers
-        payload = source.read_blocks(name, *span)
-        target.write_blocks(name, *span, memoryview(payload))
+        payload = source.transfer.read_blocks(name, *span)
+        target.transfer.write_blocks(name, *span, memoryview(payload))
     target.commit(name, first)
     assert source.release(name) == num_blocks
     return first
@@ -144,13 +144,13 @@ def test_kept_copies_can_be_read_until_they_are_released(tiny_model: TinyModel) 
         driver.run()
         assert engine.kv_counts()["held"] == 3
         assert engine.stats().num_held == 1
-        first = engine.read_blocks("a", 0, 3, 0, 3)
-        assert first == engine.read_blocks("a", 0, 3, 0, 3)
+        first = engine.transfer.read_blocks("a", 0, 3, 0, 3)
+        assert first == engine.transfer.read_blocks("a", 0, 3, 0, 3)
         assert len(first) == 3 * engine.fingerprint.layout.block_bytes
         assert engine.release("a") == 3
         assert engine.release("a") == 0
         with pytest.raises(RequestNotFound):
-            engine.read_blocks("a", 0, 3, 0, 3)
+            engine.transfer.read_blocks("a", 0, 3, 0, 3)
         assert engine.kv_counts() | {"held": 0, "cached": 2} == engine.kv_counts()
 
 
@@ -163,13 +163,13 @@ def test_blocks_move_through_a_store(tiny_model: TinyModel) -> None:
         Driver(source).run()
         hashes = source.block_hashes(prompt, "")
         assert hashes == target.block_hashes(prompt, "")
-        exported = source.export_blocks([*hashes, b"unknown"])
+        exported = source.transfer.export_blocks([*hashes, b"unknown"])
         assert [block_hash for block_hash, _ in exported] == hashes
         payloads = [memoryview(payload) for _, payload in exported]
         with pytest.raises(KvLayoutMismatch):
-            target.import_blocks(hashes[:1], [payloads[0][:-1]])
-        assert target.import_blocks(hashes, payloads) == 4
-        assert target.import_blocks(hashes, payloads) == 4
+            target.transfer.import_blocks(hashes[:1], [payloads[0][:-1]])
+        assert target.transfer.import_blocks(hashes, payloads) == 4
+        assert target.transfer.import_blocks(hashes, payloads) == 4
         assert target.kv_counts()["cached"] == 4
         (change,) = target.drain_kv_events()
         assert change.sequence == 1
@@ -199,17 +199,17 @@ def test_aborted_transfers_are_quarantined(tiny_model: TinyModel) -> None:
         engine.reserve(make_spec("a", prompt, 4))
         payload = memoryview(bytes(engine.fingerprint.layout.block_bytes))
         with pytest.raises(InvalidRequest, match="not filling"):
-            engine.write_blocks("a", 0, 1, 0, 3, payload)
+            engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
         engine.begin_fill("a")
-        engine.write_blocks("a", 0, 1, 0, 3, payload)
+        engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
         with pytest.raises(KvLayoutMismatch):
-            engine.write_blocks("a", 0, 2, 0, 3, payload)
+            engine.transfer.write_blocks("a", 0, 2, 0, 3, payload)
         with pytest.raises(InvalidRequest, match="3 blocks"):
-            engine.write_blocks("a", 2, 2, 0, 3, payload)
+            engine.transfer.write_blocks("a", 2, 2, 0, 3, payload)
         assert engine.release("a", quarantine=True) == 3
         assert engine.kv_counts()["quarantined"] == 3
         with pytest.raises(RequestNotFound):
-            engine.write_blocks("a", 0, 1, 0, 3, payload)
+            engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
         engine.end_quarantine("a")
         engine.end_quarantine("a")
         assert_idle(engine)

@@ -73,7 +73,7 @@ def test_it_hands_over_to_its_like_and_to_nothing_else(tiny_model: TinyModel) ->
         plain.begin_fill("refused")
         payload = memoryview(bytes(source.fingerprint.layout.block_bytes))
         with pytest.raises(KvLayoutMismatch):
-            plain.write_blocks("refused", 0, 1, 0, 3, payload)
+            plain.transfer.write_blocks("refused", 0, 1, 0, 3, payload)
         plain.release("refused")
         hashes = [engine.block_hashes(prompt, "") for engine in (source, plain)]
         assert hashes[0] != hashes[1], "nor do they share prefixes"

@@ -27,7 +27,7 @@ class Listener:
             self.events.append(event)
             if isinstance(event, LayersReady):
                 span = (0, event.num_blocks, 0, event.layer_end)
-                content = self.engine.read_blocks(event.seq_id, *span)
+                content = self.engine.transfer.read_blocks(event.seq_id, *span)
                 self.early.append((event.seq_id, span, content))
 
     def run(self) -> None:
@@ -46,7 +46,7 @@ def test_layers_are_final_when_they_are_announced(tiny_model: TinyModel, kind: s
         assert {name for name, _, _ in listener.early} == set(prompts)
         num_layers = engine.fingerprint.layout.num_layers
         for name, span, content in listener.early:
-            assert engine.read_blocks(name, *span) == content
+            assert engine.transfer.read_blocks(name, *span) == content
             assert span[1] <= -(-len(prompts[name]) // SIZE)
         for name, prompt in prompts.items():
             own = [event for event in listener.events if event.seq_id == name]

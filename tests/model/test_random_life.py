@@ -53,7 +53,9 @@ class _Client:
         name = self._some()
         self.engine.begin_fill(name)
         layout = self.engine.fingerprint.layout
-        self.engine.write_blocks(name, 0, 1, 0, 2, memoryview(bytes(2 * layout.block_bytes // 3)))
+        self.engine.transfer.write_blocks(
+            name, 0, 1, 0, 2, memoryview(bytes(2 * layout.block_bytes // 3))
+        )
 
     def commit(self) -> None:
         self.engine.commit(self._some(), self.rng.randrange(VOCAB_SIZE))

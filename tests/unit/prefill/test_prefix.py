@@ -62,7 +62,7 @@ async def test_blocks_that_come_in_time_count(
     engine: Any = SimpleNamespace(
         block_hashes=lambda *_: HASHES,
         match_prefix=lambda *_: 2,
-        import_blocks=import_blocks,
+        transfer=SimpleNamespace(import_blocks=import_blocks),
         fingerprint=SimpleNamespace(layout=None),
     )
     cache: Any = Cache(num_sent, is_stalling=is_stalling)

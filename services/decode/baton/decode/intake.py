@@ -176,7 +176,7 @@ class Intake:
         layout = self._engine.fingerprint.layout
         if encoding.layout(layout) != layout:
             payload = restore_kv(payload, layout, span)
-        self._engine.write_blocks(
+        self._engine.transfer.write_blocks(
             seq_id,
             span.block_start,
             span.num_blocks,

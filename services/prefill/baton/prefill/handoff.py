@@ -226,9 +226,9 @@ class Push:
         """Puts KV into `out` as it is sent; returns its checksum."""
         blocks = span.block_start, span.num_blocks, span.layer_start, span.layer_end
         if self._encoding.layout(self._layout) == self._layout:
-            self._engine.read_blocks(self._spec.seq_id, *blocks, out)
+            self._engine.transfer.read_blocks(self._spec.seq_id, *blocks, out)
         else:
-            content = self._engine.read_blocks(self._spec.seq_id, *blocks)
+            content = self._engine.transfer.read_blocks(self._spec.seq_id, *blocks)
             round_kv(content, self._layout, span, out)
         return xxhash.xxh3_64_intdigest(out)
 

@@ -50,7 +50,7 @@ class PrefixSource:
             return 0
         num_imported = await asyncio.get_running_loop().run_in_executor(
             self._copiers,
-            self._engine.import_blocks,
+            self._engine.transfer.import_blocks,
             hashes[num_local : num_local + len(payloads)],
             payloads,
         )

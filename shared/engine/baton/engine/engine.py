@@ -96,7 +96,8 @@ class Engine:
             eos_token_ids=self.eos_token_ids,
             grammars=self.grammars,
         )
-        self._transfer = Transfer(self._state, self._runner.kv)
+        self.transfer = Transfer(self._state, self._runner.kv)
+        """KV bytes in and out."""
         self._num_kv_changes = 0
         block_size = model.layout.block_size
         report(1.0, f"{config.model_name}: {num_blocks} KV blocks of {block_size} tokens")
@@ -140,44 +141,6 @@ class Engine:
     def end_quarantine(self, seq_id: str) -> None:
         """See Reservations.end_quarantine."""
         self._reservations.end_quarantine(seq_id)
-
-    # KV bytes: see Transfer.
-
-    def read_blocks(
-        self,
-        seq_id: str,
-        block_start: int,
-        num_blocks: int,
-        layer_start: int,
-        layer_end: int,
-        out: memoryview | None = None,
-    ) -> memoryview:
-        """See Transfer.read_blocks."""
-        return self._transfer.read_blocks(
-            seq_id, block_start, num_blocks, layer_start, layer_end, out
-        )
-
-    def write_blocks(
-        self,
-        seq_id: str,
-        block_start: int,
-        num_blocks: int,
-        layer_start: int,
-        layer_end: int,
-        payload: memoryview,
-    ) -> None:
-        """See Transfer.write_blocks."""
-        self._transfer.write_blocks(
-            seq_id, block_start, num_blocks, layer_start, layer_end, payload
-        )
-
-    def import_blocks(self, hashes: Sequence[bytes], payloads: Sequence[memoryview]) -> int:
-        """See Transfer.import_blocks."""
-        return self._transfer.import_blocks(hashes, payloads)
-
-    def export_blocks(self, hashes: Sequence[bytes]) -> list[tuple[bytes, memoryview]]:
-        """See Transfer.export_blocks."""
-        return self._transfer.export_blocks(hashes)
 
     # The prefix cache.
 

@@ -79,7 +79,9 @@ class WriteBack:
         positions = {block_hash: position for position, block_hash in enumerate(hashes)}
         for start in range(first, len(hashes), _BATCH_BLOCKS):
             exported = await loop.run_in_executor(
-                self._executor, self._engine.export_blocks, hashes[start : start + _BATCH_BLOCKS]
+                self._executor,
+                self._engine.transfer.export_blocks,
+                hashes[start : start + _BATCH_BLOCKS],
             )
             for block_hash, payload in exported:
                 position = positions[block_hash]
