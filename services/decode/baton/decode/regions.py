@@ -17,7 +17,7 @@ from baton.rpc.shared_memory import HEADER_BYTES, IS_SUPPORTED, ReceiverSlots, S
 
 logger = logging.getLogger(__name__)
 _MAX_SLOTS = 4
-_SLOT_BYTES = 4 << 20
+_SLOT_BYTES = 8 << 20
 _MAX_IDLE = 4
 
 
