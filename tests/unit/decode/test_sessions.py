@@ -9,7 +9,8 @@ from unittest import mock
 
 import pytest
 
-from baton.core.errors import Internal, Stalled
+from baton.core.errors import Internal, InvalidRequest, Stalled
+from baton.core.reservation import ReservationState
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.decode.outbox import MAX_PENDING_EVENTS
@@ -88,6 +89,22 @@ async def test_blocks_stay_quarantined_until_the_writer_is_done() -> None:
     worker.engine.end_quarantine.assert_not_called()
     sessions.writes_ended(session)
     worker.engine.end_quarantine.assert_called_once_with("a/1")
+
+
+async def test_a_hand_off_that_the_engine_refuses_ends_the_session_at_once() -> None:
+    worker, sessions, _ = _sessions()
+    worker.engine.commit.side_effect = InvalidRequest("token 1000000 is not in the vocabulary")
+    session = sessions.reserve(_spec("a/1"), "a", 1)
+    sessions.attach(session.reservation.reservation_id, session.reservation.epoch)
+    session.reservation.transition(ReservationState.FILLING)
+    sessions.push_opened(session)
+    with pytest.raises(InvalidRequest) as caught:
+        sessions.commit(session, mock.Mock(first_token_id=1_000_000))
+    sessions.push_ended(session, caught.value)
+    with pytest.raises(InvalidRequest, match="vocabulary"):
+        await anext(sessions.stream(session, local_prefill=False))
+    assert len(sessions) == 0
+    worker.engine.release.assert_called_once_with("a/1", quarantine=True)
 
 
 async def test_an_engine_that_died_ends_the_stream() -> None:

@@ -228,11 +228,15 @@ class Sessions:
             self._engine.end_quarantine(session.seq_id)
 
     def commit(self, session: Session, manifest: Manifest) -> None:
-        """All KV is here, verified: the sequence joins the running batch."""
+        """All KV is here, verified: the sequence joins the running batch.
+
+        Raises:
+            BatonError: the engine takes no such sequence; nothing has changed.
+        """
+        self._engine.commit(session.seq_id, manifest.first_token_id, manifest.first_logprob)
         session.reservation.transition(ReservationState.COMMITTED)
         session.committed_at_s = time.monotonic()
         self._table.touch(session.reservation, session.committed_at_s)
-        self._engine.commit(session.seq_id, manifest.first_token_id, manifest.first_logprob)
         session.output_ids.append(manifest.first_token_id)
         session.has_kv.set()
 
