@@ -66,6 +66,14 @@ def test_unknown_fields_of_a_newer_peer_are_skipped() -> None:
     assert (header, payload) == (b"h", b"p")
 
 
+@pytest.mark.parametrize("field", [b"\x18\x01", b"\x2d" + bytes(4), b"\x32\x00"])
+def test_a_message_of_many_small_fields_is_not_read_to_its_end(field: bytes) -> None:
+    assert decode_frame(field * 60 + encode_frame(b"h", b"p"))[1] == b"p"
+    unread = b"\x00"  # field number 0: refused by itself, if it is reached
+    with pytest.raises(InvalidRequest, match="more than 64 fields"):
+        decode_frame(field * 65 + unread)
+
+
 @given(st.binary(max_size=64))
 def test_garbage_is_refused_or_read_but_never_crashes(data: bytes) -> None:
     try:

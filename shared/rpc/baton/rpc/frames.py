@@ -20,6 +20,8 @@ _PAYLOAD_TAG = 0x12
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 _MAX_VARINT_BYTES = 10
+_MAX_FIELDS = 64
+"""Of a message: a newer peer's included, and few enough that none keeps the event loop busy."""
 _EMPTY = memoryview(b"")
 
 
@@ -58,12 +60,16 @@ def decode_frame(data: bytes) -> tuple[memoryview, memoryview]:
     """Header and payload of a frame, as views into `data`; an absent one is empty.
 
     Raises:
-        InvalidRequest: this is no such frame: truncated, malformed, or a field occurs twice.
+        InvalidRequest: this is no such frame: truncated, malformed, with a field that occurs twice,
+            or with too many.
     """
     view = memoryview(data)
     found: dict[int, memoryview] = {}
-    at = 0
+    at = num_fields = 0
     while at < len(view):
+        num_fields += 1
+        if num_fields > _MAX_FIELDS:
+            raise InvalidRequest(f"malformed frame: more than {_MAX_FIELDS} fields")
         tag, at = _read_varint(view, at)
         if tag >> 3 == 0:
             raise InvalidRequest("malformed frame: field number 0")
