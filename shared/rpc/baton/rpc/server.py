@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 
 from baton.rpc.settings import ServiceSettings
 
 _WILDCARDS = frozenset({"0.0.0.0", "::", "[::]"})
+_LOOPBACK = "127.0.0.1"
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # Two processes on one port would each get some of the calls.
     ("grpc.so_reuseport", 0),
@@ -71,9 +73,22 @@ def advertised_host(settings: ServiceSettings) -> str:
     if settings.host not in _WILDCARDS:
         return settings.host
     try:
-        return socket.gethostbyname(socket.gethostname())
+        host = socket.gethostbyname(socket.gethostname())
     except OSError:
-        return "127.0.0.1"
+        host = _LOOPBACK
+    # Many machines call themselves 127.0.1.1, where no other machine finds them.
+    return _address_towards(settings.nats_url) if host.startswith("127.") else host
+
+
+def _address_towards(nats_url: str) -> str:
+    """This machine's address on its way to the broker; nothing is sent."""
+    broker = urlsplit(nats_url.partition(",")[0]).hostname or _LOOPBACK
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((broker, 1))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return _LOOPBACK
 
 
 def join_address(host: str, port: int) -> str:
