@@ -15,6 +15,8 @@ from baton.rpc.nixl import NixlAgent
 _BUFFER_BYTES = 1 << 20
 _NUM_BUFFERS = 16
 _READ_TIMEOUT_S = 5.0
+_MAX_AGENT_BYTES = 64 << 10
+_MAX_ADDRESS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,10 @@ class Pulls:
         """A region for a push; None when all buffers are in use.
 
         Raises:
-            OSError: the sender's memory cannot be read, or is not what it says.
+            OSError: the sender's memory cannot be read, cannot exist, or is not what it says.
         """
-        if not self.free or not (staged.slot_bytes > 0 and staged.num_slots > 0):
+        _check(staged)
+        if not self.free:
             return None
         region = PullRegion(self, staged, self.free.pop())
         with ExitStack() as stack:
@@ -112,3 +115,16 @@ class PullRegion:
         # A read that was given up may still arrive: its buffer is not used again.
         if not isinstance(done.exception(), TimeoutError):
             self.pulls.free.append(self.start)
+
+
+def _check(staged: Staged) -> None:
+    """Checks what a sender says: the token is read into a buffer as long as any chunk's.
+
+    Raises:
+        OSError: no memory is like that.
+    """
+    num_bytes = staged.num_slots * staged.slot_bytes
+    is_range = num_bytes > 0 and staged.address + num_bytes <= _MAX_ADDRESS
+    is_token = 0 < len(staged.token) <= min(staged.slot_bytes, _BUFFER_BYTES)
+    if not (is_range and is_token and len(staged.agent) <= _MAX_AGENT_BYTES):
+        raise OSError("the staged memory is not one that can be read")
