@@ -219,9 +219,13 @@ class Push:
             self._began_at_s = now
         sequence = self._sent.num_chunks
         payload = call.room(sequence, span.num_bytes(self._encoding.layout(self._layout)))
-        checksum = await asyncio.get_running_loop().run_in_executor(
+        reading = asyncio.get_running_loop().run_in_executor(
             self._readers, self._read_kv, span, payload
         )
+        try:
+            checksum = await asyncio.shield(reading)
+        finally:
+            await asyncio.wait({reading})  # Else it might still write into another push's room.
         chunk = Chunk(self._target.epoch, sequence, span, checksum)
         self._sent.add(payload.nbytes, checksum)
         async with asyncio.timeout(self._progress_timeout_s):

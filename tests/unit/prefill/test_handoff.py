@@ -1,0 +1,67 @@
+"""What a push leaves behind when it ends early, with stand-ins for engine and stream."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from baton.core.hashing import Fingerprint, KvLayout
+from baton.core.sampling import SamplingParams
+from baton.core.sequence import SequenceSpec
+from baton.prefill.handoff import Push, PushTarget
+from baton.prefill.peers import Credit
+from tests.support.eventually import eventually
+
+LAYOUT = KvLayout(4, "float32", (1, 1), (2, 2))
+SPEC = SequenceSpec("a/1", tuple(range(8)), SamplingParams(seed=1), max_tokens=1)
+
+
+class _Engine:
+    """Its reads last until they may end."""
+
+    def __init__(self) -> None:
+        self.transfer = self
+        self.fingerprint = Fingerprint("demo", "c", "w", "t", LAYOUT)
+        self.is_reading = threading.Event()
+        self.may_end = threading.Event()
+
+    def read_blocks(self, *_: object) -> None:
+        self.is_reading.set()
+        assert self.may_end.wait(20)
+
+
+def _call() -> Any:
+    answers: asyncio.Queue[Credit] = asyncio.Queue()
+    answers.put_nowait(Credit(4))
+    call = mock.AsyncMock(max_chunk_bytes=1 << 20, transport="nixl", read=answers.get)
+    call.room = mock.Mock(side_effect=lambda _, num_bytes: memoryview(bytearray(num_bytes)))
+    call.cancel = mock.Mock()
+    return call
+
+
+async def test_a_cancelled_push_keeps_its_room_while_kv_is_read_into_it() -> None:
+    engine, call = _Engine(), _call()
+    with ThreadPoolExecutor(1) as readers:
+        push = Push(
+            engine,  # type: ignore[arg-type]
+            SPEC,
+            PushTarget("d", "d:1", "res", 1, 0),
+            connect=lambda: call,
+            readers=readers,
+            progress_timeout_s=20.0,
+        )
+        push.ready(2)
+        running = asyncio.create_task(push.run("a", 1, "p"))
+        await eventually(engine.is_reading.is_set)
+        running.cancel()
+        await asyncio.wait({running}, timeout=0.05)
+        call.cancel.assert_not_called()
+        engine.may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        call.cancel.assert_called_once_with()
