@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pytest
 
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus
 from baton.core.errors import ErrorReason
+from baton.prefill.peers import Path as Measured
 from baton.rpc.errors import error_from_rpc
 from baton.v1 import prefill_pb2
 from tests.support.tiny_models import make_tiny_model
@@ -52,3 +54,25 @@ async def test_the_way_to_a_decode_worker_is_measured(tmp_path: Path) -> None:
             assert error_from_rpc(caught.value).reason is reason
         assert pair.prefill.is_clean()
         assert pair.decode.is_clean()
+
+
+async def test_one_path_is_measured_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with worker_pair(make_tiny_model("llama", tmp_path / "tiny")) as pair:
+        is_measuring, may_end = asyncio.Event(), asyncio.Event()
+
+        async def measure(_worker_id: str, num_bytes: int) -> Measured:
+            is_measuring.set()
+            await may_end.wait()
+            return Measured(num_bytes, 1.0, 1.0)
+
+        monkeypatch.setattr(pair.prefill.service, "measure_path", measure)
+        first = asyncio.create_task(_measure(pair, "a", 1))
+        await asyncio.wait_for(is_measuring.wait(), 20)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _measure(pair, "b", 1)
+        assert error_from_rpc(caught.value).reason is ErrorReason.QUEUE_FULL
+        may_end.set()
+        assert (await first).num_bytes == 1
+        assert (await _measure(pair, "b", 2)).num_bytes == 2

@@ -279,6 +279,23 @@ async def test_probe_counts_bytes(pair: Pair) -> None:
     await channels.close()
 
 
+async def test_a_probe_is_bounded_in_bytes_and_in_time(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.decode.servicer._MAX_PROBE_BYTES", 2000)
+    channels = ChannelPool(max_message_bytes=4 << 20)
+    stub = kv_transfer_pb2_grpc.KvTransferServiceStub(channels.get(pair.decode.address))
+
+    async def requests(num_bytes: int) -> AsyncIterator[kv_transfer_pb2.ProbeRequest]:
+        yield kv_transfer_pb2.ProbeRequest(payload=bytes(num_bytes))
+        await asyncio.Event().wait()
+
+    await refused(ErrorReason.INVALID_REQUEST, stub.Probe(requests(2001), timeout=20))
+    monkeypatch.setattr("baton.decode.servicer._PROBE_TIMEOUT_S", 0.05)
+    await refused(ErrorReason.STALLED, stub.Probe(requests(1), timeout=20))
+    await channels.close()
+
+
 async def test_int8_kv_is_handed_over_as_it_is_and_to_its_like_only(model_path: Path) -> None:
     prompt = prompt_of(100)
     small = {"kv_dtype": "int8"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch
+from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch, Stalled
 from baton.core.handoff import Chunk, Committed, Credit, KvEncoding, Manifest, Opening, Span, Staged
 from baton.core.output import DecodeTimings, TokenBatch
 from baton.decode.intake import ChunkFrame, Frame, SignOfLife
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _MAX_TRANSPORTS = 8
 _LAST_WORD_S = 1.0
+_MAX_PROBE_BYTES = 64 << 20
+_PROBE_TIMEOUT_S = 30.0
 _Context = grpc.aio.ServicerContext[Any, Any]
 _DECODE = "baton.v1.DecodeService"
 _KV_TRANSFER = "baton.v1.KvTransferService"
@@ -139,9 +141,15 @@ class KvTransferServicer:
     ) -> kv_transfer_pb2.ProbeResponse:
         """Counts bytes; measures the path between two workers."""
         num_bytes = 0
-        async for message in requests:
-            payload, _ = decode_frame(message)  # field 1, like a frame's header
-            num_bytes += payload.nbytes
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                async for message in requests:
+                    payload, _ = decode_frame(message)  # field 1, like a frame's header
+                    num_bytes += payload.nbytes
+                    if num_bytes > _MAX_PROBE_BYTES:
+                        raise InvalidRequest(f"a probe has at most {_MAX_PROBE_BYTES} bytes")
+        except TimeoutError:
+            raise Stalled(f"the probe took longer than {_PROBE_TIMEOUT_S:g} s") from None
         return kv_transfer_pb2.ProbeResponse(num_bytes=num_bytes)
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:

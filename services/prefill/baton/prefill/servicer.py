@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from baton.core.embedding import pooling_of
-from baton.core.errors import InvalidRequest
+from baton.core.errors import InvalidRequest, QueueFull
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
@@ -37,6 +37,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
 
     def __init__(self, service: PrefillService) -> None:
         self._service = service
+        self._is_measuring = False
 
     async def Prefill(
         self, request: prefill_pb2.PrefillRequest, context: _Context
@@ -85,7 +86,13 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         """Sends bytes to a decode worker and says how long that took."""
         if not 0 < request.num_bytes <= MAX_PROBE_BYTES:
             raise InvalidRequest(f"num_bytes must be in [1, {MAX_PROBE_BYTES}]")
-        path = await self._service.measure_path(request.decode_worker_id, request.num_bytes)
+        if self._is_measuring:
+            raise QueueFull("another path is being measured, which this would disturb")
+        self._is_measuring = True
+        try:
+            path = await self._service.measure_path(request.decode_worker_id, request.num_bytes)
+        finally:
+            self._is_measuring = False
         return prefill_pb2.MeasurePathResponse(
             num_bytes=path.num_bytes,
             transfer=duration_to_pb(path.transfer_s),
