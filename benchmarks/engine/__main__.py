@@ -201,7 +201,7 @@ def device_figures(
     bench: Bench, decodes: list[DecodeTimes], prefill: PrefillTimes
 ) -> dict[str, Any]:
     """Speeds by batch, and how the steps were computed."""
-    names = ("varlen_layers", "sdpa_layers", "graph_steps", "eager_steps")
+    names = ("varlen_layers", "paged_layers", "sdpa_layers", "graph_steps", "eager_steps")
     counters = {name: int(bench.counters.get(name, 0)) for name in names}
     say(", ".join(f"{name} {count}" for name, count in counters.items()))
     return {

@@ -28,13 +28,13 @@ def compile_kernels() -> str:
     """Compiles beside the sources; returns why it could not, or nothing."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return f"no kernels for {platform.system()} on {platform.machine()}"
-    sources = sorted(NATIVE.glob("*.c"))
+    sources = sorted(NATIVE.glob("*.[ch]"))
     # kernels.py compares this with the sources that it finds, so that a stale library is not used.
     version = zlib.crc32(b"".join(source.read_bytes() for source in sources))
     # Put in place by one rename, so that a process that starts meanwhile finds all or nothing.
     unfinished = NATIVE / f"kernels.{os.getpid()}.so"
     command = [os.environ.get("CC", "cc"), *_OPTIONS, f"-DVERSION={version}u", "-o"]
-    command += [str(path) for path in (unfinished, *sources)]
+    command += [str(path) for path in (unfinished, *NATIVE.glob("*.c"))]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
         unfinished.replace(NATIVE / "kernels.so")

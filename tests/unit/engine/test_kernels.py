@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, linear, silu
 from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from baton.core.errors import Internal
 from baton.engine import kernels
 from baton.engine.fusion import fuse_gated, merge_siblings
-from baton.engine.kernels import Product, can_multiply, gated
+from baton.engine.kernels import Product, can_multiply, gated, norm_kernel
 from baton.engine.linears import KernelLinear, PackedLinear, packer, replace_linears
 from baton.engine.quantize import Quantization, quantize_weight
 from baton.engine.quantize_linears import make_linear
@@ -110,6 +112,33 @@ def test_a_row_does_not_depend_on_its_batch_or_on_threads(threads: int) -> None:
 
 
 @needs_kernels
+def test_what_does_not_fit_is_refused_before_memory_is_read() -> None:
+    product = Product(_weight(16, 32), None, None)
+    for rows in (torch.ones(2, 32), torch.ones(2, 16).bfloat16(), torch.ones(32).bfloat16()):
+        with pytest.raises(Internal, match="do not fit"):
+            product(rows)
+
+
+@needs_kernels
+@pytest.mark.parametrize("num_rows", [1, 600])
+def test_norms_are_what_transformers_computes(num_rows: int) -> None:
+    torch.manual_seed(5)
+    norm = LlamaRMSNorm(64, eps=1e-5).bfloat16()
+    norm.weight.data.normal_()
+    kernel = norm_kernel(norm.weight)
+    assert kernel is not None
+    rows = torch.randn(1, num_rows, 64).bfloat16()
+    rows[0, 0] *= 1e-3
+    with torch.inference_mode():
+        torch.testing.assert_close(kernel(rows, norm.weight, 1e-5), norm(rows))
+        assert torch.equal(
+            kernel(rows, norm.weight, 1e-5)[:, :1], kernel(rows[:, :1], norm.weight, 1e-5)
+        )
+    assert norm_kernel(norm.weight[:40]) is None
+    assert norm_kernel(norm.weight.float()) is None
+
+
+@needs_kernels
 def test_what_was_packed_comes_back_as_it_was() -> None:
     weight, (levels, scale) = _weight(41, 32), _int8(41, 32)
     bias = torch.randn(41)
@@ -155,7 +184,7 @@ def test_layers_of_a_model_take_them_and_mlps_become_one_product() -> None:
 
 
 def test_only_weights_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_library", lambda: object())
+    monkeypatch.setattr(kernels, "find_library", lambda: object())
     assert can_multiply(WEIGHT, torch.bfloat16)
     assert not can_multiply(WEIGHT, torch.float32)
     assert not can_multiply(WEIGHT.float(), torch.bfloat16)
@@ -169,9 +198,9 @@ def test_only_weights_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    kernels._library.cache_clear()
+    kernels.find_library.cache_clear()
     yield
-    kernels._library.cache_clear()
+    kernels.find_library.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh")

@@ -1,8 +1,8 @@
-"""Products of a few rows with a weight as fast as memory gives the weight: native/products.c.
+"""Our own kernels (native/), and products of rows with a weight by them.
 
-For CPUs with AVX-512 BF16 and VNNI and without AMX, whose oneDNN kernels read a weight for one row
-at half that speed. Elsewhere, and where the package was installed without a C compiler, oneDNN
-computes (linears.py, quantize_linears.py).
+For CPUs with AVX-512 BF16 and VNNI and without AMX, where oneDNN reads a weight for one row at half
+the speed of memory; ours reads at all of it. Elsewhere, and where the package was installed without
+a C compiler, oneDNN computes (linears.py, quantize_linears.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 import functools
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Weight = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 """A weight [out_features, in_features], scale and bias [out_features]."""
+NormKernel = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 BLOCK = 64
 """Outputs whose weights lie together."""
@@ -29,6 +30,7 @@ ACTIVATIONS = {None: 0, "silu": 1, "gelu_tanh": 2}
 """The kernels' numbers of them."""
 _NATIVE = Path(__file__).parent / "native"
 _NEEDED = ("avx512_bf16", "avx512_vnni", "avx512_bw", "avx512_vl", "avx512_dq")
+_NORM_MULTIPLE = 16
 _ROUNDING_BYTES = 12
 _INT8_ZERO = 128
 _MAX_INT8_INPUTS = 65_536
@@ -36,7 +38,8 @@ _MAX_INT8_INPUTS = 65_536
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def find_library() -> ctypes.CDLL | None:
+    """The kernels, if this CPU takes them and they were compiled; a warning if they were not."""
     capabilities = torch.cpu.get_capabilities()
     # With AMX oneDNN's kernels are several times faster on more than a few rows.
     if capabilities.get("amx_bf16") or not all(capabilities.get(name) for name in _NEEDED):
@@ -44,23 +47,23 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_NATIVE / "kernels.so"))
     except OSError as error:
-        return _missing(str(error))
+        _warn(str(error))
+        return None
     library.baton_version.restype = ctypes.c_uint32
-    sources = [source.read_bytes() for source in sorted(_NATIVE.glob("*.c"))]
+    sources = [source.read_bytes() for source in sorted(_NATIVE.glob("*.[ch]"))]
     if library.baton_version() != zlib.crc32(b"".join(sources)):
-        return _missing("they were made from other sources")
-    for name, num_pointers, num_sizes in (("baton_bf16", 4, 4), ("baton_int8", 7, 4)):
-        function = getattr(library, name)
-        function.argtypes = [
-            *[ctypes.c_void_p] * num_pointers,
-            *[ctypes.c_long] * num_sizes,
-            *[ctypes.c_int] * 2,
-        ]
+        _warn("they were made from other sources")
+        return None
+    pointer, size, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    library.baton_bf16.argtypes = [*[pointer] * 4, *[size] * 4, number, number]
+    library.baton_int8.argtypes = [*[pointer] * 7, *[size] * 4, number, number]
+    library.baton_rms_norm.argtypes = [*[pointer] * 3, size, size, ctypes.c_float, number]
+    for function in (library.baton_bf16, library.baton_int8, library.baton_rms_norm):
         function.restype = None
     return library if library.baton_is_supported() else None
 
 
-def _missing(reason: str) -> None:
+def _warn(reason: str) -> None:
     logger.warning(
         "decoding will be slower: the kernels for this CPU are not there (%s); to have them, "
         "install a C compiler and then baton-engine again (make setup)",
@@ -68,9 +71,26 @@ def _missing(reason: str) -> None:
     )
 
 
+def norm_kernel(weight: torch.Tensor) -> NormKernel | None:
+    """RMS norms of inputs [..., size] with a weight [size] and an epsilon, if there is a kernel."""
+    library = find_library() if weight.device.type == "cpu" else None
+    if library is None or weight.dtype is not torch.bfloat16 or weight.numel() % _NORM_MULTIPLE:
+        return None
+    size, compute = weight.numel(), library.baton_rms_norm
+
+    def norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        inputs = inputs.contiguous()
+        output = torch.empty_like(inputs)
+        data = inputs.data_ptr(), weight.data_ptr(), output.data_ptr()
+        compute(*data, inputs.numel() // size, size, epsilon, torch.get_num_threads())
+        return output
+
+    return norm
+
+
 def can_multiply(weight: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for rows of `dtype` and a weight [out_features, in_features]."""
-    if weight.device.type != "cpu" or dtype is not torch.bfloat16 or _library() is None:
+    if weight.device.type != "cpu" or dtype is not torch.bfloat16 or find_library() is None:
         return False
     in_features = weight.shape[1]
     if weight.dtype is torch.int8:
@@ -105,15 +125,17 @@ class Product:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """bfloat16 [num_rows, in_features] to [num_rows, out_features]."""
+        library = find_library()
+        if library is None:
+            raise Internal("no kernels here: can_multiply says so")
+        if rows.dtype is not torch.bfloat16 or rows.shape[1:] != (self.in_features,):
+            raise Internal(f"rows of {rows.dtype}, {tuple(rows.shape)} do not fit the weight")
         rows = rows.contiguous()
         num_rows = len(rows)
         output = rows.new_empty(num_rows, self.out_features)
         sizes = (num_rows, self.in_features, self.out_features, len(self._blocks))
         how = (self._activation, torch.get_num_threads())
         bias = None if self._bias is None else self._bias.data_ptr()
-        library = _library()
-        if library is None:
-            raise Internal("no kernels here: can_multiply says so")
         data = rows.data_ptr(), self._blocks.data_ptr()
         if self._scale is None:
             library.baton_bf16(*data, bias, output.data_ptr(), *sizes, *how)

@@ -110,7 +110,9 @@ def load_model(
     _try_attention(module, attention, layout)
     if settings.kv_dtype == "int8":
         layout = int8_layout(layout)
-        attention.set_backends(choose_backends(shapes, target, torch.int8, block_size))
+        attention.set_backends(
+            choose_backends(shapes, target, module.dtype, block_size, kv_dtype=torch.int8)
+        )
     return LoadedModel(
         module=module,
         directory=directory,
@@ -128,9 +130,10 @@ def _try_attention(module: PreTrainedModel, attention: PagedAttention, layout: K
     try:
         check_attention(module, attention, layout)
     except (RuntimeError, Unsupported) as error:
-        if set(attention.num_layers_by_backend()) == {SdpaBackend.name}:
+        tried = ", ".join(attention.num_layers_by_backend().keys() - {SdpaBackend.name})
+        if not tried:
             raise
-        logger.warning("attention: sdpa for all layers; varlen was tried and failed: %s", error)
+        logger.warning("attention: sdpa for all layers; %s was tried and failed: %s", tried, error)
         attention.set_backends(dict.fromkeys(range(layout.num_layers), SdpaBackend()))
         check_attention(module, attention, layout)
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.linalg import vector_norm
 
+from baton.engine.kernels import norm_kernel
+
 logger = logging.getLogger(__name__)
 
 _EPSILON_NAMES = ("variance_epsilon", "eps")
@@ -24,9 +26,12 @@ class FastRmsNorm(nn.Module):
         self.weight = weight
         self._epsilon = epsilon
         self._share = 1.0 / weight.numel()
+        self._kernel = norm_kernel(weight)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., size] to [..., size]."""
+        if self._kernel is not None and inputs.dtype is self.weight.dtype:
+            return self._kernel(inputs, self.weight, self._epsilon)
         wide = inputs.float()
         norm = vector_norm(wide, dim=-1, keepdim=True)
         scaled = wide * norm.square_().mul_(self._share).add_(self._epsilon).rsqrt_()

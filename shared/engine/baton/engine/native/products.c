@@ -8,17 +8,10 @@
    A row's sums are added in the same order however many rows there are: its result does not depend
    on its batch. Rows are contiguous; sizes and addresses are checked by the caller, kernels.py. */
 
-#include <immintrin.h>
-#include <stdint.h>
-#include <string.h>
+#include "avx512.h"
 
-enum { BLOCK = 64, LANES = 16, VECTORS = BLOCK / LANES, MAX_ROWS = 6 };
+enum { BLOCK = 64, VECTORS = BLOCK / LANES, MAX_ROWS = 6 };
 enum { NO_ACTIVATION, SILU, GELU_TANH };
-
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")))
-#define UNROLLED _Pragma("GCC unroll 8") /* sums must be registers */
-
-typedef uint16_t bf16;
 
 typedef struct {
     bf16 *out;         /* [num_rows, out_features] */
@@ -26,37 +19,6 @@ typedef struct {
     long out_features;
     int activation; /* one: a block is 32 outputs of a gate, then 32 that it multiplies */
 } Output;
-
-uint32_t baton_version(void) { return VERSION; }
-
-int baton_is_supported(void) {
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
-}
-
-/* Four values at `values` in every lane. */
-AVX512 static inline __m512i repeated(const void *values) {
-    int32_t lane;
-    memcpy(&lane, values, sizeof lane);
-    return _mm512_set1_epi32(lane);
-}
-
-/* e^x, off by at most 2 in the last place; the polynomial is Cephes' expf (S. Moshier, 1984). */
-AVX512 static inline __m512 exponential(__m512 x) {
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-104)), _mm512_set1_ps(89)); /* 0, infinity */
-    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
-    rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
-    __m512 sum = _mm512_set1_ps(1.9875691500e-4f);
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.3981999507e-3f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(8.3334519073e-3f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(4.1665795894e-2f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.6666665459e-1f));
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(5.0000001201e-1f));
-    sum = _mm512_fmadd_ps(_mm512_mul_ps(sum, rest), rest, _mm512_add_ps(rest, _mm512_set1_ps(1)));
-    return _mm512_scalef_ps(sum, whole);
-}
 
 /* x * sigmoid(s), where s is x for SiLU; the tanh form of GELU is the same with its own s. */
 AVX512 static inline __m512 activated(__m512 x, int activation) {
@@ -87,7 +49,7 @@ AVX512 static void finish(float sums[][BLOCK], long block, long first_row, long 
             }
             const long left = to.out_features - first - i * LANES;
             const __mmask16 mask = left < LANES ? (1 << left) - 1 : 0xffff;
-            _mm256_mask_storeu_epi16(out + i * LANES, mask, (__m256i)_mm512_cvtneps_pbh(value));
+            store_rounded(out + i * LANES, mask, value);
         }
     }
 }
@@ -154,11 +116,6 @@ typedef struct {
     float unit;
     int32_t high_offset, low_offset; /* weights go in as uint8: this much too many of each half */
 } Rounding;
-
-AVX512 static inline __m512 widened(const bf16 *values) {
-    const __m256i half = _mm256_loadu_si256((const __m256i *)values);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
 
 /* halves: [2, in_features], high and low. */
 AVX512 static Rounding rounded(const bf16 *row, long in_features, int8_t *halves) {
