@@ -9,21 +9,12 @@ from itertools import islice
 
 from baton.core.errors import RequestNotFound
 from baton.core.request import Stage
-from baton.core.timeline import Slice
+from baton.core.timeline import Track
 from baton.scheduler.live import LiveRequest
 from baton.scheduler.messages import PlacementTaken
 
 MAX_RUNNING = 256
 """Running requests that one list shows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Track:
-    """The parts of one stage on one worker, relative to the request's arrival."""
-
-    name: str
-    worker_id: str
-    slices: tuple[Slice, ...]
 
 
 @dataclass(frozen=True, slots=True)

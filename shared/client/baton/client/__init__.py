@@ -3,7 +3,7 @@
 from baton.client.async_client import AsyncClient
 from baton.client.async_stream import AsyncTextStream
 from baton.client.pins import PinnedPrefix, PinOptions
-from baton.client.records import RequestList, RequestRecord, Track
+from baton.client.records import RequestList, RequestRecord
 from baton.client.retry import RetryPolicy
 from baton.client.sync_client import Client
 from baton.client.sync_stream import TextStream
@@ -47,7 +47,7 @@ from baton.core.errors import (
 from baton.core.guide import Guide, GuideKind
 from baton.core.output import Usage
 from baton.core.request import Stage
-from baton.core.timeline import Slice
+from baton.core.timeline import Slice, Track
 
 __all__ = [
     "AsyncClient",

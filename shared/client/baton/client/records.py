@@ -7,19 +7,8 @@ from dataclasses import dataclass
 from baton.client.messages import placement_from, seconds_from, stage_from
 from baton.client.types import Placement
 from baton.core.request import Stage
-from baton.core.timeline import Slice
+from baton.core.timeline import Slice, Track
 from baton.v1 import common_pb2, inference_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class Track:
-    """The parts of one stage on one worker."""
-
-    name: str
-    """`prefill_chunk`, `kv_chunk` or `decode_step`."""
-    worker_id: str
-    slices: tuple[Slice, ...]
-    """Relative to the request's arrival."""
 
 
 @dataclass(frozen=True, slots=True)

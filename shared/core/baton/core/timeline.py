@@ -46,6 +46,17 @@ class Slice:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Track:
+    """The parts of one stage on one worker."""
+
+    name: str
+    """`prefill_chunk`, `kv_chunk` or `decode_step`."""
+    worker_id: str
+    slices: tuple[Slice, ...]
+    """Relative to the request's arrival."""
+
+
 class Slices:
     """A stage's slices by time. When they are too many, neighbours are joined.
 
