@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import grpc
 import pytest
-import pytest_asyncio
 
 from baton.client import BatonError, InvalidRequest, ModelNotFound, PromptTooLong
 from baton.v1.inference_pb2 import GenerateRequest
 from baton.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.support.system import System, collect
-from tests.support.tiny_models import make_tiny_model
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
-    path = make_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")
-    async with System(tmp_path_factory.mktemp("system"), {"llama": path}) as running:
-        await running.workers("llama")
-        yield running
-
-
 async def still_serves(system: System) -> None:
-    stream = system.client.generate(
-        token_ids=[9, 10, 11],
-        max_tokens=4,
-        temperature=0.0,
-        ignore_eos=True,
-        return_token_ids=True,
-        stream=True,
-    )
-    assert len(await collect(stream)) == 4
+    assert len(await system.greedy([9, 10, 11], 4)) == 4
     await system.assert_nothing_held()
 
 

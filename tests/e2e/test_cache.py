@@ -12,7 +12,7 @@ from baton.core.hashing import block_hashes, root_hash
 from baton.core.replicas import owner
 from baton.rpc.convert import status_from_pb
 from tests.support.eventually import eventually
-from tests.support.system import Process, System, collect
+from tests.support.system import Process, System
 from tests.support.tiny_models import make_tiny_model
 
 if TYPE_CHECKING:
@@ -55,19 +55,6 @@ def prompt_of(seed: int, length: int = 300) -> list[int]:
     return [rng.randrange(8, 320) for _ in range(length)]
 
 
-async def generate(system: System, prompt: list[int]) -> list[int]:
-    stream = system.client.generate(
-        token_ids=prompt,
-        model=MODEL,
-        max_tokens=NUM_TOKENS,
-        temperature=0.0,
-        ignore_eos=True,
-        return_token_ids=True,
-        stream=True,
-    )
-    return await collect(stream)
-
-
 async def stat(system: System, process: Process, name: str) -> float:
     return float((await system.service_status(process)).stats[name])
 
@@ -86,7 +73,7 @@ async def test_killed_cache_serves_prefixes_from_disk_after_its_restart(
     (cache,) = [process for process in system.processes if process.role == "cache"]
     prefill, _ = await system.workers(MODEL)
     prompt = prompt_of(1)
-    expected = await generate(system, prompt)
+    expected = await system.greedy(prompt, NUM_TOKENS, model=MODEL)
     num_blocks = (len(prompt) - 1) // BLOCK_SIZE
     await wait_for_stat(system, cache, "disk_blocks", num_blocks)
     await wait_for_stat(system, cache, "disk_queued_bytes", 0)
@@ -101,7 +88,7 @@ async def test_killed_cache_serves_prefixes_from_disk_after_its_restart(
     await system.wait_ready(prefill)
     await system.wait_members(prefill, cache)
 
-    assert await generate(system, prompt) == expected
+    assert await system.greedy(prompt, NUM_TOKENS, model=MODEL) == expected
     assert await stat(system, prefill, "fetched_blocks") == num_blocks
     assert await stat(system, cache, "disk_hits") >= num_blocks
     assert await stat(system, cache, "disk_corrupt") == 0
@@ -131,7 +118,7 @@ async def test_replicas_share_the_prefixes_and_one_that_dies_loses_its_share_onl
         if kept[keeper] < 3:
             kept[keeper] += 1
             prompts.append(prompt)
-    expected = [await generate(system, prompt) for prompt in prompts]
+    expected = [await system.greedy(prompt, NUM_TOKENS, model=MODEL) for prompt in prompts]
     for cache in caches:
         await wait_for_stat(system, cache, "stored_blocks", kept[cache.worker_id] * 6)
         assert await stat(system, cache, "stored_blocks") == kept[cache.worker_id] * 6
@@ -141,7 +128,7 @@ async def test_replicas_share_the_prefixes_and_one_that_dies_loses_its_share_onl
     prefill = await system.worker("prefill", MODEL)
     await system.wait_ready(prefill)
     await system.wait_members(prefill)
-    assert [await generate(system, prompt) for prompt in prompts] == expected
+    assert [await system.greedy(prompt, NUM_TOKENS, model=MODEL) for prompt in prompts] == expected
     assert await stat(system, prefill, "fetched_blocks") == kept[caches[1].worker_id] * 6
 
 

@@ -11,7 +11,7 @@ import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.system import System, collect
+from tests.support.system import System
 from tests.support.tiny_models import make_tiny_model
 
 if TYPE_CHECKING:
@@ -63,20 +63,6 @@ async def system(
         yield running
 
 
-async def generate(system: System, kind: str, prompt: list[int], **options: object) -> list[int]:
-    stream = system.client.generate(
-        token_ids=prompt,
-        model=kind,
-        max_tokens=NUM_TOKENS,
-        temperature=0.0,
-        ignore_eos=True,
-        return_token_ids=True,
-        stream=True,
-        **options,
-    )
-    return await collect(stream)
-
-
 @pytest.mark.timeout(180)
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,10 +85,12 @@ async def test_tokens_equal_transformers_through_the_whole_relay(system: System,
     await system.wait_members(prefill, decode)
 
     # Sixteen at once, 1 to 700 tokens, chunked, speculation on (the draft is the model itself).
-    outputs = await asyncio.gather(*(generate(system, kind, prompt) for prompt in prompts))
+    outputs = await asyncio.gather(
+        *(system.greedy(prompt, NUM_TOKENS, model=kind) for prompt in prompts)
+    )
     assert outputs == expected
     # Again: now prefixes are found in the caches, and speculation is off.
-    again = [generate(system, kind, prompt, speculation=False) for prompt in prompts]
+    again = [system.greedy(prompt, NUM_TOKENS, model=kind, speculation=False) for prompt in prompts]
     assert await asyncio.gather(*again) == expected
 
     completion = await system.client.generate(

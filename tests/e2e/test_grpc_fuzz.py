@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 from baton.v1 import common_pb2, inference_pb2
 from tests.support.protobuf_strategies import messages
 from tests.support.system import System
-from tests.support.tiny_models import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
@@ -30,14 +28,6 @@ DEFECTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DA
 many = settings(
     max_examples=120, deadline=None, suppress_health_check=[*HealthCheck], derandomize=True
 )
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
-    path = make_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama")
-    async with System(tmp_path_factory.mktemp("system"), {"llama": path}) as running:
-        await running.workers("llama")
-        yield running
 
 
 @pytest.fixture

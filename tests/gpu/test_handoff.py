@@ -10,22 +10,9 @@ import torch
 
 from tests.gpu.conftest import TinyModel
 from tests.model.harness import make_prompts, references
-from tests.support.system import System, collect
+from tests.support.system import System
 
 NUM_TOKENS = 24
-
-
-async def _generate(system: System, prompt: tuple[int, ...]) -> list[int]:
-    stream = system.client.generate(
-        token_ids=list(prompt),
-        model="llama",
-        max_tokens=NUM_TOKENS,
-        temperature=0.0,
-        ignore_eos=True,
-        return_token_ids=True,
-        stream=True,
-    )
-    return await collect(stream)
 
 
 @pytest.mark.timeout(300)
@@ -40,7 +27,9 @@ async def test_kv_goes_from_process_to_process(
         workers = [await system.worker(role, "llama", **settings) for role in ("prefill", "decode")]
         await system.wait_ready(*workers)
         await system.wait_members(*workers)
-        outputs = await asyncio.gather(*(_generate(system, prompt) for prompt in prompts))
+        outputs = await asyncio.gather(
+            *(system.greedy(prompt, NUM_TOKENS, model="llama") for prompt in prompts)
+        )
         assert [len(output) for output in outputs] == [NUM_TOKENS] * len(prompts)
         if dtype == "float32":
             expected = references(directory, prompts, NUM_TOKENS)

@@ -10,9 +10,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from baton.client import RetryPolicy
 from baton.core.errors import BatonError, InvalidRequest, RequestNotFound
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
+FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001, max_backoff_s=0.002)
+"""Tries again at once."""
 _CODES = {
     "INVALID_REQUEST": grpc.StatusCode.INVALID_ARGUMENT,
     "PROMPT_TOO_LONG": grpc.StatusCode.INVALID_ARGUMENT,

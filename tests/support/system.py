@@ -25,6 +25,7 @@ from baton.v1.control_pb2_grpc import ControlServiceStub
 from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from baton.v1.inference_pb2 import ServiceStatus
@@ -232,6 +233,20 @@ class System:
             status = await asyncio.to_thread(process.popen.wait, 20)
             assert status == 0, f"{process.role} exited with {status}:\n{process.log_tail()}"
             self.processes.remove(process)
+
+    async def greedy(self, prompt: Sequence[int], num_tokens: int, **options: Any) -> list[int]:
+        """So many tokens of a streamed answer, the likeliest each time."""
+        return await collect(
+            self.client.generate(
+                token_ids=list(prompt),
+                max_tokens=num_tokens,
+                temperature=0.0,
+                ignore_eos=True,
+                return_token_ids=True,
+                stream=True,
+                **options,
+            )
+        )
 
     def end_processes(self) -> None:
         """Ends what is left, in the reverse order of starting."""

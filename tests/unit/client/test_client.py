@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from baton.client import AsyncClient, Client, Completion, Guide, RetryPolicy
 from baton.core.cluster import ServiceState
@@ -23,23 +21,7 @@ from baton.core.errors import (
 )
 from baton.v1 import common_pb2
 from tests.support.eventually import eventually
-from tests.support.fake_inference import FakeInference, serve
-
-FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001, max_backoff_s=0.002)
-
-
-@pytest_asyncio.fixture
-async def fake() -> AsyncIterator[FakeInference]:
-    servicer = FakeInference()
-    servicer.server, servicer.address = await serve(servicer)
-    yield servicer
-    await servicer.server.stop(0)
-
-
-@pytest_asyncio.fixture
-async def client(fake) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(fake.address, timeout_s=10, retry=FAST) as client:
-        yield client
+from tests.support.fake_inference import FAST, serve
 
 
 @pytest.mark.parametrize(

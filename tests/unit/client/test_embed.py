@@ -1,31 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
-from baton.client import AsyncClient, Client, InvalidRequest, NoWorker, RetryPolicy
+from baton.client import AsyncClient, Client, InvalidRequest, NoWorker
 from baton.core.errors import Internal
 from baton.v1 import common_pb2
-from tests.support.fake_inference import FakeInference, serve
-
-FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001, max_backoff_s=0.002)
-
-
-@pytest_asyncio.fixture
-async def fake() -> AsyncIterator[FakeInference]:
-    servicer = FakeInference()
-    servicer.server, servicer.address = await serve(servicer)
-    yield servicer
-    await servicer.server.stop(0)
-
-
-@pytest_asyncio.fixture
-async def client(fake) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(fake.address, timeout_s=10, retry=FAST) as client:
-        yield client
+from tests.support.fake_inference import FAST, FakeInference, serve
 
 
 async def test_vectors_come_in_the_order_of_the_inputs(fake, client):

@@ -10,9 +10,8 @@ import pytest_asyncio
 
 from baton.client import AsyncClient, Client, Internal, NoWorker, RetryPolicy
 from baton.core.errors import BatonError, WorkerDraining
-from tests.support.fake_inference import FakeInference, serve
+from tests.support.fake_inference import FAST, FakeInference, serve
 
-FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001, max_backoff_s=0.002)
 WHOLE = "Hello wörld!"
 
 
@@ -22,12 +21,6 @@ async def fake() -> AsyncIterator[FakeInference]:
     servicer.server, servicer.address = await serve(servicer)
     yield servicer
     await servicer.server.stop(0)
-
-
-@pytest_asyncio.fixture
-async def client(fake) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(fake.address, timeout_s=10, retry=FAST) as client:
-        yield client
 
 
 async def test_a_broken_stream_goes_on_after_its_last_token(fake, client):

@@ -15,8 +15,6 @@ from baton.core.errors import (
     error_for,
 )
 
-FAST = RetryPolicy(max_attempts=4, initial_backoff_s=0.001, max_backoff_s=0.002)
-
 
 def test_budget_bounds_retries_over_all_calls():
     retrier = Retrier(RetryPolicy(budget=2.0), Random(0))
