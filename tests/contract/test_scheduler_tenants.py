@@ -40,6 +40,14 @@ def _client(rig: Rig, key: str | None) -> AsyncClient:
     return AsyncClient(rig.address, timeout_s=10, api_key=key, retry=ONCE)
 
 
+@pytest.mark.parametrize("gateway_key", ["", "secret-gateway"])
+async def test_a_gateway_key_that_was_forgotten_is_told_at_the_start(
+    gateway_key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Rig(api_keys=KEYS, gateway_key=gateway_key):
+        assert ("gateways will be refused" in caplog.text) == (not gateway_key)
+
+
 @pytest.mark.parametrize("key", [None, "wrong", "secret-"])
 async def test_without_a_known_key_nothing_is_served(rig: Rig, key: str | None) -> None:
     async with _client(rig, key) as client:

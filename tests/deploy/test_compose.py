@@ -119,6 +119,22 @@ def test_every_variable_is_a_setting_with_a_good_value(
     assert set(ports) <= listening
 
 
+def test_gateway_and_scheduler_take_the_same_keys_and_none_lies_here(
+    compose: dict[str, Any],
+) -> None:
+    given = {
+        name: {key: value for key, value in service.get("environment", {}).items() if "KEY" in key}
+        for name, service in compose["services"].items()
+    }
+    passed_on = {key: f"${{{key}:-}}" for key in ("BATON_API_KEYS", "BATON_GATEWAY_KEY")}
+    assert {name: keys for name, keys in given.items() if keys} == {
+        "gateway": passed_on, "scheduler": passed_on
+    }  # fmt: skip
+    for ignoring in (".gitignore", ".dockerignore"):
+        ignored = (ROOT / ignoring).read_text(encoding="utf-8").splitlines()
+        assert {".env", "*"} & set(ignored), f"a file .env with keys is not in {ignoring}"
+
+
 def test_cache_keeps_its_blocks_on_a_volume_that_its_user_may_write(
     compose: dict[str, Any],
 ) -> None:

@@ -133,7 +133,8 @@ def test_references_exist() -> None:
         assert f"ServiceAccount/{pod['serviceAccountName']}" in known, name
         for container in pod["containers"]:
             for source in container.get("envFrom", []):
-                assert f"ConfigMap/{source['configMapRef']['name']}" in known, name
+                if "configMapRef" in source:
+                    assert f"ConfigMap/{source['configMapRef']['name']}" in known, name
             mounts = {mount["name"] for mount in container["volumeMounts"]}
             volumes = {volume["name"] for volume in pod.get("volumes", [])}
             claims = {"data"} if "nats" in name or "cache" in name else set()
@@ -144,6 +145,26 @@ def test_references_exist() -> None:
         assert scaler["spec"]["minReplicas"] <= scaler["spec"]["maxReplicas"]
     for workload in _of("StatefulSet"):
         assert f"Service/{workload['spec']['serviceName']}" in known
+
+
+def test_keys_come_from_one_secret_of_the_users_own() -> None:
+    sources = {
+        container["name"]: [source["secretRef"] for source in container.get("envFrom", [])
+                            if "secretRef" in source]
+        for _, template in _pods()
+        for container in template["spec"]["containers"]
+    }  # fmt: skip
+    keys = {"name": "baton-keys", "optional": True}
+    assert {name: found for name, found in sources.items() if found} == {
+        "gateway": [keys], "scheduler": [keys]
+    }  # fmt: skip
+    assert not _of("Secret")
+    text = (BASE / "kustomization.yaml").read_text(encoding="utf-8")
+    (named,) = re.findall(r"create secret generic (\S+) ", text)
+    assert named == keys["name"]
+    for service in ("gateway", "scheduler"):
+        literals = set(re.findall(r"--from-literal=(\w+)=", text))
+        assert literals == {"BATON_API_KEYS", "BATON_GATEWAY_KEY"} <= variables(service)
 
 
 def test_autoscaled_workloads_do_not_fix_their_replicas() -> None:
@@ -197,7 +218,8 @@ def _environment(service: str) -> dict[str, str]:
     given: dict[str, str] = {}
     used_only_by_reference: set[str] = set()
     for source in container.get("envFrom", []):
-        given |= maps[source["configMapRef"]["name"]]
+        if "configMapRef" in source:
+            given |= maps[source["configMapRef"]["name"]]
     for entry in container["env"]:
         # A value from the pod itself is its address.
         value = entry.get("value", "10.0.0.1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import grpc
 
@@ -26,6 +27,8 @@ from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch, PrefixWatch
 
+logger = logging.getLogger(__name__)
+
 _RELEASE_WAIT_S = 3.0
 _CALLED_ROLES = frozenset({"tokenizer", "prefill", "decode", "cache"})
 
@@ -37,6 +40,10 @@ class SchedulerService:
         settings = runtime.settings
         callers = Callers(settings.make_tenants(), settings.plain_gateway_key, runtime.clock)
         runtime.lifecycle.guard = callers.refusal
+        if (settings.api_keys or settings.tenants_file) and not settings.plain_gateway_key:
+            logger.warning(
+                "gateways will be refused: callers need keys, and gateway_key is not set"
+            )
         self._prefixes = PrefixWatch(runtime.bus, runtime.control, runtime.members)
         cluster = ClusterWatch(runtime.members, self._prefixes.index, runtime.clock)
         peers = Peers(runtime.channels)
