@@ -55,7 +55,7 @@ def test_it_ends_with_one_line_of_json(
     assert figures["decode_b1_floor_fraction"] > 0
     assert figures["vs_transformers_b1"] is None
     assert figures["decode_tokens_per_s"].keys() == {"1x32", "16x32"}
-    assert figures["sdpa_layers"] > 0
+    assert figures["paged_layers"] + figures["sdpa_layers"] > 0
     assert figures["eager_steps"] > 0
 
 
