@@ -16,7 +16,7 @@ from tests.support.repository import ROOT, SERVICES, parts, tracked_files
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-MAX_PRODUCT_CODE_LINES = 24_500
+MAX_PRODUCT_CODE_LINES = 25_200
 BANNED_MODULE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 UNSAFE_SERIALIZERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
 # Edges where anything may be caught, because somebody else must go on; each logs what it caught.
@@ -55,11 +55,9 @@ def _found(breach: object, paths: list[Path] | None = None) -> list[str]:
 
 
 def test_files_are_short() -> None:
-    page = [path for path in tracked_files() if path.suffix in {".js", ".css", ".html"}]
-    lengths = {
-        _relative(path): len(path.read_text(encoding="utf-8").splitlines())
-        for path in (*PRODUCT, *page)
-    }
+    suffixes = {".js", ".css", ".html", ".c", ".h"}
+    others = [path for path in tracked_files() if path.suffix in suffixes]
+    lengths = {_relative(path): _num_lines(path) for path in (*PRODUCT, *others)}
     assert {name: n for name, n in lengths.items() if n > MAX_FILE_LINES} == {}
 
 
@@ -89,15 +87,30 @@ def _code_lines(path: Path) -> int:
     return len(lines)
 
 
+def _num_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def _c_code_lines(path: Path) -> int:
+    source = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return sum(bool(line.strip()) for line in source.splitlines())
+
+
 def test_product_is_small_and_size_table(capsys: pytest.CaptureFixture[str]) -> None:
     table = [f"\n{'part':<12}{'files':>7}{'longest':>9}{'lines':>8}{'code':>8}"]
     totals = [0, 0, 0]
     for part in parts():
-        lines = [len(path.read_text(encoding="utf-8").splitlines()) for path in part.modules()]
+        lines = [_num_lines(path) for path in part.modules()]
         row = [len(lines), sum(lines), sum(map(_code_lines, part.modules()))]
         totals = [total + value for total, value in zip(totals, row, strict=True)]
         longest = max(lines, default=0)
         table.append(f"{part.name:<12}{row[0]:>7}{longest:>9}{row[1]:>8}{row[2]:>8}")
+    native = [path for path in tracked_files() if path.suffix in {".c", ".h"}]
+    row = [len(native), sum(map(_num_lines, native)), sum(map(_c_code_lines, native))]
+    totals = [total + value for total, value in zip(totals, row, strict=True)]
+    table.append(
+        f"{'kernels in C':<12}{row[0]:>7}{max(map(_num_lines, native)):>9}{row[1]:>8}{row[2]:>8}"
+    )
     table.append(f"{'total':<12}{totals[0]:>7}{'':>9}{totals[1]:>8}{totals[2]:>8}\n")
     with capsys.disabled():
         sys.stdout.write("\n".join(table))

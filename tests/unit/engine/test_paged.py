@@ -162,6 +162,16 @@ def test_pools_that_cannot_be_read_in_place_are_refused() -> None:
         )
 
 
+def test_blocks_behind_the_pool_are_refused_before_memory_is_read() -> None:
+    heads = HEADS[0]
+    rows = _rows([(20, 1)], heads[3])
+    query, keys, values = _pools(heads, rows)
+    batch = AttentionBatch(rows, heads[3], CPU)
+    few = max(rows[0].block_table)
+    with pytest.raises(Internal, match=f"block {few} is not one of the pool's {few}"):
+        PagedBackend().attend(query, keys[:few], values[:few], batch, _options("none", None, 6))
+
+
 def test_rows_with_few_queries_are_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdpa, "_gather", pytest.fail)
     heads = HEADS[0]

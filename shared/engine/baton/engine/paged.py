@@ -88,6 +88,8 @@ class PagedBackend:
             raise Internal("the pool's keys and values differ, or are not contiguous")
         if query.dtype is not torch.bfloat16 or keys.dtype not in {torch.bfloat16, torch.int8}:
             raise Internal(f"the kernel takes no queries of {query.dtype} and keys of {keys.dtype}")
+        if batch.largest_block >= len(keys):
+            raise Internal(f"block {batch.largest_block} is not one of the pool's {len(keys)}")
         rows = batch.paged_rows
         sinks = None if options.sinks is None else options.sinks.float().contiguous()
         attention = _Attention(

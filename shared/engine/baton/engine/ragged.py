@@ -161,6 +161,11 @@ class AttentionBatch:
         """The rows, for kernels that read the pool in place."""
         return make_paged_rows(self._rows, self._block_size, self._device)
 
+    @cached_property
+    def largest_block(self) -> int:
+        """Largest block id of any row."""
+        return int(self.paged_rows.block_table.max())
+
     def groups(self, window: int | None, first_row: int = 0) -> list[RowGroup]:
         """The rows from `first_row` on, grouped for layers with a window."""
         found = self._groups.get((window, first_row))
