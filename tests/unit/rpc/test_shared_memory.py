@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK, fcntl
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,14 @@ def test_a_sender_opens_only_the_memory_that_was_meant(tmp_path: Path) -> None:
         # Not sealed: it could shrink under the writer.
         with pytest.raises(OSError, match=r"Invalid argument|something else"):
             SenderSlots(replace(offer, fd=file.fileno()))
+    for seals in (0, F_SEAL_SHRINK | F_SEAL_GROW):  # not sealed, or not for good
+        fd = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, offer.num_bytes)
+        os.pwrite(fd, offer.token, 0)
+        fcntl(fd, F_ADD_SEALS, seals)
+        with pytest.raises(OSError, match="something else"):
+            SenderSlots(replace(offer, fd=fd))
+        os.close(fd)
     receiver.close()
     with pytest.raises(FileNotFoundError):
         SenderSlots(offer)
