@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from baton.cache import disk
 from baton.cache.disk import DamagedRecord, DiskEntry, DiskError, DiskStore, disk_bytes
 from baton.core.errors import InvalidRequest
 from baton.core.eviction import ChainLink
+from tests.support import disk_pages
 from tests.support.disk_writer import BATCH, BUDGET_BYTES, KEPT, LAYOUT
 from tests.support.kv_blocks import make_block, name, payload
 
@@ -101,6 +103,32 @@ def test_file_that_was_cut_short_is_set_aside(tmp_path: Path) -> None:
     again = DiskStore(tmp_path, BUDGET)
     assert list(again.scan()) == []
     again.close()
+
+
+def test_a_lost_page_costs_blocks_and_at_most_one_start(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, disk_pages.BUDGET_BYTES)
+    for number in range(disk_pages.NUM_BLOCKS):
+        store.write([make_block(number)], [])
+    store.write([], [name(number) for number in range(0, disk_pages.NUM_BLOCKS, 7)])
+    store.close()
+    command = [sys.executable, "-m", "tests.support.disk_pages", store.folder / "blocks.lmdb"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    ends = json.loads(done.stdout)
+    assert len(ends) > 10
+    assert [codes for codes in ends if codes not in ([0], [-signal.SIGABRT, 0])] == []
+
+
+def test_file_at_whose_opening_a_process_ended_is_set_aside(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, BUDGET)
+    store.write([make_block(1)], [])
+    store.close()
+    (store.folder / "opening").touch()
+    for _ in range(2):
+        again = DiskStore(tmp_path, BUDGET)
+        assert list(again.scan()) == []
+        again.close()
+    assert (store.folder / "blocks.damaged").exists()
+    assert not (store.folder / "opening").exists()
 
 
 def test_full_file_is_an_error_and_changes_nothing(store: DiskStore) -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ DiskError = lmdb.Error
 PAGE_BYTES = 4096
 _FILE = "blocks.lmdb"
 _LOCK = "lock"
+_OPENING = "opening"
 _MAX_REPLICAS = 256
 _ID_KEY = b"store_id"
 _NOTE_KEY = b"note"
@@ -74,8 +76,7 @@ class DiskStore:
         held_bytes = file.stat().st_size if file.exists() else 0
         size = budget_bytes if held_bytes <= budget_bytes else int(held_bytes / _USABLE)
         self._map_bytes = max(size, MIN_BUDGET_BYTES) // PAGE_BYTES * PAGE_BYTES
-        self._open(file)
-        self.store_id, self.note = self._load_own()
+        self.store_id, self.note = self._open(file)
 
     def scan(self) -> Iterator[DiskEntry | bytes]:
         """All records' descriptions, or the key of one whose description is damaged.
@@ -147,16 +148,25 @@ class DiskStore:
         self._env.close()
         os.close(self._lock)
 
-    def _open(self, file: Path) -> None:
-        """Opens the file; one that cannot be used is set aside for an empty one."""
-        try:
-            self._attach(file)
-        except DiskError as error:
-            logger.error("stored blocks cannot be read, set aside", extra={"error": str(error)})
-            file.replace(file.with_suffix(".damaged"))
-            self._attach(file)
+    def _open(self, file: Path) -> tuple[str, str]:
+        """Opens the file; one that cannot be used is set aside for an empty one.
 
-    def _attach(self, file: Path) -> None:
+        So is one at whose opening the process ended: LMDB gives up so when a tree is damaged.
+        """
+        mark = self.folder / _OPENING
+        if mark.exists() and file.exists():
+            _set_aside(file, "a process ended while it opened them")
+        mark.touch(0o600)
+        try:
+            own = self._attach(file)
+        except DiskError as error:
+            _set_aside(file, str(error))
+            own = self._attach(file)
+        mark.unlink()
+        return own
+
+    def _attach(self, file: Path) -> tuple[str, str]:
+        """Opens the file and walks its trees, payloads apart; returns what `_load_own` does."""
         # metasync=False: a power cut may lose the last transaction, and damages none before it.
         # mode: prompts can be read out of their KV, so it is for this user alone.
         self._env = lmdb.open(
@@ -167,14 +177,22 @@ class DiskStore:
             mode=0o600,
             max_dbs=3,
         )
-        info, page_bytes = self._env.info(), self._env.stat()["psize"]
-        if file.stat().st_size < (info["last_pgno"] + 1) * page_bytes:
-            self._env.close()  # Before any page is touched: one that is not there ends the process.
-            raise lmdb.CorruptedError("the file is shorter than it says")
-        self._env.reader_check()
-        self._own = self._env.open_db(b"own")
-        self._about = self._env.open_db(b"about")
-        self._payloads = self._env.open_db(b"payloads")
+        try:
+            info, page_bytes = self._env.info(), self._env.stat()["psize"]
+            if file.stat().st_size < (info["last_pgno"] + 1) * page_bytes:
+                # Before any page is touched: one that is not there ends the process.
+                raise lmdb.CorruptedError("the file is shorter than it says")
+            self._env.reader_check()
+            self._own = self._env.open_db(b"own")
+            self._about = self._env.open_db(b"about")
+            self._payloads = self._env.open_db(b"payloads")
+            with self._env.begin() as txn:
+                for tree in (self._about, self._payloads):
+                    deque(txn.cursor(db=tree).iternext(values=False), maxlen=0)
+            return self._load_own()
+        except DiskError:
+            self._env.close()
+            raise
 
     def _load_own(self) -> tuple[str, str]:
         """The store's id, made when there is none, and the note."""
@@ -185,6 +203,11 @@ class DiskStore:
                 txn.put(_ID_KEY, store_id, db=self._own)
             note = txn.get(_NOTE_KEY, b"", db=self._own)
             return bytes(store_id).decode(errors="replace"), bytes(note).decode(errors="replace")
+
+
+def _set_aside(file: Path, error: str) -> None:
+    logger.error("stored blocks cannot be read, set aside", extra={"error": error})
+    file.replace(file.with_suffix(".damaged"))
 
 
 def disk_bytes(payload_bytes: int) -> int:
