@@ -109,7 +109,10 @@ class StepLoop:
             self._update(work, time.monotonic())
         num_tokens = sum(entry.item.num_tokens for entry in work)
         num_prefill_tokens = sum(entry.num_known for entry in work if entry.num_known > 1)
-        self.speeds.observe(num_prefill_tokens, num_tokens, time.monotonic() - started_at_s)
+        step_s = time.monotonic() - started_at_s
+        self.speeds.observe(num_prefill_tokens, num_tokens, step_s)
+        if not num_prefill_tokens:
+            self._drafting.observe_step(sum(1 + len(entry.drafts) for entry in work), step_s)
         return True
 
     def _plan(self, now: float) -> list[_Work]:
@@ -131,8 +134,16 @@ class StepLoop:
         )
         most_new = 2 + (1 + self._config.num_draft_tokens) // state.pool.block_size
         is_tight = state.pool.num_available < most_new * len(state.running)
+        lengths = self._drafting.lengths([
+            sequence
+            for sequence in state.running.values()
+            if sequence.num_tokens - sequence.num_computed_tokens == 1
+        ])
         plan = plan_step(
-            [self._running(sequence, is_tight=is_tight) for sequence in state.running.values()],
+            [
+                self._running(sequence, lengths.get(sequence.seq_id, 0), is_tight=is_tight)
+                for sequence in state.running.values()
+            ],
             [self._waiting(sequence, matched.get(sequence.seq_id)) for sequence in waiting],
             limits,
         )
@@ -158,11 +169,9 @@ class StepLoop:
         others.sort(key=lambda entry: (-entry.spec.priority, entry.order))
         return ready + others[:_MAX_CONSIDERED]
 
-    def _running(self, sequence: TokenSequence, *, is_tight: bool) -> Candidate:
-        num_draft_tokens = 0
-        if sequence.num_tokens - sequence.num_computed_tokens == 1:
-            num_seqs = len(self._state.running)
-            num_draft_tokens = self._drafting.length(sequence, num_seqs)
+    def _running(
+        self, sequence: TokenSequence, num_draft_tokens: int, *, is_tight: bool
+    ) -> Candidate:
         num_private = 0
         if is_tight:
             pool = self._state.pool
@@ -245,7 +254,6 @@ class StepLoop:
             if entry.sequence.spec.prefill_only
         ]
         news = layer_news(self._state, prompts, self._runner.kv.layout)
-        drafted_at_s = time.monotonic()
         rows = [entry.row for entry in work]
         logits = self._runner.forward(rows, news)
         self._pool(work)
@@ -264,8 +272,6 @@ class StepLoop:
             end = offset + len(entry.drafts) + 1
             entry.sampled = sampled[offset:end]
             offset = end
-        if sampled and all(entry.num_known == 1 for entry in work):
-            self._drafting.observe_step(len(sampled), time.monotonic() - drafted_at_s)
 
     def _pool(self, work: Sequence[_Work]) -> None:
         """Takes the hidden states of sequences that are computed for them."""
