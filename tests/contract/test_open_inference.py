@@ -144,6 +144,12 @@ def _raw(*data: bytes) -> pb.ModelInferRequest:
     return request
 
 
+def _shaped(*shape: int) -> pb.ModelInferRequest:
+    request = _request()
+    request.inputs[0].shape[:] = shape
+    return request
+
+
 def _wanting(name: str) -> pb.ModelInferRequest:
     request = _request()
     request.outputs.add(name=name)
@@ -165,6 +171,10 @@ def _wanting(name: str) -> pb.ModelInferRequest:
         (_raw(b"\x09\0\0\0hello"), ErrorReason.INVALID_REQUEST, "no BYTES values"),
         (_raw(b"", b""), ErrorReason.INVALID_REQUEST, "2 entries for 1 inputs"),
         (_wanting("logits"), ErrorReason.INVALID_REQUEST, "no output 'logits'"),
+        (_shaped(2), ErrorReason.INVALID_REQUEST, "shape [2] is not that of 1 values"),
+        (_shaped(1 << 62, 4), ErrorReason.INVALID_REQUEST, "is not that of 1 values"),
+        (_shaped(-1, -1), ErrorReason.INVALID_REQUEST, "sizes, from 0 up"),
+        (_shaped(*[1 << 62] * 300_000), ErrorReason.INVALID_REQUEST, "at most 8 sizes"),
     ],
 )
 async def test_bad_requests_say_what_is_wrong(

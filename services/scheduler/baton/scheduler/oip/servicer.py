@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from math import prod
 from typing import Any
 
 from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, Unsupported
@@ -30,12 +31,12 @@ from baton.scheduler.servicer import Edge
 MODEL_VERSION = "1"
 MAX_STREAMED_AT_ONCE = 64
 """Requests of one ModelStreamInfer call that run side by side; further ones wait unread."""
+MAX_DIMENSIONS = 8
 _OUTPUTS = {"text_output": "BYTES", "output_ids": "UINT32", "finish_reason": "BYTES"}
-_OWN_FIELDS = ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")
 _CONTENTS = {
     **{
         name: f"{name.lower()}_contents"
-        for name in ["BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES"]
+        for name in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")
     },
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
@@ -100,7 +101,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: pb.ModelInferRequest, context: Any
     ) -> pb.ModelInferResponse:
         """Completes one prompt."""
-        wish = _wish(request)
+        wish = wish_of(request)
         if wish.is_stream:
             raise Unsupported("ModelInfer does not stream; call ModelStreamInfer")
         outputs: list[Output] = []
@@ -147,7 +148,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         context: Any,
         send: Callable[[pb.ModelStreamInferResponse], Awaitable[None]],
     ) -> None:
-        wish = _wish(request)
+        wish = wish_of(request)
         whole: list[Output] = []
 
         async def relay(model: str, outputs: list[Output], *, is_final: bool) -> None:
@@ -203,7 +204,12 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         return self._edge.cluster.resolve_model(name)
 
 
-def _wish(request: pb.ModelInferRequest) -> Wish:
+def wish_of(request: pb.ModelInferRequest) -> Wish:
+    """What a request asks for.
+
+    Raises:
+        InvalidRequest: it is not well-formed, or asks for what there is not.
+    """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(
@@ -222,6 +228,7 @@ def _wish(request: pb.ModelInferRequest) -> Wish:
             if field is None:
                 raise InvalidRequest(f"{given.name}: datatype {given.datatype!r} is not supported")
             values = tuple(getattr(given.contents, field))
+        _check_shape(given, len(values))
         if given.name in tensors:
             raise InvalidRequest(f"{given.name} is given twice")
         tensors[given.name] = Tensor(given.name, given.datatype, values)
@@ -232,6 +239,17 @@ def _wish(request: pb.ModelInferRequest) -> Wish:
             raise InvalidRequest(f"the parameter {name!r} has no value")
         parameters[name] = getattr(parameter, kind)
     return read_wish(tensors, parameters)
+
+
+def _check_shape(given: pb.ModelInferRequest.InferInputTensor, num_values: int) -> None:
+    """A shape that is left out fits anything."""
+    shape = given.shape
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0:
+        raise InvalidRequest(f"{given.name}: a shape has at most {MAX_DIMENSIONS} sizes, from 0 up")
+    if shape and prod(shape) != num_values:
+        raise InvalidRequest(
+            f"{given.name}: shape {list(shape)} is not that of {num_values} values"
+        )
 
 
 def _response(
