@@ -74,6 +74,27 @@ async def test_queue_is_bounded() -> None:
         assert texts == [expected_text("one", 8), expected_text("two", 8)]
 
 
+@pytest.mark.parametrize("ends_by", ["cancel", "deadline"])
+async def test_who_leaves_the_queue_takes_nobodys_place(ends_by: str) -> None:
+    async with Rig() as rig:
+        rates = WorkerRates(max_num_seqs=1)
+        rig.members.observe(rig.processes["decode-0"].announcement(rates=rates))
+        rig.prefills[0].pauses.hold("compute")
+        running = asyncio.create_task(rig.ask("one"))
+        await eventually(lambda: "compute" in rig.prefills[0].pauses.reached)
+        timeout_s = 0.3 if ends_by == "deadline" else 20
+        leaving = asyncio.create_task(rig.failure("two", timeout_s=timeout_s))
+        await eventually(lambda: rig.service.snapshot().num_waiting == 1)
+        if ends_by == "cancel":
+            leaving.cancel()
+        await asyncio.wait({leaving})
+        await eventually(lambda: rig.service.snapshot().num_waiting == 0)
+        rig.prefills[0].pauses.let_go("compute")
+        assert (await running).text == expected_text("one", 8)
+        assert (await rig.ask("three")).text == expected_text("three", 8)
+        assert len(rig.decodes[0].orders) == 2
+
+
 async def test_higher_priority_overtakes_in_the_queue() -> None:
     async with Rig() as rig:
         rates = WorkerRates(max_num_seqs=1)
