@@ -112,8 +112,16 @@ async def test_who_reads_nothing_at_all_is_cut_off(monkeypatch):
         _, writer = await _small_window(edge, "/v1/completions")
         await eventually(lambda: edge.gateway.num_running == 1)
         await eventually(lambda: edge.gateway.num_running == 0, timeout_s=20)
-        assert edge.fake.num_cancelled == 1
+        await eventually(lambda: edge.fake.num_cancelled == 1)
         writer.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_generation_has_the_settings_deadline(stream):
+    async with running_gateway(request_timeout_s=3) as edge:
+        await edge.raw.post("/v1/completions", json={"prompt": "x", "n": 2, "stream": stream})
+        assert len(edge.fake.remaining_s) == 2
+        assert all(left_s is not None and left_s < 4 for left_s in edge.fake.remaining_s)
 
 
 async def test_silent_stream_is_pinged(edge):

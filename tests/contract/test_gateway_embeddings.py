@@ -82,6 +82,19 @@ async def test_a_client_that_goes_away_takes_its_call_along(edge):
     await eventually(lambda: edge.gateway.num_running == 0)
 
 
+async def test_embeddings_have_the_deadline_and_the_bound_of_generations():
+    async with running_gateway(request_timeout_s=3, max_concurrent_requests=1) as edge:
+        edge.fake.hold = asyncio.Event()
+        task = asyncio.create_task(edge.raw.post("/v1/embeddings", json={"input": "a"}))
+        await eventually(lambda: edge.fake.num_running == 1)
+        assert (await edge.raw.post("/v1/embeddings", json={"input": "a"})).status_code == 429
+        edge.fake.hold.set()
+        assert (await task).status_code == 200
+        [left_s] = edge.fake.remaining_s
+        assert left_s is not None
+        assert left_s < 4  # gRPC rounds up
+
+
 async def test_tenants_do_not_share_kv():
     async with running_gateway(api_keys="key-of-acme=acme") as edge:
         headers = {"authorization": "Bearer key-of-acme"}

@@ -10,9 +10,10 @@ import pytest
 from baton.core.errors import (
     ErrorReason,
 )
+from baton.core.hashing import block_hashes, root_hash
 from baton.v1 import common_pb2, inference_pb2
 from tests.support.eventually import eventually
-from tests.support.fake_workers import expected_text
+from tests.support.fake_workers import FINGERPRINT, expected_text
 from tests.support.scheduler_rig import LOST_WITHIN_S, Rig
 
 
@@ -110,6 +111,35 @@ async def test_forced_disaggregation_sends_even_one_token_to_prefill() -> None:
     async with Rig(local_prefill_max_tokens=32, force_disaggregation=True) as rig:
         answer = await rig.ask("x")
         assert answer.last.placement.prefill_worker_id == "prefill-0"
+
+
+async def test_a_prompt_goes_to_the_worker_that_has_its_prefix_under_its_salt() -> None:
+    prompt = "0123456789abcdef" * 4
+    root = root_hash(FINGERPRINT.digest(), "salt")
+    cached = list(block_hashes(root, [ord(letter) for letter in prompt], 16))
+    async with Rig(num_decode=3, placement_policy="prefix_aware") as rig:
+        rig.service._prefixes.index.load_snapshot("decode-1", 1, cached)
+
+        async def homes(cache_salt: str) -> set[str]:
+            answers = [await rig.ask(prompt, cache_salt=cache_salt) for _ in range(3)]
+            return {answer.last.placement.decode_worker_id for answer in answers}
+
+        assert await homes("salt") == {"decode-1"}
+        assert len(await homes("another")) == 3
+
+
+async def test_what_this_scheduler_placed_counts_before_workers_announce_it() -> None:
+    async with Rig(num_decode=3, placement_policy="least_loaded") as rig:
+        for decode in rig.decodes:
+            decode.pauses.hold("token 4")
+        asking = asyncio.create_task(rig.ask())
+        await eventually(lambda: any("token 4" in d.pauses.reached for d in rig.decodes))
+        busy = next(d for d in rig.decodes if "token 4" in d.pauses.reached)
+        for _ in range(6):
+            await rig.ask(sampling={"max_tokens": 2})
+        assert len(busy.orders) == 1
+        busy.pauses.let_go("token 4")
+        await asking
 
 
 async def test_chat_and_token_prompts(rig: Rig) -> None:

@@ -12,6 +12,7 @@ from baton.core.errors import (
     ErrorReason,
 )
 from baton.rpc.errors import error_from_rpc
+from baton.v1 import inference_pb2
 from tests.support.eventually import eventually
 from tests.support.fake_workers import expected_text
 from tests.support.scheduler_rig import LOST_WITHIN_S, Rig
@@ -72,6 +73,17 @@ async def test_deadline_lets_go_everywhere(rig: Rig, role: str, point: str) -> N
     await eventually(rig.nothing_held, LOST_WITHIN_S)
     await eventually(lambda: rig.metric("baton_requests_total", status="deadline") == 1)
     assert rig.service.snapshot().stats == {}
+
+
+async def test_every_worker_is_told_the_deadline(rig: Rig) -> None:
+    await rig.ask(timeout_s=4)
+    inputs = [inference_pb2.EmbedInput(text="x")]
+    await _drain(rig.stub.Embed(inference_pb2.EmbedRequest(inputs=inputs), timeout=4))
+    fakes = (rig.tokenizers[0], rig.decodes[0], rig.prefills[0])
+    told = {method: left for fake in fakes for method, left in fake.remaining_s.items()}
+    assert set(told) == {"Encode", "Reserve", "Decode", "Prefill", "EmbedPrompt"}
+    # gRPC rounds up.
+    assert {method for method, left in told.items() if left is None or left > 4.5} == set()
 
 
 async def test_default_deadline_is_the_setting() -> None:

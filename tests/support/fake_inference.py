@@ -149,6 +149,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         """Tells each input's vector as its size and its index; the last input comes first."""
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        self.remaining_s.append(context.time_remaining())
         if self.before:
             await abort(context, self.before.pop(0))
         self.num_running += 1

@@ -28,11 +28,11 @@ from baton.v1 import (
     decode_pb2_grpc,
     prefill_pb2,
     prefill_pb2_grpc,
-    tokenizer_pb2,
     tokenizer_pb2_grpc,
 )
+from tests.support.fake_tokenizer import MODEL, FakeTokenizer
+from tests.support.pauses import Pauses
 
-MODEL = "demo"
 FINGERPRINT = Fingerprint(MODEL, "c", "w", "t", KvLayout(16, "float32", (1,), (8,)))
 MAX_MODEL_LEN_TOKENS = 512
 
@@ -44,80 +44,6 @@ def output_token(prompt_ids: tuple[int, ...], index: int) -> int:
 def expected_text(prompt: str, num_tokens: int) -> str:
     ids = tuple(map(ord, prompt))
     return "".join(chr(output_token(ids, index)) for index in range(num_tokens))
-
-
-class Pauses:
-    """Points at which a fake stops until it is let go; tests see that it got there."""
-
-    def __init__(self) -> None:
-        self._wanted: dict[str, asyncio.Event] = {}
-        self.reached: set[str] = set()
-
-    def hold(self, point: str) -> None:
-        self._wanted[point] = asyncio.Event()
-
-    def let_go(self, point: str) -> None:
-        self._wanted.pop(point).set()
-
-    async def at(self, point: str) -> None:
-        self.reached.add(point)
-        if (event := self._wanted.get(point)) is not None:
-            await event.wait()
-
-
-class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    role = "tokenizer"
-
-    def __init__(self) -> None:
-        self.pauses = Pauses()
-        self.num_calls = 0
-        self.encoded: list[Any] = []
-        self.open_outputs: dict[int, list[str]] = {}
-        self.break_after_messages = -1
-
-    async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
-        self.encoded.append(request)
-        await self.pauses.at("encode")
-        text = request.text or "".join(m.content for m in request.chat.messages)
-        return tokenizer_pb2.EncodeResponse(model=MODEL, token_ids=map(ord, text))
-
-    async def DecodeText(self, request: Any, context: Any) -> tokenizer_pb2.DecodeTextResponse:
-        return tokenizer_pb2.DecodeTextResponse(text="".join(map(chr, request.token_ids)))
-
-    async def StreamText(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
-        self.num_calls += 1
-        self.open_outputs = {}
-        stops: dict[int, list[str]] = {}
-        async for request in request_iterator:
-            if self.break_after_messages == 0:
-                self.break_after_messages = -1
-                raise NoWorker("the tokenizer fell over")
-            self.break_after_messages -= 1
-            stream_id = request.stream_id
-            if request.HasField("open"):
-                self.open_outputs[stream_id] = []
-                stops[stream_id] = list(request.open.stop)
-            yield self._step(request, stops)
-
-    def _step(self, request: Any, stops: dict[int, list[str]]) -> Any:
-        response = tokenizer_pb2.StreamTextResponse(stream_id=request.stream_id)
-        seen = self.open_outputs.get(request.stream_id)
-        if seen is None:
-            return response
-        for token_id in request.token_ids:
-            seen.append(chr(token_id))
-            response.num_tokens += 1
-            whole = "".join(seen)
-            stop = next((stop for stop in stops[request.stream_id] if whole.endswith(stop)), "")
-            if stop:
-                response.stop = stop
-                break
-            response.text += chr(token_id)
-        for token_id in request.describe_token_ids:
-            response.token_texts.add(token_bytes=chr(token_id).encode(), text=chr(token_id))
-        if request.flush or response.stop:
-            del self.open_outputs[request.stream_id]
-        return response
 
 
 def prompt_logprobs(sampling: Any, prompt_ids: tuple[int, ...]) -> list[common_pb2.TokenLogprob]:
@@ -157,6 +83,8 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
     def __init__(self) -> None:
         self.pauses = Pauses()
         self.held: dict[str, Held] = {}
+        self.remaining_s: dict[str, float | None] = {}
+        """To the deadline of the last call of each method."""
         self.orders: list[Any] = []
         self.releases: list[str] = []
         self.num_renewals = 0
@@ -170,6 +98,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
 
     async def Reserve(self, request: Any, context: Any) -> decode_pb2.ReserveResponse:
         self.orders.append(request)
+        self.remaining_s["Reserve"] = context.time_remaining()
         await self.pauses.at("reserve")
         if (error := self.refuse()) is not None:
             raise error
@@ -191,6 +120,7 @@ class FakeDecode(decode_pb2_grpc.DecodeServiceServicer):
         )
 
     async def Decode(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.remaining_s["Decode"] = context.time_remaining()
         held = self.held.get(request.reservation_id)
         if held is None:
             raise RequestNotFound("no such reservation")
@@ -264,6 +194,7 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
     def __init__(self, decodes: dict[str, FakeDecode]) -> None:
         self.pauses = Pauses()
         self.copies: set[tuple[str, int]] = set()
+        self.remaining_s: dict[str, float | None] = {}
         self.orders: list[Any] = []
         self.fail_at = ""
         self.error: BatonError = NoWorker("the prefill worker fell over")
@@ -273,6 +204,7 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
 
     async def Prefill(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.orders.append(request)
+        self.remaining_s["Prefill"] = context.time_remaining()
         held = self._decodes[request.target.address].held[request.target.reservation_id]
         copy = (request.request_id, request.attempt)
         self.copies.add(copy)
@@ -327,6 +259,7 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
     async def EmbedPrompt(self, request: Any, context: Any) -> prefill_pb2.EmbedPromptResponse:
         """The prompt's first two ids, and its length."""
         self.orders.append(request)
+        self.remaining_s["EmbedPrompt"] = context.time_remaining()
         await self.pauses.at("embed")
         if self.fail_at == "embed":
             self.fail_at = ""
