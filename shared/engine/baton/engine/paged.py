@@ -1,8 +1,7 @@
-"""Attention of a few queries over the pool in place, by our own kernel: CPU, bfloat16.
+"""Attention over the pool in place, by our own kernel: CPU, bfloat16.
 
-native/attention.c reads KV where it lies, once for all query heads that share it; torch's kernels
-need it gathered first, and without AMX compute bfloat16 several times slower. Prompts' many queries
-are left to torch.
+native/attention.c reads KV where it lies, once for all query heads that share it; torch's kernel
+needs it gathered first, and without AMX computes bfloat16 two to three times slower.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from typing import ClassVar
 import torch
 
 from baton.core.errors import Internal, Unsupported
+from baton.core.hashing import INT8_SCALE_BYTES
 from baton.engine.attention import AttentionOptions, LayerShape
 from baton.engine.kernels import find_library
 from baton.engine.ragged import AttentionBatch
-from baton.engine.sdpa import SdpaBackend
 
 _MAX_HEAD_DIM = 256
 _HEAD_DIM_MULTIPLE = 32
@@ -42,7 +41,7 @@ class _Attention(ctypes.Structure):
 
 
 class PagedBackend:
-    """One call per layer for all rows with few queries; `SdpaBackend` for the others."""
+    """One call per layer for the whole batch: nothing is gathered, padded or masked."""
 
     name: ClassVar[str] = "paged"
 
@@ -54,7 +53,6 @@ class PagedBackend:
         self._attend = library.baton_attend
         self._attend.argtypes = [ctypes.POINTER(_Attention)]
         self._attend.restype = None
-        self._long = SdpaBackend()
 
     def attend(
         self,
@@ -65,55 +63,44 @@ class PagedBackend:
         options: AttentionOptions,
     ) -> torch.Tensor:
         """See AttentionBackend."""
-        output = torch.empty(query.shape, dtype=query.dtype)
-        if batch.num_folded_rows:
-            self._attend_folded(query.contiguous(), keys, values, batch, options, output)
-        for group in batch.groups(options.window, batch.num_folded_rows):
-            part = self._long.attend_group(query, keys, values, group, options)
-            output[group.token_start : group.token_end] = part
-        return output
-
-    def _attend_folded(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        batch: AttentionBatch,
-        options: AttentionOptions,
-        output: torch.Tensor,
-    ) -> None:
         _, num_heads, head_dim = query.shape
-        _, block_size, num_kv_heads, _ = keys.shape
+        _, block_size, num_kv_heads, size = keys.shape
+        is_int8 = keys.dtype is torch.int8
         if values.shape != keys.shape or not (keys.is_contiguous() and values.is_contiguous()):
             raise Internal("the pool's keys and values differ, or are not contiguous")
         if query.dtype is not torch.bfloat16 or keys.dtype not in {torch.bfloat16, torch.int8}:
             raise Internal(f"the kernel takes no queries of {query.dtype} and keys of {keys.dtype}")
+        if size != (head_dim + INT8_SCALE_BYTES if is_int8 else head_dim):
+            raise Internal(f"keys of {size} do not fit queries of {head_dim}")
         if batch.largest_block >= len(keys):
             raise Internal(f"block {batch.largest_block} is not one of the pool's {len(keys)}")
         rows = batch.paged_rows
+        query = query.contiguous()
+        output = torch.empty_like(query)
         sinks = None if options.sinks is None else options.sinks.float().contiguous()
         attention = _Attention(
-            query.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            output.data_ptr(),
-            None if sinks is None else sinks.data_ptr(),
-            rows.query_starts.data_ptr(),
-            rows.context_lens.data_ptr(),
-            rows.block_table.data_ptr(),
-            batch.num_folded_rows,
-            rows.block_table.shape[1],
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            block_size,
-            keys.dtype is torch.int8,
-            options.window or 0,
-            torch.get_num_threads(),
-            options.scaling,
-            options.softcap or 0.0,
+            query=query.data_ptr(),
+            keys=keys.data_ptr(),
+            values=values.data_ptr(),
+            out=output.data_ptr(),
+            sinks=None if sinks is None else sinks.data_ptr(),
+            query_starts=rows.query_starts.data_ptr(),
+            context_lens=rows.context_lens.data_ptr(),
+            block_table=rows.block_table.data_ptr(),
+            num_rows=len(rows.context_lens),
+            table_width=rows.block_table.shape[1],
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            block_size=block_size,
+            is_int8=is_int8,
+            window=options.window or 0,
+            num_threads=torch.get_num_threads(),
+            scaling=options.scaling,
+            softcap=options.softcap or 0.0,
         )
         self._attend(attention)
+        return output
 
 
 def why_not(shape: LayerShape, dtype: torch.dtype) -> str | None:

@@ -137,9 +137,7 @@ class AttentionBatch:
         self._rows = rows
         self._block_size = block_size
         self._device = device
-        self._groups: dict[tuple[int | None, int], list[RowGroup]] = {}
-        self.num_folded_rows = sum(row.num_tokens <= MAX_FOLDED_QUERIES for row in rows)
-        """The first rows are those with few tokens."""
+        self._groups: dict[int | None, list[RowGroup]] = {}
         slots = [
             row.block_table[position // block_size] * block_size + position % block_size
             for row in rows
@@ -166,19 +164,19 @@ class AttentionBatch:
         """Largest block id of any row."""
         return int(self.paged_rows.block_table.max())
 
-    def groups(self, window: int | None, first_row: int = 0) -> list[RowGroup]:
-        """The rows from `first_row` on, grouped for layers with a window."""
-        found = self._groups.get((window, first_row))
+    def groups(self, window: int | None) -> list[RowGroup]:
+        """The rows, grouped for layers with a window."""
+        found = self._groups.get(window)
         if found is None:
-            found = self._make_groups(window, first_row)
-            self._groups[window, first_row] = found
+            found = self._make_groups(window)
+            self._groups[window] = found
         return found
 
-    def _make_groups(self, window: int | None, first_row: int) -> list[RowGroup]:
+    def _make_groups(self, window: int | None) -> list[RowGroup]:
         groups: list[RowGroup] = []
-        token_start = sum(row.num_tokens for row in self._rows[:first_row])
+        token_start = 0
         pending: list[RowSpan] = []
-        for row in (*self._rows[first_row:], None):
+        for row in (*self._rows, None):
             if pending and (row is None or not self._fits(pending[0], row)):
                 group = RowGroup(pending, token_start, window, self._block_size)
                 group.block_index = group.block_index.to(self._device)

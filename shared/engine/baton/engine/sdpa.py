@@ -29,29 +29,18 @@ class SdpaBackend:
         options: AttentionOptions,
     ) -> torch.Tensor:
         """See AttentionBackend."""
-        parts = [
-            self.attend_group(query, keys, values, group, options)
-            for group in batch.groups(options.window)
-        ]
+        parts = []
+        for group in batch.groups(options.window):
+            part = query[group.token_start : group.token_end]
+            gathered = _gather(keys, group, query.dtype), _gather(values, group, query.dtype)
+            is_plain = options.softcap is None and options.sinks is None
+            if is_plain and group.num_queries > MAX_FOLDED_QUERIES:
+                parts.append(_attend_long(part, *gathered, group, options))
+            elif not is_plain or _products_are_faster(part, group):
+                parts.append(_attend_by_products(part, *gathered, group, options))
+            else:
+                parts.append(_attend_folded(part, *gathered, group, options))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def attend_group(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        group: RowGroup,
-        options: AttentionOptions,
-    ) -> torch.Tensor:
-        """`attend` for one group's tokens alone."""
-        part = query[group.token_start : group.token_end]
-        gathered = _gather(keys, group, query.dtype), _gather(values, group, query.dtype)
-        is_plain = options.softcap is None and options.sinks is None
-        if is_plain and group.num_queries > MAX_FOLDED_QUERIES:
-            return _attend_long(part, *gathered, group, options)
-        if not is_plain or _products_are_faster(part, group):
-            return _attend_by_products(part, *gathered, group, options)
-        return _attend_folded(part, *gathered, group, options)
 
 
 def _gather(pool: torch.Tensor, group: RowGroup, dtype: torch.dtype) -> torch.Tensor:

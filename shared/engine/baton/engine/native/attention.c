@@ -1,9 +1,12 @@
-/* Attention of a few queries per sequence over a paged pool of KV, read in place.
+/* Attention over a paged pool of KV, read in place.
 
    A sequence's keys come in tiles of 32. The tile is turned, so that an instruction multiplies two
    inputs of 16 keys, or two keys' weights with 16 inputs of their values, and it serves all query
    heads that share it. Softmax is computed on the way, from tile to tile (Milakov and Gimelshein,
-   2018), in float32; weights are rounded to bfloat16, sums are float32. One (sequence, KV head) is one thread's: sums have one order, whatever the batch and the threads. */
+   2018), in float32; weights are rounded to bfloat16, sums are float32. 32 queries of one sequence
+   and one KV head are one thread's: sums have one order, whatever the batch and the threads. */
+
+#include <math.h>
 
 #include "avx512.h"
 
@@ -32,7 +35,8 @@ typedef struct {
     const bf16 *query[MAX_FOLDED];
     bf16 *out[MAX_FOLDED];
     int64_t first_key[MAX_FOLDED], last_key[MAX_FOLDED]; /* that it sees */
-    float most[MAX_FOLDED], total[MAX_FOLDED];           /* of softmax, so far */
+    float most[MAX_FOLDED];                              /* of softmax, so far */
+    __m512 total[MAX_FOLDED];                            /* likewise, in parts */
     float scores[MAX_FOLDED][TILE];
     bf16 weights[MAX_FOLDED][TILE]; /* of values as they lie in the tile */
     float sums[MAX_FOLDED][MAX_HEAD_DIM];
@@ -172,7 +176,7 @@ AVX512 static float soften(const Attention *a, Folded *folded, const Tile *tile,
     const __m512i last = _mm512_set1_epi32((int)(folded->last_key[f] - tile->first));
     __m512 scores[HALVES];
     __mmask16 seen[HALVES];
-    float most = folded->most[f];
+    __m512 highest = _mm512_set1_ps(-INFINITY);
     UNROLLED for (int h = 0; h < HALVES; h++) {
         const __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32(h * LANES));
         seen[h] = _mm512_cmple_epi32_mask(key, last) & _mm512_cmpge_epi32_mask(key, first);
@@ -184,24 +188,24 @@ AVX512 static float soften(const Attention *a, Folded *folded, const Tile *tile,
             const __m512 share = _mm512_div_ps(_mm512_set1_ps(2), _mm512_add_ps(power, one));
             scores[h] = _mm512_mul_ps(cap, _mm512_sub_ps(one, share));
         }
-        if (seen[h]) {
-            const float found = _mm512_mask_reduce_max_ps(seen[h], scores[h]);
-            if (found > most) most = found;
-        }
+        const __m512 least = _mm512_set1_ps(-INFINITY);
+        highest = _mm512_max_ps(highest, _mm512_mask_mov_ps(least, seen[h], scores[h]));
     }
-    float total = 0;
+    const float before = folded->most[f], found = _mm512_reduce_max_ps(highest);
+    const float most = found > before ? found : before;
+    const __m512 factor =
+        found > before ? exponential(_mm512_set1_ps(before - most)) : _mm512_set1_ps(1);
+    __m512 total = _mm512_mul_ps(folded->total[f], factor);
     UNROLLED for (int h = 0; h < HALVES; h++) {
         const __m512 weight = exponential(_mm512_sub_ps(scores[h], _mm512_set1_ps(most)));
         const __m512 kept = _mm512_maskz_mov_ps(seen[h], weight);
         const __m512 scale = _mm512_loadu_ps(tile->value_scale + h * LANES);
         store_rounded(folded->weights[f] + h * LANES, 0xffff, _mm512_mul_ps(kept, scale));
-        total += _mm512_reduce_add_ps(kept);
+        total = _mm512_add_ps(total, kept);
     }
-    const __m512 change = exponential(_mm512_set1_ps(folded->most[f] - most));
-    const float factor = _mm512_cvtss_f32(change);
-    folded->total[f] = folded->total[f] * factor + total;
+    folded->total[f] = total;
     folded->most[f] = most;
-    return factor;
+    return _mm512_cvtss_f32(factor);
 }
 
 /* Adds a tile's values for `n` queries, 32 outputs at a time. Inlined like `score`. */
@@ -268,7 +272,7 @@ AVX512 static void attend(const Attention *a, int64_t row, int64_t kv_head, int6
         if (a->window && folded.last_key[f] >= a->window)
             folded.first_key[f] = folded.last_key[f] - a->window + 1;
         folded.most[f] = a->sinks ? a->sinks[head] : -1e30f;
-        folded.total[f] = a->sinks ? 1 : 0;
+        folded.total[f] = _mm512_maskz_mov_ps(a->sinks ? 1 : 0, _mm512_set1_ps(1));
         memset(folded.sums[f], 0, sizeof folded.sums[f]);
         if (folded.first_key[f] < first) first = folded.first_key[f];
         if (folded.last_key[f] > last) last = folded.last_key[f];
@@ -279,7 +283,7 @@ AVX512 static void attend(const Attention *a, int64_t row, int64_t kv_head, int6
         attend_tile(a, &folded, &tile);
     }
     for (int f = 0; f < folded.n; f++) {
-        const __m512 share = _mm512_set1_ps(1 / folded.total[f]);
+        const __m512 share = _mm512_set1_ps(1 / _mm512_reduce_add_ps(folded.total[f]));
         for (int64_t i = 0; i < a->head_dim; i += LANES)
             store_rounded(folded.out[f] + i, 0xffff,
                           _mm512_mul_ps(_mm512_loadu_ps(folded.sums[f] + i), share));
@@ -288,11 +292,20 @@ AVX512 static void attend(const Attention *a, int64_t row, int64_t kv_head, int6
 
 void baton_attend(const Attention *a) {
     const int64_t heads_per_kv = a->num_heads / a->num_kv_heads;
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads((int)a->num_threads)
-    for (int64_t row = 0; row < a->num_rows; row++)
-        for (int64_t kv_head = 0; kv_head < a->num_kv_heads; kv_head++) {
-            const int64_t all = (a->query_starts[row + 1] - a->query_starts[row]) * heads_per_kv;
-            for (int64_t from = 0; from < all; from += MAX_FOLDED)
-                attend(a, row, kv_head, from, all - from < MAX_FOLDED ? all - from : MAX_FOLDED);
-        }
+    int64_t starts[a->num_rows + 1]; /* of each row's parts among all rows' */
+    starts[0] = 0;
+    for (int64_t row = 0; row < a->num_rows; row++) {
+        const int64_t folded = (a->query_starts[row + 1] - a->query_starts[row]) * heads_per_kv;
+        starts[row + 1] = starts[row] + a->num_kv_heads * ((folded + MAX_FOLDED - 1) / MAX_FOLDED);
+    }
+#pragma omp parallel for schedule(dynamic) num_threads((int)a->num_threads)
+    for (int64_t part = starts[a->num_rows] - 1; part >= 0; part--) { /* the longest first */
+        int64_t row = 0;
+        while (starts[row + 1] <= part) row++;
+        const int64_t from = (part - starts[row]) / a->num_kv_heads * MAX_FOLDED;
+        const int64_t kv_head = (part - starts[row]) % a->num_kv_heads;
+        const int64_t left =
+            (a->query_starts[row + 1] - a->query_starts[row]) * heads_per_kv - from;
+        attend(a, row, kv_head, from, left < MAX_FOLDED ? left : MAX_FOLDED);
+    }
 }
