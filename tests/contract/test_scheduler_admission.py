@@ -74,15 +74,15 @@ async def test_queue_is_bounded() -> None:
         assert texts == [expected_text("one", 8), expected_text("two", 8)]
 
 
-@pytest.mark.parametrize("ends_by", ["cancel", "deadline"])
+@pytest.mark.parametrize("ends_by", ["cancel", "deadline", "default deadline"])
 async def test_who_leaves_the_queue_takes_nobodys_place(ends_by: str) -> None:
-    async with Rig() as rig:
+    async with Rig(request_timeout_s=0.3) as rig:
         rates = WorkerRates(max_num_seqs=1)
         rig.members.observe(rig.processes["decode-0"].announcement(rates=rates))
         rig.prefills[0].pauses.hold("compute")
         running = asyncio.create_task(rig.ask("one"))
         await eventually(lambda: "compute" in rig.prefills[0].pauses.reached)
-        timeout_s = 0.3 if ends_by == "deadline" else 20
+        timeout_s = {"cancel": 20, "deadline": 0.3}.get(ends_by)
         leaving = asyncio.create_task(rig.failure("two", timeout_s=timeout_s))
         await eventually(lambda: rig.service.snapshot().num_waiting == 1)
         if ends_by == "cancel":

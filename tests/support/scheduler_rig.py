@@ -178,7 +178,9 @@ class Rig:
                 setattr(request.sampling, name, value)
         return request
 
-    async def ask(self, prompt: str = "hello", timeout_s: float = 20, **fields: Any) -> Answer:
+    async def ask(
+        self, prompt: str = "hello", timeout_s: float | None = 20, **fields: Any
+    ) -> Answer:
         call = self.stub.Generate(self.request(prompt, **fields), timeout=timeout_s)
         return Answer([message async for message in call])
 

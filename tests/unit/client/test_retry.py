@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 
 import pytest
 
-from baton.client import RetryPolicy, errors
+from baton.client import Client, RetryPolicy, errors
 from baton.client.retry import Retrier
 from baton.core.errors import (
     ErrorReason,
@@ -14,6 +15,7 @@ from baton.core.errors import (
     QueueFull,
     error_for,
 )
+from tests.support.fake_inference import FAST
 
 
 def test_budget_bounds_retries_over_all_calls():
@@ -31,6 +33,23 @@ def test_delay_honours_retry_after_and_is_jittered():
     delays = {retrier.delay_s(QueueFull("full", retry_after_s=2.0), 3, 60.0) for _ in range(8)}
     assert len(delays) == 8
     assert all(2.0 <= delay <= 2.4 for delay in delays if delay is not None)
+
+
+@pytest.mark.parametrize("call", ["generate", "embed"])
+@pytest.mark.parametrize("is_blocking", [False, True])
+async def test_a_further_attempt_has_what_is_left_of_the_time(fake, client, call, is_blocking):
+    fake.before.append(QueueFull("full", retry_after_s=0.5))
+
+    def block() -> None:
+        with Client(fake.address, retry=FAST) as blocking:
+            getattr(blocking, call)("x", timeout_s=2.0)
+
+    if is_blocking:
+        await asyncio.to_thread(block)
+    else:
+        await getattr(client, call)("x", timeout_s=2.0)
+    first_s, second_s = fake.remaining_s
+    assert second_s < first_s - 0.4
 
 
 @pytest.mark.parametrize("reason", list(ErrorReason))
