@@ -12,9 +12,11 @@ from baton.core.errors import (
     Internal,
     KvChecksum,
     KvTransferLost,
+    NoWorker,
     Stalled,
     WorkerDraining,
 )
+from baton.v1 import inference_pb2
 from tests.support.eventually import eventually
 from tests.support.fake_workers import FakeDecode, expected_text
 from tests.support.scheduler_rig import LOST_WITHIN_S, Rig
@@ -113,6 +115,38 @@ async def test_only_decode_worker_dies_and_a_new_one_comes() -> None:
         answer = await asking
         assert answer.text == expected_text("hello", 8)
         assert answer.last.placement.decode_worker_id == process.worker_id
+
+
+async def test_no_attempt_is_spent_on_a_dead_worker_while_another_may_come() -> None:
+    async with Rig(max_attempts=2) as rig:
+        rig.decodes[0].pauses.hold("token 4")
+        asking = asyncio.create_task(rig.ask())
+        await eventually(lambda: "token 4" in rig.decodes[0].pauses.reached)
+        await rig.processes["decode-0"].kill()
+        await eventually(lambda: rig.members.view().get("decode-0") is None)
+        rig.members.observe((await rig.start(FakeDecode())).announcement())
+        assert (await asking).text == expected_text("hello", 8)
+
+
+def _suspects(rig: Rig) -> set[str]:
+    return {member.worker_id for member in rig.members.view() if member.suspect_until_s > 0}
+
+
+@pytest.mark.parametrize("role", ["tokenizer", "prefill", "decode", "embed"])
+async def test_who_failed_one_request_is_in_doubt_for_all(role: str) -> None:
+    async with Rig(num_tokenizers=2, num_prefill=2, num_decode=2) as rig:
+        for tokenizer in rig.tokenizers[: role == "tokenizer"]:
+            tokenizer.encode_error = NoWorker("fell over")
+        rig.prefills[0].fail_at = {"prefill": "compute", "embed": "embed"}.get(role, "")
+        rig.decodes[0].fail_at_index = 3 if role == "decode" else None
+        for _ in range(2):  # equals take turns
+            if role == "embed":
+                inputs = [inference_pb2.EmbedInput(text="x")]
+                async for _vector in rig.stub.Embed(inference_pb2.EmbedRequest(inputs=inputs)):
+                    pass
+            else:
+                assert (await rig.ask()).text == expected_text("hello", 8)
+        assert _suspects(rig) == {f"{role.replace('embed', 'prefill')}-0"}
 
 
 async def test_an_answer_that_began_does_not_go_on_with_other_weights() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from baton.core.errors import NoWorker
+from baton.core.errors import BatonError, NoWorker
 from baton.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from tests.support.pauses import Pauses
 
@@ -23,11 +23,14 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         self.encoded: list[Any] = []
         self.open_outputs: dict[int, list[str]] = {}
         self.break_after_messages = -1
+        self.encode_error: BatonError | None = None
 
     async def Encode(self, request: Any, context: Any) -> tokenizer_pb2.EncodeResponse:
         self.encoded.append(request)
         self.remaining_s["Encode"] = context.time_remaining()
         await self.pauses.at("encode")
+        if self.encode_error is not None:
+            raise self.encode_error
         text = request.text or "".join(m.content for m in request.chat.messages)
         return tokenizer_pb2.EncodeResponse(model=MODEL, token_ids=map(ord, text))
 

@@ -127,6 +127,8 @@ async def test_suspects_are_unusable_and_asked_at_once(
     members.suspect("w")
     assert not members.view().usable("decode", 100.0)
     await eventually(lambda: "x:1" in network.asked)
+    members.observe(_announcement("w", "x:1"))
+    assert not members.view().usable("decode", 100.0), "a word of its own ends no doubt"
     members.suspect("unknown")
 
 
