@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import logging
 import shutil
 from collections.abc import Iterator
@@ -13,11 +12,12 @@ from torch.nn.functional import gelu, linear, silu
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from baton.core.errors import Internal
+from baton.core.errors import Internal, Unsupported
 from baton.engine import kernels
 from baton.engine.fusion import fuse_gated, merge_siblings
 from baton.engine.kernels import Product, can_multiply, gated, norm_kernel
 from baton.engine.linears import KernelLinear, PackedLinear, packer, replace_linears
+from baton.engine.paged import PagedBackend
 from baton.engine.quantize import Quantization, quantize_weight
 from baton.engine.quantize_linears import make_linear
 
@@ -26,8 +26,15 @@ ROW_COUNTS = [0, 1, 2, 3, 5, 6, 7, 12, 13, 50]
 WEIGHT = torch.ones(64, 64, dtype=torch.bfloat16)
 has_cpu = all(torch.cpu.get_capabilities().get(name) for name in kernels._NEEDED)
 needs_kernels = pytest.mark.skipif(
-    not can_multiply(WEIGHT, torch.bfloat16), reason="no kernels for this CPU, or no C compiler"
+    kernels.find_library() is None, reason="no kernels for this CPU, or no C compiler"
 )
+
+
+@pytest.fixture(autouse=True)
+def without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where products are theirs, too: they run on any CPU that norms run on."""
+    found = {**torch.cpu.get_capabilities(), "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
 
 
 def _weight(num_out: int, num_in: int) -> torch.Tensor:
@@ -230,12 +237,13 @@ def test_a_library_of_other_sources_is_not_used(
     assert "made from other sources" in caplog.text
 
 
-@pytest.mark.usefixtures("fresh")
 def test_cpus_with_amx_are_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = dict.fromkeys([*kernels._NEEDED, "amx_bf16"], True)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: everything)
-    monkeypatch.setattr(ctypes, "CDLL", pytest.fail)
+    monkeypatch.setattr(kernels, "find_library", lambda: object())
+    assert can_multiply(WEIGHT, torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     assert not can_multiply(WEIGHT, torch.bfloat16)
+    with pytest.raises(Unsupported, match="no kernel for this CPU"):
+        PagedBackend()
 
 
 @pytest.mark.skipif(not has_cpu or shutil.which("cc") is None, reason="no such CPU or no compiler")

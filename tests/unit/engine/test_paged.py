@@ -15,6 +15,14 @@ from baton.engine.sdpa import SdpaBackend
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(find_library() is None, reason="no kernels for this CPU")
 
+
+@pytest.fixture(autouse=True)
+def without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where this kernel is used: it runs on CPUs with AMX, too."""
+    found = {**torch.cpu.get_capabilities(), "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+
+
 SHAPES = [
     [(7, 1)],
     [(0, 1), (15, 1), (31, 1), (32, 1), (70, 1), (300, 1)],

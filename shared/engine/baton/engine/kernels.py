@@ -1,8 +1,8 @@
 """Our own kernels (native/), and products of rows with a weight by them.
 
-For CPUs with AVX-512 BF16 and VNNI and without AMX, where oneDNN reads a weight for one row at half
-the speed of memory; ours reads at all of it. Elsewhere, and where the package was installed without
-a C compiler, oneDNN computes (linears.py, quantize_linears.py).
+For CPUs with AVX-512 BF16 and VNNI, and products for those without AMX, where oneDNN reads a weight
+for one row at half the speed of memory; ours reads at all of it. Elsewhere, and where the package
+was installed without a C compiler, oneDNN computes (linears.py, quantize_linears.py).
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ _MAX_INT8_INPUTS = 65_536
 def find_library() -> ctypes.CDLL | None:
     """The kernels, if this CPU takes them and they were compiled; a warning if they were not."""
     capabilities = torch.cpu.get_capabilities()
-    # With AMX oneDNN's kernels are several times faster on more than a few rows.
-    if capabilities.get("amx_bf16") or not all(capabilities.get(name) for name in _NEEDED):
+    if not all(capabilities.get(name) for name in _NEEDED):
         return None
     try:
         library = ctypes.CDLL(str(_NATIVE / "kernels.so"))
@@ -71,6 +70,11 @@ def _warn(reason: str) -> None:
     )
 
 
+def find_products() -> ctypes.CDLL | None:
+    """The kernels, where their products are faster than oneDNN's: not on CPUs with AMX."""
+    return None if torch.cpu.get_capabilities().get("amx_bf16") else find_library()
+
+
 def norm_kernel(weight: torch.Tensor) -> NormKernel | None:
     """RMS norms of inputs [..., size] with a weight [size] and an epsilon, if there is a kernel."""
     library = find_library() if weight.device.type == "cpu" else None
@@ -90,7 +94,7 @@ def norm_kernel(weight: torch.Tensor) -> NormKernel | None:
 
 def can_multiply(weight: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for rows of `dtype` and a weight [out_features, in_features]."""
-    if weight.device.type != "cpu" or dtype is not torch.bfloat16 or find_library() is None:
+    if weight.device.type != "cpu" or dtype is not torch.bfloat16 or find_products() is None:
         return False
     in_features = weight.shape[1]
     if weight.dtype is torch.int8:

@@ -14,7 +14,7 @@ import torch
 from baton.core.errors import Internal, Unsupported
 from baton.core.hashing import INT8_SCALE_BYTES
 from baton.engine.attention import AttentionOptions, LayerShape
-from baton.engine.kernels import find_library
+from baton.engine.kernels import find_products
 from baton.engine.ragged import AttentionBatch
 
 _MAX_HEAD_DIM = 256
@@ -47,7 +47,7 @@ class PagedBackend:
 
     def __init__(self) -> None:
         """Raises: Unsupported: there is no kernel for this CPU."""
-        library = find_library()
+        library = find_products()
         if library is None:
             raise Unsupported("it has no kernel for this CPU, or was installed without a compiler")
         self._attend = library.baton_attend
