@@ -84,3 +84,24 @@ async def test_a_chunk_is_read_from_its_slot_into_the_buffer_of_its_push(pulls: 
     for num_bytes in (0, BUFFER_BYTES + 1):
         with pytest.raises(KvLayoutMismatch):
             await first.take(0, num_bytes)
+
+
+async def test_a_sender_that_is_silent_costs_one_buffer_and_no_more(
+    pulls: Pulls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: object) -> memoryview:
+        raise TimeoutError("nothing was read")
+
+    num_free = len(pulls.free)
+    other = replace(GOOD, agent=b"another agent")
+    with monkeypatch.context() as patch:
+        patch.setattr(_Agent, "read", silent)
+        with pytest.raises(OSError, match="nothing was read"):
+            await pulls.open(GOOD)
+        await eventually(lambda: GOOD.agent in pulls.silent)
+        with pytest.raises(OSError, match="not read in time before"):
+            await pulls.open(GOOD)
+    region = await pulls.open(other)
+    assert region is not None
+    region.close()
+    await eventually(lambda: len(pulls.free) == num_free - 1)

@@ -41,6 +41,8 @@ class Pulls:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="baton-nixl")
         self.free = [number * _BUFFER_BYTES for number in range(_NUM_BUFFERS)]
         """Where buffers begin that no push has."""
+        self.silent: set[bytes] = set()
+        """Agents that were not read in time. Each time costs a buffer, so they are left alone."""
 
     async def open(self, staged: Staged) -> PullRegion | None:
         """A region for a push; None when all buffers are in use.
@@ -49,6 +51,8 @@ class Pulls:
             OSError: the sender's memory cannot be read, cannot exist, or is not what it says.
         """
         _check(staged)
+        if staged.agent in self.silent:
+            raise OSError("the sender's memory was not read in time before")
         if not self.free:
             return None
         region = PullRegion(self, staged, self.free.pop())
@@ -113,7 +117,9 @@ class PullRegion:
 
     def _after_read(self, done: asyncio.Future[memoryview]) -> None:
         # A read that was given up may still arrive: its buffer is not used again.
-        if not isinstance(done.exception(), TimeoutError):
+        if isinstance(done.exception(), TimeoutError):
+            self.pulls.silent.add(self.staged.agent)
+        else:
             self.pulls.free.append(self.start)
 
 
