@@ -51,8 +51,8 @@ def test_local_prefill_missing_stages_and_no_text_fail() -> None:
 
 
 def test_prompt_is_python_of_a_size_whose_prefill_shows() -> None:
-    assert len(demo_prompt()) == 2500
-    assert "class" in demo_prompt() or "def " in demo_prompt()
+    assert 2000 < len(demo_prompt()) < 3000
+    assert demo_prompt().endswith("        return")
 
 
 def model(path: Path) -> Path:

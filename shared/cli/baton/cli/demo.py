@@ -25,7 +25,7 @@ from baton.cli.up import interruptible, local_system, new_run_id, stop_on_signal
 from baton.client import BatonError, Client, Completion
 
 MAX_GAP_PCT = 5.0
-_PROMPT_CHARS = 2500
+_PROMPT_CHARS = 2600
 """About 850 tokens of Python, so that the prefill can be seen."""
 _MAX_TOKENS = 96
 _TIMEOUT_S = 60.0
@@ -77,7 +77,8 @@ def run(console: Console, *, as_json: bool = False) -> int:
 
 def demo_prompt() -> str:
     """The beginning of a standard library module: what the demo model was trained on is like it."""
-    return inspect.getsource(shlex)[:_PROMPT_CHARS]
+    source = inspect.getsource(shlex)[:_PROMPT_CHARS]
+    return source[: source.rindex("return") + len("return")]
 
 
 def _run_in(run_dir: RunDirectory, console: Console) -> DemoResult:

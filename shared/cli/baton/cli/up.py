@@ -200,7 +200,7 @@ def run_detached(
             if exit_code is not None:
                 error = state.error if state and state.run_id == run_id else ""
                 live.stop()
-                text = error or f"the supervisor ended:\n{tail(log)}"
+                text = error or tail(log) or "the supervisor ended"
                 console.print(f"\n[bold red]not started:[/] {_escape(text)}", highlight=False)
                 return EXIT_FAILED
             if stop.event.wait(_POLL_S):
