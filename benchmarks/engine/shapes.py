@@ -32,6 +32,21 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     },
+    # A mixture of experts of nobody's size.
+    "qwen3-moe-0.5b": {
+        "model_type": "qwen3_moe",
+        "hidden_size": 1024,
+        "moe_intermediate_size": 512,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
     "llama-3.1-8b": {
         "model_type": "llama",
         "hidden_size": 4096,
@@ -69,13 +84,19 @@ def model_directory(
 def count_parameters(directory: Path) -> tuple[int, int]:
     """Parameters that a token's forward reads and multiplies: (in all, without the last layer).
 
+    Of a mixture's experts those that a token is routed to count.
     The embedding counts only as the last layer that it is when tied: looking up reads one row.
     """
     config = AutoConfig.from_pretrained(directory, local_files_only=True)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     embedding = model.get_input_embeddings().weight.numel()
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(
+        parameter.numel() * config.num_experts_per_tok // len(parameter)
+        if parameter.dim() == 3  # a layer's experts
+        else parameter.numel()
+        for parameter in model.parameters()
+    )
     if not config.tie_word_embeddings:
         total -= embedding
     return total, total - embedding

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.engine.__main__ import main, parse
+from benchmarks.engine.experts import main as measure_experts
 from benchmarks.engine.quantized import QuantizedFigures
 from benchmarks.engine.shapes import count_parameters, model_directory
 
@@ -65,3 +66,22 @@ def test_a_shape_without_weights_is_a_config_alone(tmp_path: Path) -> None:
     total, multiplied = count_parameters(directory)
     assert total == pytest.approx(7.5e9, rel=0.01), "without the embedding: a row is looked up"
     assert total - multiplied == 128256 * 4096
+
+
+def test_parameters_of_a_mixture_are_those_of_a_token(tmp_path: Path) -> None:
+    directory = model_directory("qwen3-moe-0.5b", torch.bfloat16, tmp_path, has_weights=False)
+    expert, attention = 3 * 1024 * 512, (2 * 16 + 2 * 4) * 64 * 1024
+    total, multiplied = count_parameters(directory)
+    assert multiplied == pytest.approx(8 * (4 * expert + attention), rel=0.01)
+    assert total - multiplied == 32000 * 1024
+
+
+def test_experts_end_with_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--hidden", "128", "--inner", "64", "--experts", "4", "--top", "2", "--layers", "1"]
+    assert measure_experts([*sizes, "--batch", "1", "5", "--turns", "1", "--json"]) == 0
+    *_, one, five, last = capsys.readouterr().out.splitlines()
+    assert one.startswith("| 1 |")
+    assert five.startswith("| 5 |")
+    ratios = json.loads(last)["over_loop"]["5"]
+    assert ratios.keys() >= {"grouped_mm", "packed", "int8", "int4"}
+    assert all(ratio > 0 for ratio in ratios.values())
