@@ -59,7 +59,7 @@ async def test_cancelling_while_decoding_frees_everything(pair: Pair) -> None:
 
 
 async def test_an_unused_reservation_ends_with_its_lease(model_path: Path) -> None:
-    async with worker_pair(model_path, decode={"reservation_lease_s": 0.4}) as pair:
+    async with worker_pair(model_path, decode={"reservation_lease_s": 2.0}) as pair:
         kept = await pair.reserve(prompt_of(30), "kept")
         await pair.reserve(prompt_of(30, seed=3), "lost")
         sessions = pair.decode.service.loaded().sessions
@@ -79,7 +79,7 @@ async def test_an_unused_reservation_ends_with_its_lease(model_path: Path) -> No
 
 
 async def test_a_committed_request_that_nobody_reads_ends_with_its_lease(model_path: Path) -> None:
-    async with worker_pair(model_path, decode={"reservation_lease_s": 0.4}) as pair:
+    async with worker_pair(model_path, decode={"reservation_lease_s": 2.0}) as pair:
         grant = await pair.reserve(prompt_of(30), max_tokens=1500)
         await pair.run_prefill(pair.prefill_request(prompt_of(30), grant, max_tokens=1500))
         await eventually(pair.decode.is_clean)
