@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -159,6 +160,30 @@ async def test_failing_disk_costs_only_what_it_was_to_store(
         store.put(make_block(2, layout=LAYOUT))
         await store.disk.idle()
         assert name(1) in store.disk, "offered again when memory gave it up"
+
+
+async def test_what_failed_to_be_deleted_is_deleted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_tier, "_PAUSE_S", 0.0)
+    async with tiers(tmp_path) as store:
+        store.put(make_block(1, layout=LAYOUT))
+        await store.disk.idle()
+        store.memory.clear()
+        damage(store.disk, 1)
+        errors = [lmdb.DiskError("no space left")]
+        write = store.disk._store.write
+
+        def fail_once(*arguments: Any) -> None:
+            if errors:
+                raise errors.pop()
+            write(*arguments)
+
+        monkeypatch.setattr(store.disk._store, "write", fail_once)
+        assert await read(store, HASHES[:1]) == []
+        await store.disk.idle()
+        assert errors == []
+        assert list(store.disk._store.scan()) == []
 
 
 async def test_smaller_budget_at_restart_is_kept(tmp_path: Path) -> None:
