@@ -35,28 +35,33 @@ class _Engine:
         assert self.may_end.wait(20)
 
 
-def _call() -> Any:
+def _call(num_credits: int = 4) -> Any:
     answers: asyncio.Queue[Credit] = asyncio.Queue()
-    answers.put_nowait(Credit(4))
+    answers.put_nowait(Credit(num_credits))
     call = mock.AsyncMock(max_chunk_bytes=1 << 20, transport="nixl", read=answers.get)
+    call.answers = answers
     call.room = mock.Mock(side_effect=lambda _, num_bytes: memoryview(bytearray(num_bytes)))
     call.cancel = mock.Mock()
     return call
 
 
+def _push(engine: _Engine, call: Any, readers: ThreadPoolExecutor) -> Push:
+    push = Push(
+        engine,  # type: ignore[arg-type]
+        SPEC,
+        PushTarget("d", "d:1", "res", 1, 0),
+        connect=lambda: call,
+        readers=readers,
+        progress_timeout_s=20.0,
+    )
+    push.ready(2)
+    return push
+
+
 async def test_a_cancelled_push_keeps_its_room_while_kv_is_read_into_it() -> None:
     engine, call = _Engine(), _call()
     with ThreadPoolExecutor(1) as readers:
-        push = Push(
-            engine,  # type: ignore[arg-type]
-            SPEC,
-            PushTarget("d", "d:1", "res", 1, 0),
-            connect=lambda: call,
-            readers=readers,
-            progress_timeout_s=20.0,
-        )
-        push.ready(2)
-        running = asyncio.create_task(push.run("a", 1, "p"))
+        running = asyncio.create_task(_push(engine, call, readers).run("a", 1, "p"))
         await eventually(engine.is_reading.is_set)
         running.cancel()
         await asyncio.wait({running}, timeout=0.05)
@@ -65,3 +70,18 @@ async def test_a_cancelled_push_keeps_its_room_while_kv_is_read_into_it() -> Non
         with pytest.raises(asyncio.CancelledError):
             await running
         call.cancel.assert_called_once_with()
+
+
+async def test_no_chunk_is_read_or_sent_without_credit() -> None:
+    engine, call = _Engine(), _call(num_credits=1)
+    call.max_chunk_bytes = 1
+    engine.may_end.set()
+    with ThreadPoolExecutor(1) as readers:
+        running = asyncio.create_task(_push(engine, call, readers).run("a", 1, "p"))
+        for num_sent in (1, 2, 3):
+            await eventually(lambda num_sent=num_sent: call.chunk.await_count == num_sent)
+            await asyncio.wait({running}, timeout=0.05)
+            assert call.chunk.await_count == call.room.call_count == num_sent
+            call.answers.put_nowait(Credit(1))
+        running.cancel()
+        await asyncio.wait({running})
