@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from baton.core.errors import InvalidRequest
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
@@ -45,11 +46,13 @@ def _call(num_credits: int = 4) -> Any:
     return call
 
 
-def _push(engine: _Engine, call: Any, readers: ThreadPoolExecutor) -> Push:
+def _push(
+    engine: _Engine, call: Any, readers: ThreadPoolExecutor, num_cached_blocks: int = 0
+) -> Push:
     push = Push(
         engine,  # type: ignore[arg-type]
         SPEC,
-        PushTarget("d", "d:1", "res", 1, 0),
+        PushTarget("d", "d:1", "res", 1, num_cached_blocks),
         connect=lambda: call,
         readers=readers,
         progress_timeout_s=20.0,
@@ -85,3 +88,10 @@ async def test_no_chunk_is_read_or_sent_without_credit() -> None:
             call.answers.put_nowait(Credit(1))
         running.cancel()
         await asyncio.wait({running})
+
+
+async def test_a_target_cannot_have_more_blocks_than_the_prompt() -> None:
+    with ThreadPoolExecutor(1) as readers:
+        _push(_Engine(), _call(), readers, num_cached_blocks=2)
+        with pytest.raises(InvalidRequest, match="3, and the prompt has 2 blocks"):
+            _push(_Engine(), _call(), readers, num_cached_blocks=3)

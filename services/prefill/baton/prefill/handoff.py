@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from baton.core.errors import BatonError, KvTransferLost, Stalled
+from baton.core.errors import BatonError, InvalidRequest, KvTransferLost, Stalled
 from baton.core.handoff import Chunk, Committed, KvEncoding, Ledger, Manifest, Opening, Span
 from baton.core.hashing import tokens_hash
 from baton.core.outgoing import Outgoing
@@ -91,6 +91,11 @@ class Push:
         progress_timeout_s: float,
         encoding: KvEncoding = KvEncoding.NATIVE,
     ) -> None:
+        """Connects when it runs.
+
+        Raises:
+            InvalidRequest: the target says to have more blocks than the prompt has.
+        """
         self._engine = engine
         self._encoding = encoding
         self._spec = spec
@@ -100,6 +105,11 @@ class Push:
         self._progress_timeout_s = progress_timeout_s
         self._layout = engine.fingerprint.layout
         self._num_blocks = -(-len(spec.token_ids) // self._layout.block_size)
+        if target.num_cached_blocks > self._num_blocks:
+            raise InvalidRequest(
+                f"target.num_cached_blocks is {target.num_cached_blocks}, and the prompt has "
+                f"{self._num_blocks} blocks"
+            )
         self._outgoing = Outgoing(self._layout, target.num_cached_blocks, self._num_blocks)
         self._first: _FirstToken | None = None
         self._num_credits = 0
