@@ -186,3 +186,11 @@ def test_heap_stays_in_proportion_to_the_blocks(uses: list[int]) -> None:
     for index in uses:
         order.use(keys[index])
     assert len(order._heap) <= 2 * len(order) + 64
+
+
+def test_the_block_before_is_one_of_the_position_before() -> None:
+    order = EvictionOrder()
+    order.add(b"a", ChainLink(b"z", 5), cost=1.0, num_bytes=1)
+    found = [order.has_parent(ChainLink(b"a", position)) for position in (5, 6, 7)]
+    assert found == [False, True, False]
+    assert order.has_parent(ChainLink(b"", 6)), "not known"
