@@ -110,6 +110,13 @@ def test_a_cached_prefix_attracts(policy: str) -> None:
         assert placement.decode_cached_tokens == 160
 
 
+@pytest.mark.parametrize(("num_running", "wins"), [(2, True), (8, False)])
+def test_prefix_aware_leaves_a_crowded_worker_for_an_idle_one(num_running: int, wins: bool) -> None:
+    cluster = view(member("decode-0", num_requests_running=num_running), member("decode-1"))
+    placement = run(cluster, job(cached_blocks={"decode-0": 60}), "prefix_aware")
+    assert (placement.decode.worker_id == "decode-0") is wins
+
+
 def test_a_cached_prefix_does_not_outweigh_a_long_queue() -> None:
     cluster = view(
         member("decode-0"),
