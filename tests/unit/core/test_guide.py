@@ -16,6 +16,9 @@ from baton.core.sampling import SamplingParams
         Guide(GuideKind.REGEX, "ü" * (MAX_GUIDE_BYTES // 2)),
         Guide(GuideKind.LARK, 'start: "a"'),
         Guide.choice(["yes", "nö"]),
+        Guide.json_schema({"anyOf": [{"multipleOf": 0.01}, {"multipleOf": 5_000_000}]}),
+        Guide.json_schema({"properties": {"multipleOf": {"type": "string"}}}),
+        Guide(GuideKind.LARK, 'start: "{" x\nx: %json {"type": "integer", "multipleOf": 60}'),
     ],
 )
 def test_every_kind_passes_and_says_what_it_is(guide: Guide) -> None:
@@ -35,6 +38,11 @@ def test_every_kind_passes_and_says_what_it_is(guide: Guide) -> None:
         (Guide(GuideKind.REGEX, "ü" * MAX_GUIDE_BYTES), "bytes"),
         (Guide(GuideKind.CHOICE, "yes"), "JSON array"),
         (Guide(GuideKind.CHOICE, "[1]"), "list of texts"),
+        (Guide.json_schema({"items": [{"multipleOf": 1_234_567}]}), "multipleOf"),
+        (Guide.json_schema({"allOf": [{"multipleOf": 997}, {"multipleOf": 9.91}]}), "multipleOf"),
+        (Guide(GuideKind.JSON_SCHEMA, '{"multiple\\u004ff": 100003}'), "multipleOf"),
+        (Guide(GuideKind.LARK, 'start: %json // x\n {"multipleOf": 100003}'), "multipleOf"),
+        (Guide(GuideKind.LARK, "start: %json {1}"), "not JSON"),
         (Guide.choice([]), "1 to"),
         (Guide.choice(["a", ""]), "none empty"),
         (Guide.choice(["a"] * (MAX_CHOICES + 1)), "1 to"),

@@ -21,6 +21,9 @@ MAX_COMPILED = 64
 """Grammars kept for the next request that names them."""
 _MAX_LEXER_STATES = 32_768
 """Of one grammar; about 1 KB each."""
+_LEXER_FUEL = 200_000
+"""Size of a grammar. Large guides that people write take a half; with llguidance's own 1,000,000 a
+pattern like (a{1000}){1000} held the engine's thread up for two seconds."""
 _MAX_RENEWALS = 2
 """In a row: the first may lead to a template that others have filled, the second one is new."""
 _MAX_MESSAGE_CHARS = 300
@@ -155,7 +158,11 @@ class Grammars:
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._max_compiled = max_compiled
-        self._limits = LLParserLimits(max_lexer_states=max_lexer_states, verbose_errors=False)
+        self._limits = LLParserLimits(
+            max_lexer_states=max_lexer_states,
+            initial_lexer_fuel=_LEXER_FUEL,
+            verbose_errors=False,
+        )
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_lock = threading.Lock()
         self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
