@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from baton.engine.graphs import CudaCapture
 from tests.gpu.conftest import TinyModel
 from tests.model.harness import Driver, assert_idle, make_engine, make_prompts, make_spec
 
@@ -42,3 +43,11 @@ def test_padding_writes_to_no_block_of_the_pool(
         kv = engine._runner.kv
         assert not any(part[:24].any() for part in (*kv.keys, *kv.values))
         assert all(part[24].any() for part in (*kv.keys, *kv.values))
+
+
+def test_work_that_waits_for_the_device_is_not_captured_and_changes_no_stream(
+    device: torch.device,
+) -> None:
+    with pytest.raises(RuntimeError):
+        CudaCapture(device)(lambda: torch.ones(1, device=device).item())
+    assert torch.cuda.current_stream(device) == torch.cuda.default_stream(device)

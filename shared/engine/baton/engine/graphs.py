@@ -53,9 +53,13 @@ class CudaCapture:
             work()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may use the device meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        # Other threads of the process may use the device meanwhile. A capture that fails leaves its
+        # stream behind as the current one, and copies of KV wait for the default stream only.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+            ),
         ):
             work()
         return graph.replay
