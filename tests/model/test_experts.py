@@ -87,6 +87,12 @@ def test_a_checkpoint_with_experts_left_alone_is_read_as_it_is(
         assert len(Driver(engine).run()["0"]) == 4
 
 
+def test_fp8_leaves_experts_as_they_are(tiny_model: TinyModel, tmp_path: Path) -> None:
+    plain, out = str(tiny_model("mixtral")), str(tmp_path / "out")
+    sizes = write_checkpoint(plain, out, Quantization("fp8"), lambda *_: None)
+    assert (sizes.num_layers, sizes.num_expert_layers) == (12, 0)
+
+
 def _upcycle(target: Path) -> Path:
     """The demo model with each MLP four times as an expert, its inner rows in different orders."""
     dense = AutoModelForCausalLM.from_pretrained(DEMO, local_files_only=True)

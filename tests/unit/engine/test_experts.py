@@ -177,6 +177,13 @@ def test_others_are_left_alone_and_named(
     assert [record.message.split()[0] for record in caplog.records] == [kind.__name__]
 
 
+def test_a_checkpoint_opens_those_that_it_names_if_they_can_be() -> None:
+    kinds: list[nn.Module] = [Undescribed(), Ungated(_config()), Ungated(_config())]
+    module = nn.Sequential(*kinds)
+    assert open_experts(module, {"0.down_proj.0", "2.down_proj.0"}) == 1
+    assert [isinstance(part, ExpertLinears) for part in module] == [False, False, True]
+
+
 @needs_packing
 def test_plain_tensors_are_let_go_one_after_the_other() -> None:
     module = nn.Sequential(*[_drawn(MixtralExperts(_config())) for _ in range(3)])

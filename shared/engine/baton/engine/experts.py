@@ -87,7 +87,7 @@ def open_experts(module: nn.Module, saved: Collection[str] | None = None) -> int
             continue
         kind = type(experts)
         if saved is not None:
-            verdicts[kind] = f"{path}.down_proj.0" in saved
+            verdicts[kind] = _is_described(experts) and f"{path}.down_proj.0" in saved
         elif kind not in verdicts:
             verdicts[kind] = _can_open(experts)
             if not verdicts[kind]:
@@ -119,8 +119,13 @@ def _linears(experts: Any, name: str) -> nn.ModuleList:
     return linears
 
 
+def _is_described(experts: Any) -> bool:
+    has_interface = all(hasattr(experts, name) for name in _INTERFACE)
+    return has_interface and not experts.has_post_expert_norm
+
+
 def _can_open(experts: Any) -> bool:
-    if not all(hasattr(experts, name) for name in _INTERFACE) or experts.has_post_expert_norm:
+    if not _is_described(experts):
         return False
     weight = experts.down_proj
     num_experts, size = len(weight), weight.shape[2 if experts.is_transposed else 1]
