@@ -135,3 +135,59 @@ def test_forks_that_never_run_give_back_their_references(
             engine.end_quarantine(name)
         driver.run()
         assert_idle(engine)
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_forks_that_end_or_are_preempted_do_not_disturb_the_others(
+    tiny_model: TinyModel, kv_dtype: str
+) -> None:
+    directory = tiny_model("llama")
+    (prompt,) = make_prompts((22,), seed=46)
+    with make_engine(directory, kv_dtype=kv_dtype) as engine:
+        driver = Driver(engine)
+        for choice in range(NUM_CHOICES):
+            spec = make_spec(str(choice), prompt, 30, sampling=_sampling(choice))
+            engine.submit(replace(spec, cache_salt=str(choice)))
+        alone = driver.run()
+    # The prompt's first block is shared; with what each writes they do not all fit.
+    with make_engine(directory, num_blocks=7, headroom_tokens=1, kv_dtype=kv_dtype) as engine:
+        driver = Driver(engine)
+        engine.submit(make_spec("0", prompt, 30, sampling=_sampling(0)))
+        driver.step()
+        for choice in range(1, NUM_CHOICES):
+            engine.reserve(make_spec(str(choice), prompt, 30, sampling=_sampling(choice)), "0")
+        engine.start_local("1")
+        engine.start_local("2")
+        for _ in range(4):
+            driver.step()
+        engine.release("1")
+        engine.start_local("3")
+        outputs = driver.run()
+        assert [outputs[name] for name in "023"] == [alone[name] for name in "023"]
+        assert outputs["1"] == alone["1"][: len(outputs["1"])]
+        counters = engine.stats().counters
+        assert counters["forks"] == counters["copied_blocks"] == NUM_CHOICES - 1
+        assert counters["preemptions"] > 0
+        assert_idle(engine)
+
+
+def test_a_forks_draft_knows_the_prompt(tiny_model: TinyModel) -> None:
+    """Its KV is copied too: a draft that is the target itself is always right."""
+    directory = tiny_model("llama")
+    (prompt,) = make_prompts((30,), seed=47)
+    with make_engine(directory, draft_model_path=str(directory), speculation=True) as engine:
+        driver = Driver(engine)
+        engine.submit(make_spec("0", prompt, 20))
+        for _ in range(2):
+            driver.step()
+        engine.reserve(make_spec("1", prompt, 20), fork_of="0")
+        engine.release("0")
+        before = engine.stats().counters
+        engine.start_local("1")
+        driver.run()
+        after = engine.stats().counters
+        assert after["copied_blocks"] == 1
+        drafted, accepted = (
+            after[name] - before[name] for name in ("draft_tokens", "accepted_tokens")
+        )
+        assert drafted == accepted > 0

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import random
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,7 @@ class _Client:
         self.engine = engine
         self.rng = random.Random(seed)
         self.names: list[str] = []
+        self.prompts: dict[str, tuple[int, ...]] = {}
         self.num_done = 0
 
     def act(self) -> None:
@@ -32,6 +34,7 @@ class _Client:
             self.submit,
             self.submit,
             self.reserve,
+            self.fork,
             self.fill,
             self.commit,
             self.local,
@@ -48,6 +51,12 @@ class _Client:
 
     def reserve(self) -> None:
         self.engine.reserve(self._spec())
+
+    def fork(self) -> None:
+        origin = self._some()
+        spec = replace(self._spec(), token_ids=self.prompts.get(origin, (1,)), prefill_only=False)
+        self.prompts[spec.seq_id] = spec.token_ids
+        self.engine.reserve(spec, fork_of=origin)
 
     def fill(self) -> None:
         name = self._some()
@@ -77,6 +86,7 @@ class _Client:
         self.names.append(name)
         # Few distinct prompts, so that prefixes are shared.
         prompt = [self.rng.randrange(3)] * self.rng.choice([1, 16, 30, 33, 64])
+        self.prompts[name] = tuple(prompt)
         sampling = SamplingParams(
             temperature=self.rng.choice([0.0, 1.0]), seed=5, stop_token_ids=(1, 2, 3)
         )
@@ -136,5 +146,6 @@ def test_nothing_is_lost_or_held(tiny_model: TinyModel, speculation: bool) -> No
         assert_idle(engine)
         counters = engine.stats().counters
         assert counters["output_tokens"] > 50
+        assert counters["forks"] > 0
         assert counters["cached_tokens"] > 0
         assert engine.stats().num_waiting == engine.stats().num_running == 0
