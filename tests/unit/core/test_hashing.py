@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from baton.core.hashing import HASH_BYTES, block_hashes, root_hash, tokens_hash
+
+SIZE = 4
+TOKENS = list(range(11))
+
+
+def _hashes(tokens: list[int], salt: str = "", fingerprint: bytes = b"model") -> list[bytes]:
+    return list(block_hashes(root_hash(fingerprint, salt), tokens, SIZE))
+
+
+def test_full_blocks_have_hashes_and_equal_prefixes_equal_ones() -> None:
+    hashes = _hashes(TOKENS)
+    assert [len(one) for one in hashes] == [HASH_BYTES] * 2
+    assert _hashes([*TOKENS[:8], 99, 98, 97, 96])[:2] == hashes
+    assert _hashes(TOKENS[:3]) == []
+
+
+def test_a_blocks_hash_covers_all_tokens_before_it() -> None:
+    changed = _hashes([99, *TOKENS[1:]])
+    assert all(one != other for one, other in zip(changed, _hashes(TOKENS), strict=True))
+    first, second = _hashes([1, 2, 3, 4] * 2)
+    assert first != second, "the same tokens at another place"
+
+
+def test_models_and_tenants_share_nothing() -> None:
+    found = [_hashes(TOKENS), _hashes(TOKENS, salt="b"), _hashes(TOKENS, fingerprint=b"other")]
+    assert len({one for hashes in found for one in hashes}) == 6
+
+
+def test_a_sequences_hash_depends_on_order_and_length() -> None:
+    found = {tokens_hash(tokens) for tokens in ([1, 2], [2, 1], [1, 2, 0], [258])}
+    assert len(found) == 4
