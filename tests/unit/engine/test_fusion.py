@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from baton.engine.fusion import GatedLinears, MergedLinear, fuse_gated, merge_siblings
+from baton.engine.fusion import GatedLinears, MergedLinear, _fused, fuse_gated, merge_siblings
 from baton.engine.linears import PackedLinear, can_prepack, packer, replace_linears
 
 CPU = torch.device("cpu")
@@ -83,6 +84,22 @@ def test_gated_mlps_are_fused_and_compute_the_same(dtype: torch.dtype, activatio
         for num_rows in (0, 1, 20):
             inputs = torch.randn(1, num_rows, 16).to(dtype)
             torch.testing.assert_close(module(inputs), plain(inputs), atol=2e-2, rtol=2e-2)
+
+
+@needs_packing
+def test_mlps_are_let_go_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Sequential(*[nn.Sequential(Mlp()) for _ in range(4)])
+    replace_linears(module, packer(8))
+    mlps = [weakref.ref(layer[0]) for layer in module]
+    alive: list[int] = []
+
+    def count(child: nn.Module) -> nn.Module | None:
+        alive.append(sum(mlp() is not None for mlp in mlps))
+        return _fused(child)
+
+    monkeypatch.setattr("baton.engine.fusion._fused", count)
+    assert fuse_gated(module, torch.float32) == 4
+    assert alive == [4, 3, 2, 1]
 
 
 @needs_packing

@@ -123,7 +123,8 @@ def fuse_gated(module: nn.Module, dtype: torch.dtype) -> int:
     verdicts: dict[type[nn.Module], bool] = {}
     num_fused = 0
     with torch.inference_mode():
-        for parent in list(module.modules()):
+        # Not the MLPs themselves, whose weights such a list would hold on to.
+        for parent in [part for part in module.modules() if any(map(_is_gated, part.children()))]:
             for name, child in list(parent.named_children()):
                 fused = _fused(child)
                 if fused is None:
@@ -139,10 +140,14 @@ def fuse_gated(module: nn.Module, dtype: torch.dtype) -> int:
     return num_fused
 
 
+def _is_gated(module: nn.Module) -> bool:
+    return dict(module.named_children()).keys() == _GATED
+
+
 def _fused(module: nn.Module) -> nn.Module | None:
-    parts: dict[str, Any] = dict(module.named_children())
-    if parts.keys() != _GATED:
+    if not _is_gated(module):
         return None
+    parts: dict[str, Any] = dict(module.named_children())
     activation = _ACTIVATIONS.get(type(parts.pop("act_fn")).__name__)
     if activation is None:
         return None
