@@ -103,5 +103,5 @@ size: setup ## lines of code per part
 	@$(BIN)/python -m pytest -q -s tests/meta/test_house_rules.py -k size_table | sed -n '/^part/,/^total/p'
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .pytest_cache .mypy_cache .hypothesis .import_linter_cache build dist shared/engine/baton/engine/native/*.so
+	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +
