@@ -85,3 +85,15 @@ def test_what_is_released_within_a_step_is_not_announced(tiny_model: TinyModel) 
         assert [event.layer_end for event in told if isinstance(event, LayersReady)] == [1]
         assert engine.drain_events() == []
         assert_idle(engine)
+
+
+def test_no_event_follows_a_release(tiny_model: TinyModel) -> None:
+    (prompt,) = make_prompts((20,), seed=7)
+    with make_engine(tiny_model("llama")) as engine:
+        for name in "ab":
+            engine.submit(make_spec(name, prompt, 8))
+        engine.step()
+        engine.release("a")
+        assert {event.seq_id for event in engine.drain_events()} == {"b"}
+        engine.release("b")
+        assert_idle(engine)

@@ -135,3 +135,23 @@ def test_a_prompt_with_more_of_them_than_a_message_holds_is_refused(
         engine.submit(make_spec("fits", [1] * 25, 2, sampling=ASKED))
         with pytest.raises(InvalidRequest, match="prompt_logprobs of 26 tokens"):
             engine.submit(make_spec("r", [1] * 26, 2, sampling=ASKED))
+
+
+def test_a_prompt_that_is_preempted_half_way_is_told_once(tiny_model: TinyModel) -> None:
+    directory = tiny_model("llama")
+    first, prompt, other = make_prompts((14, 60, 10), seed=9)
+    settings = {"max_num_batched_tokens": 16, "max_num_seqs": 4, "num_blocks": 6}
+    with make_engine(directory, **settings) as engine:
+        driver = Driver(engine)
+        engine.submit(make_spec("a", first, 8))
+        driver.step()
+        engine.submit(make_spec("b", prompt, 1, sampling=ASKED))
+        driver.step()
+        engine.reserve(make_spec("r", other, 1))
+        driver.step()
+        driver.step()
+        assert engine.stats().counters["preemptions"] == 1
+        engine.release("r")
+        driver.run()
+        _assert_right(directory, prompt, _told(driver, "b"))
+        assert_idle(engine)
