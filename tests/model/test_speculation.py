@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from baton.core.drafting import DraftPolicy
 from baton.core.sampling import DraftSource, SamplingParams
 from baton.engine.events import Tokens
 from tests.model.conftest import TinyModel
@@ -199,3 +200,20 @@ def test_preempted_sequences_speculate_on(tiny_model: TinyModel) -> None:
         assert [outputs[str(index)] for index in range(len(prompts))] == expected
         assert engine.stats().counters["preemptions"] > 0
         assert engine.stats().counters["accepted_tokens"] > 0
+
+
+def test_what_a_step_verified_and_the_targets_part_of_its_time_are_measured(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tiny_model("llama")
+    (prompt,) = make_prompts((20,), seed=18)
+    clock, seen = itertools.count(), {}
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(DraftPolicy, "observe_target", lambda _, rows, s: seen.update({rows: s}))
+    with make_engine(directory, draft_model_path=str(directory), speculation=True) as engine:
+        # The last step of 13 tokens, after the prompt's and two with all drafts, has 1 draft.
+        engine.submit(make_spec("a", prompt, 13))
+        Driver(engine).run()
+    assert set(seen) == {5, 2}
+    # Looks at the clock: begin, update, end, and two around the draft, whose second is not counted.
+    assert set(seen.values()) == {3.0}
