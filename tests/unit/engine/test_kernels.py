@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from baton.core.errors import Internal, Unsupported
 from baton.engine import kernels
-from baton.engine.fusion import fuse_gated, merge_siblings
-from baton.engine.kernels import Product, can_multiply, gated, norm_kernel
+from baton.engine.fusion import fuse_gated, merge_siblings, pack_products
+from baton.engine.kernels import Product, can_multiply, norm_kernel
 from baton.engine.linears import KernelLinear, PackedLinear, packer, replace_linears
 from baton.engine.paged import PagedBackend
+from baton.engine.pages import LargePages
 from baton.engine.quantize import Quantization, quantize_weight
 from baton.engine.quantize_linears import make_linear
 
@@ -79,14 +82,12 @@ def test_gated_products_are_what_torch_computes(
     rows = (3 * torch.randn(7, num_in)).bfloat16()
     gate, up = linear(rows.float(), weight.float(), bias).tensor_split(2, 1)
     wanted = (silu(gate) if activation == "silu" else gelu(gate, approximate="tanh")) * up
-    both = gated([Product(weight, None, bias)], activation)
-    two = gated(
-        [
-            Product(part, None, None if parts is None else parts[index])
-            for index, part in enumerate(weight.tensor_split(2))
-        ],
-        activation,
+    both = Product(weight, None, bias).gated([], activation)
+    first, second = (
+        Product(part, None, None if parts is None else parts[index])
+        for index, part in enumerate(weight.tensor_split(2))
     )
+    two = first.gated([second], activation)
     assert _error(both(rows), wanted) < 0.003
     assert torch.equal(both(rows), two(rows))
 
@@ -146,15 +147,20 @@ def test_norms_are_what_transformers_computes(num_rows: int) -> None:
 
 
 @needs_kernels
-def test_what_was_packed_comes_back_as_it_was() -> None:
+def test_packing_changes_nothing_and_lets_the_weight_go() -> None:
     weight, (levels, scale) = _weight(41, 32), _int8(41, 32)
-    bias = torch.randn(41)
+    rows = torch.randn(3, 32).bfloat16()
     for given, its_scale in ((weight, None), (levels, scale)):
-        found, found_scale, found_bias = Product(given, its_scale, bias).plain()
-        assert torch.equal(found, given)
-        assert found_bias is not None
-        assert torch.equal(found_bias, bias)
-        assert (found_scale is None) == (its_scale is None)
+        product = Product(given, its_scale, torch.randn(41))
+        before = product(rows)
+        held = weakref.ref(given)
+        product.pack(LargePages())
+        assert product.is_packed
+        assert torch.equal(product(rows), before)
+        del given
+    del weight, levels
+    gc.collect()
+    assert held() is None
 
 
 @needs_kernels
@@ -178,6 +184,7 @@ def test_layers_of_a_model_take_them_and_mlps_become_one_product() -> None:
         replace_linears(model, packer(8))
         assert fuse_gated(model, torch.bfloat16) == 1
         assert sum(isinstance(part, KernelLinear) for part in model.modules()) == 2
+        assert pack_products(model) == 2
         assert _error(model(inputs), wanted) < 0.01
         quantized = nn.Sequential(Mlp()).bfloat16()
         wanted = quantized(inputs).float()
@@ -187,6 +194,7 @@ def test_layers_of_a_model_take_them_and_mlps_become_one_product() -> None:
             tensors = quantize_weight(getattr(parent, name).weight, Quantization("int8"))
             setattr(parent, name, make_linear("int8", tensors, None, torch.bfloat16))
         assert fuse_gated(quantized, torch.bfloat16) == 1
+        assert pack_products(quantized) == 2
         assert _error(quantized(inputs), wanted) < 0.02
 
 

@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from baton.engine.kernels import Product, gated
+from baton.engine.kernels import Product
 from baton.engine.linears import KernelLinear, PackedLinear
+from baton.engine.pages import LargePages
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ def _fused(module: nn.Module) -> nn.Module | None:
     products = _gate_products(parts["gate_proj"], parts["up_proj"])
     if not products:
         return None
-    return nn.Sequential(KernelLinear(gated(products, activation)), parts["down_proj"])
+    first, *others = products
+    return nn.Sequential(KernelLinear(first.gated(others, activation)), parts["down_proj"])
 
 
 def _gate_products(gate: nn.Module, up: nn.Module) -> list[Product]:
@@ -175,6 +177,20 @@ def _is_same(module: nn.Module, fused: nn.Module, dtype: torch.dtype) -> bool:
         return False
     difference = (fused(inputs).float() - expected.float()).norm()
     return bool(difference <= _MAX_ERROR[dtype] * expected.float().norm())
+
+
+def pack_products(module: nn.Module) -> int:
+    """Packs what our kernels multiply with, when nothing is to be merged any more.
+
+    Returns:
+        Products packed.
+    """
+    pages = LargePages()
+    found = [getattr(part, "product", None) for part in module.modules()]
+    products = [product for product in found if isinstance(product, Product)]
+    for product in products:
+        product.pack(pages)
+    return len(products)
 
 
 def _are_alike(siblings: list[nn.Linear]) -> bool:

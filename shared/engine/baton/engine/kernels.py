@@ -13,10 +13,12 @@ import logging
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from baton.core.errors import Internal
+from baton.engine.pages import LargePages
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +109,7 @@ class Product:
 
     `weight` is bfloat16, or int8 with a `scale` of each output; [out_features, in_features]. An
     `activation` says that its first half are gates: the output is activation(gate) * rest, half as
-    wide. The weight is copied into blocks; the caller's can go. A row's output does not depend on
-    the rows beside it.
+    wide. A row's output does not depend on the rows beside it.
     """
 
     def __init__(
@@ -118,14 +119,33 @@ class Product:
         bias: torch.Tensor | None,
         activation: str | None = None,
     ) -> None:
-        self.activation = activation
         num_outputs, self.in_features = weight.shape
         self.out_features = num_outputs // 2 if activation else num_outputs
         self._activation = ACTIVATIONS[activation]
-        self._group = 2 if scale is None else 4
-        self._blocks = _packed(self._in_blocks(weight), self._group)
+        self._plain: Weight | None = (weight, scale, bias)
+        self._blocks: torch.Tensor | None = None
         self._scale = None if scale is None else self._in_blocks(scale.float())
         self._bias = None if bias is None else self._in_blocks(bias.float())
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weight that it was made of is let go."""
+        return self._plain is None
+
+    def pack(self, pages: LargePages) -> None:
+        """Copies the weight into blocks and lets it go; for good."""
+        if self._plain is not None:
+            self._blocks = self._packed(self._plain[0], pages)
+            self._plain = None
+
+    def gated(self, others: Sequence[Product], activation: str) -> Product:
+        """One product of this one's gates and what they multiply: its own rest, or another's.
+
+        All must not be packed yet.
+        """
+        parts = [product._plain for product in (self, *others)]
+        weights, scales, biases = zip(*(part for part in parts if part), strict=True)
+        return Product(torch.cat(weights), _joined(scales), _joined(biases), activation)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """bfloat16 [num_rows, in_features] to [num_rows, out_features]."""
@@ -134,13 +154,17 @@ class Product:
             raise Internal("no kernels here: can_multiply says so")
         if rows.dtype is not torch.bfloat16 or rows.shape[1:] != (self.in_features,):
             raise Internal(f"rows of {rows.dtype}, {tuple(rows.shape)} do not fit the weight")
+        if self._blocks is None and self._plain is not None:
+            # Tried once while the model is loaded.
+            self._blocks = self._packed(self._plain[0], LargePages())
+        blocks = cast("torch.Tensor", self._blocks)
         rows = rows.contiguous()
         num_rows = len(rows)
         output = rows.new_empty(num_rows, self.out_features)
-        sizes = (num_rows, self.in_features, self.out_features, len(self._blocks))
+        sizes = (num_rows, self.in_features, self.out_features, len(blocks))
         how = (self._activation, torch.get_num_threads())
         bias = None if self._bias is None else self._bias.data_ptr()
-        data = rows.data_ptr(), self._blocks.data_ptr()
+        data = rows.data_ptr(), blocks.data_ptr()
         if self._scale is None:
             library.baton_bf16(*data, bias, output.data_ptr(), *sizes, *how)
             return output
@@ -158,15 +182,6 @@ class Product:
         )
         return output
 
-    def plain(self) -> Weight:
-        """Copies of weight, scale and bias as they were given, of a product that is not gated."""
-        size = self.out_features
-        weight = self._blocks.permute(0, 2, 1, 3).reshape(-1, self.in_features)[:size]
-        if self._scale is None:
-            return weight, None, _flat(self._bias, size)
-        weight = weight.bitwise_xor(_INT8_ZERO).view(torch.int8)
-        return weight, _flat(self._scale, size), _flat(self._bias, size)
-
     def _in_blocks(self, values: torch.Tensor) -> torch.Tensor:
         """[outputs, ...] to [num_blocks, 64, ...], with zeros behind; gates meet their rest."""
         if self._activation:
@@ -174,20 +189,19 @@ class Product:
             return torch.cat(halves, 1)
         return _blocks_of(values, BLOCK).contiguous()
 
-
-def gated(products: Sequence[Product], activation: str) -> Product:
-    """One product of a gate and what it multiplies: of each one's, or of one of both."""
-    weights, scales, biases = zip(*(product.plain() for product in products), strict=True)
-    return Product(torch.cat(weights), _joined(scales), _joined(biases), activation)
+    def _packed(self, weight: torch.Tensor, pages: LargePages) -> torch.Tensor:
+        """[num_blocks, in_features / group, 64, group]: `group` inputs are multiplied at once."""
+        group = 2
+        if weight.dtype is torch.int8:
+            group, weight = 4, weight.view(torch.uint8).bitwise_xor(_INT8_ZERO)
+        blocks = self._in_blocks(weight)
+        parts = blocks.view(*blocks.shape[:2], -1, group).transpose(1, 2)
+        return pages.empty(tuple(parts.shape), parts.dtype).copy_(parts)
 
 
 def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     found = [part for part in parts if part is not None]
     return torch.cat(found) if found else None
-
-
-def _flat(blocks: torch.Tensor | None, size: int) -> torch.Tensor | None:
-    return None if blocks is None else blocks.flatten()[:size]
 
 
 def _blocks_of(values: torch.Tensor, size: int) -> torch.Tensor:
@@ -196,12 +210,3 @@ def _blocks_of(values: torch.Tensor, size: int) -> torch.Tensor:
     if missing:
         values = torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
     return values.view(-1, size, *values.shape[1:])
-
-
-def _packed(weight: torch.Tensor, group: int) -> torch.Tensor:
-    """[num_blocks, 64, in_features] to [num_blocks, in_features / group, 64, group]."""
-    if weight.dtype is torch.int8:
-        weight = weight.view(torch.uint8).bitwise_xor(_INT8_ZERO)
-    num_blocks, size, in_features = weight.shape
-    parts = weight.view(num_blocks, size, in_features // group, group)
-    return parts.transpose(1, 2).contiguous()

@@ -27,7 +27,7 @@ from baton.engine.backends import choose_backends
 from baton.engine.config import EngineConfig
 from baton.engine.devices import check_device, default_block_size
 from baton.engine.experts import open_experts
-from baton.engine.fusion import fuse_gated, merge_siblings
+from baton.engine.fusion import fuse_gated, merge_siblings, pack_products
 from baton.engine.kv_cache import dtype_name, torch_dtype
 from baton.engine.kv_int8 import int8_layout
 from baton.engine.linears import LinearFactory, packer, replace_linears
@@ -97,6 +97,7 @@ def load_model(
     if num_packed_rows is not None:
         on_progress(0.8, "packing weights")
         _speed_up(module, packer(num_packed_rows))
+    pack_products(module)
     on_progress(0.9, "looking at its layers")
     shapes = layer_shapes(module, config, attention)
     layout = KvLayout(

@@ -128,10 +128,32 @@ AVX512 static void load_values(const Attention *a, const uint8_t *const values[T
         }
 }
 
+static inline int64_t vector_bytes(const Attention *a) {
+    return a->is_int8 ? a->head_dim + 2 : 2 * a->head_dim;
+}
+
+/* Where the vectors of a key lie in the pools, from their starts. */
+static inline int64_t place(const Attention *a, const int32_t *table, int64_t kv_head, int64_t key) {
+    const int64_t slot = table[key / a->block_size] * a->block_size + key % a->block_size;
+    return (slot * a->num_kv_heads + kv_head) * vector_bytes(a);
+}
+
+/* Has up to 32 keys and values from `first` on come from memory: blocks lie anywhere, so the CPU does
+   not foresee it. */
+static void fetch_tile(const Attention *a, const int32_t *table, int64_t kv_head, int64_t first,
+                       int64_t last) {
+    for (int64_t key = first; key < first + TILE && key <= last; key++) {
+        const int64_t start = place(a, table, kv_head, key);
+        for (int64_t byte = 0; byte < vector_bytes(a); byte += 64) {
+            __builtin_prefetch(a->keys + start + byte);
+            __builtin_prefetch(a->values + start + byte);
+        }
+    }
+}
+
 /* Finds up to 32 keys from `first` on, and puts keys and values where products take them. */
 AVX512 static void load_tile(const Attention *a, const int32_t *table, int64_t kv_head,
                              int64_t first, int64_t last, Tile *tile) {
-    const int64_t bytes = a->is_int8 ? a->head_dim + 2 : 2 * a->head_dim;
     const uint8_t *keys[TILE], *values[TILE]; /* null behind the last */
     tile->first = first;
     for (int i = 0; i < TILE; i++) {
@@ -140,9 +162,8 @@ AVX512 static void load_tile(const Attention *a, const int32_t *table, int64_t k
         tile->key_scale[i] = a->scaling;
         tile->value_scale[i] = 1;
         if (key > last) continue;
-        const int64_t slot = table[key / a->block_size] * a->block_size + key % a->block_size;
-        keys[i] = a->keys + (slot * a->num_kv_heads + kv_head) * bytes;
-        values[i] = a->values + (slot * a->num_kv_heads + kv_head) * bytes;
+        keys[i] = a->keys + place(a, table, kv_head, key);
+        values[i] = a->values + place(a, table, kv_head, key);
         if (!a->is_int8) continue;
         tile->key_scale[i] *= int8_scale(keys[i], a->head_dim);
         tile->value_scale[i] = int8_scale(values[i], a->head_dim);
@@ -280,6 +301,7 @@ AVX512 static void attend(const Attention *a, int64_t row, int64_t kv_head, int6
     const int32_t *table = a->block_table + row * a->table_width;
     for (int64_t key = first / TILE * TILE; key <= last; key += TILE) {
         load_tile(a, table, kv_head, key, last, &tile);
+        fetch_tile(a, table, kv_head, key + TILE, last);
         attend_tile(a, &folded, &tile);
     }
     for (int f = 0; f < folded.n; f++) {
