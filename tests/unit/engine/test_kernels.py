@@ -63,9 +63,9 @@ def test_products_are_what_torch_computes(num_out: int, num_in: int, has_bias: b
     for num_rows in ROW_COUNTS:
         rows = torch.randn(num_rows, num_in).bfloat16()
         wanted = linear(rows.float(), weight.float(), bias)
-        assert _error(Product(weight, None, bias)(rows), wanted) < 0.003
+        assert _error(Product([(weight, None, bias)])(rows), wanted) < 0.003
         wanted = linear(rows.float(), levels.float() * scale[:, None], bias)
-        assert _error(Product(levels, scale, bias)(rows), wanted) < 0.003
+        assert _error(Product([(levels, scale, bias)])(rows), wanted) < 0.003
 
 
 @needs_kernels
@@ -82,12 +82,12 @@ def test_gated_products_are_what_torch_computes(
     rows = (3 * torch.randn(7, num_in)).bfloat16()
     gate, up = linear(rows.float(), weight.float(), bias).tensor_split(2, 1)
     wanted = (silu(gate) if activation == "silu" else gelu(gate, approximate="tanh")) * up
-    both = Product(weight, None, bias).gated([], activation)
-    first, second = (
-        Product(part, None, None if parts is None else parts[index])
-        for index, part in enumerate(weight.tensor_split(2))
+    both = Product([(weight, None, bias)], activation)
+    halves = enumerate(weight.tensor_split(2))
+    two = Product(
+        [(half, None, None if parts is None else parts[index]) for index, half in halves],
+        activation,
     )
-    two = first.gated([second], activation)
     assert _error(both(rows), wanted) < 0.003
     assert torch.equal(both(rows), two(rows))
 
@@ -96,8 +96,9 @@ def test_gated_products_are_what_torch_computes(
 def test_activations_hold_at_both_ends() -> None:
     eye = torch.eye(64, dtype=torch.bfloat16)
     values = torch.tensor([-1e30, -200.0, -80.0, -3.0, 0.0, 3.0, 200.0, 1e30]).repeat(8).bfloat16()
-    product = Product(torch.cat([eye, torch.zeros_like(eye)]), None, None, "silu")
-    ones = Product(torch.cat([eye, torch.zeros_like(eye)]), None, torch.ones(128), "silu")
+    one = torch.ones(64)
+    product = Product([(eye, None, None), (torch.zeros_like(eye), None, None)], "silu")
+    ones = Product([(eye, None, one), (torch.zeros_like(eye), None, one)], "silu")
     assert not product(values[None]).any(), "times 0"
     torch.testing.assert_close(ones(values[None])[0], silu(values.float() + 1).bfloat16())
 
@@ -111,7 +112,7 @@ def test_a_row_does_not_depend_on_its_batch_or_on_threads(threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for product in (Product(weight, None, None), Product(levels, scale, None)):
+        for product in (Product([(weight, None, None)]), Product([(levels, scale, None)])):
             together = product(rows)
             for index, row in enumerate(rows):
                 assert torch.equal(product(row[None])[0], together[index])
@@ -121,7 +122,7 @@ def test_a_row_does_not_depend_on_its_batch_or_on_threads(threads: int) -> None:
 
 @needs_kernels
 def test_what_does_not_fit_is_refused_before_memory_is_read() -> None:
-    product = Product(_weight(16, 32), None, None)
+    product = Product([(_weight(16, 32), None, None)])
     for rows in (torch.ones(2, 32), torch.ones(2, 16).bfloat16(), torch.ones(32).bfloat16()):
         with pytest.raises(Internal, match="do not fit"):
             product(rows)
@@ -151,11 +152,11 @@ def test_packing_changes_nothing_and_lets_the_weight_go() -> None:
     weight, (levels, scale) = _weight(41, 32), _int8(41, 32)
     rows = torch.randn(3, 32).bfloat16()
     for given, its_scale in ((weight, None), (levels, scale)):
-        product = Product(given, its_scale, torch.randn(41))
+        product = Product([(given, its_scale, torch.randn(41))])
         before = product(rows)
         held = weakref.ref(given)
         product.pack(LargePages())
-        assert product.is_packed
+        assert not product.parts
         assert torch.equal(product(rows), before)
         del given
     del weight, levels

@@ -15,7 +15,7 @@ from torch import nn
 
 from baton.engine.kernels import Product
 from baton.engine.linears import KernelLinear, PackedLinear
-from baton.engine.pages import LargePages
+from baton.engine.pages import LargePages, give_back_free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +157,8 @@ def _fused(module: nn.Module) -> nn.Module | None:
     products = _gate_products(parts["gate_proj"], parts["up_proj"])
     if not products:
         return None
-    first, *others = products
-    return nn.Sequential(KernelLinear(first.gated(others, activation)), parts["down_proj"])
+    gated = Product([part for product in products for part in product.parts], activation)
+    return nn.Sequential(KernelLinear(gated), parts["down_proj"])
 
 
 def _gate_products(gate: nn.Module, up: nn.Module) -> list[Product]:
@@ -190,6 +190,7 @@ def pack_products(module: nn.Module) -> int:
     products = [product for product in found if isinstance(product, Product)]
     for product in products:
         product.pack(pages)
+    give_back_free_memory()
     return len(products)
 
 

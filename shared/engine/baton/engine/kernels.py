@@ -13,7 +13,6 @@ import logging
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -107,45 +106,27 @@ def can_multiply(weight: torch.Tensor, dtype: torch.dtype) -> bool:
 class Product:
     """Rows times a weight, plus a bias, and perhaps gated.
 
-    `weight` is bfloat16, or int8 with a `scale` of each output; [out_features, in_features]. An
-    `activation` says that its first half are gates: the output is activation(gate) * rest, half as
-    wide. A row's output does not depend on the rows beside it.
+    The weight is bfloat16, or int8 with a scale of each output. An `activation` says that the first
+    half of the outputs are gates: what comes out is activation(gate) * rest, half as wide. A row's
+    output does not depend on the rows beside it.
     """
 
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        scale: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        activation: str | None = None,
-    ) -> None:
-        num_outputs, self.in_features = weight.shape
+    def __init__(self, parts: Sequence[Weight], activation: str | None = None) -> None:
+        """Takes weights whose outputs follow each other, all of them with or without the rest."""
+        self.parts: Sequence[Weight] = parts
+        """What it was made of, as long as it is not packed."""
+        weights, scales, biases = zip(*parts, strict=True)
+        num_outputs, self.in_features = sum(map(len, weights)), weights[0].shape[1]
         self.out_features = num_outputs // 2 if activation else num_outputs
         self._activation = ACTIVATIONS[activation]
-        self._plain: Weight | None = (weight, scale, bias)
+        self._scale, self._bias = self._floats(scales), self._floats(biases)
         self._blocks: torch.Tensor | None = None
-        self._scale = None if scale is None else self._in_blocks(scale.float())
-        self._bias = None if bias is None else self._in_blocks(bias.float())
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether the weight that it was made of is let go."""
-        return self._plain is None
 
     def pack(self, pages: LargePages) -> None:
-        """Copies the weight into blocks and lets it go; for good."""
-        if self._plain is not None:
-            self._blocks = self._packed(self._plain[0], pages)
-            self._plain = None
-
-    def gated(self, others: Sequence[Product], activation: str) -> Product:
-        """One product of this one's gates and what they multiply: its own rest, or another's.
-
-        All must not be packed yet.
-        """
-        parts = [product._plain for product in (self, *others)]
-        weights, scales, biases = zip(*(part for part in parts if part), strict=True)
-        return Product(torch.cat(weights), _joined(scales), _joined(biases), activation)
+        """Copies the weights into blocks and lets them go; for good."""
+        if self.parts:
+            self._blocks = self._packed(pages)
+            self.parts = ()
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """bfloat16 [num_rows, in_features] to [num_rows, out_features]."""
@@ -154,10 +135,8 @@ class Product:
             raise Internal("no kernels here: can_multiply says so")
         if rows.dtype is not torch.bfloat16 or rows.shape[1:] != (self.in_features,):
             raise Internal(f"rows of {rows.dtype}, {tuple(rows.shape)} do not fit the weight")
-        if self._blocks is None and self._plain is not None:
-            # Tried once while the model is loaded.
-            self._blocks = self._packed(self._plain[0], LargePages())
-        blocks = cast("torch.Tensor", self._blocks)
+        # Not packed yet: it is tried while the model is loaded.
+        blocks = self._packed(LargePages()) if self._blocks is None else self._blocks
         rows = rows.contiguous()
         num_rows = len(rows)
         output = rows.new_empty(num_rows, self.out_features)
@@ -189,19 +168,20 @@ class Product:
             return torch.cat(halves, 1)
         return _blocks_of(values, BLOCK).contiguous()
 
-    def _packed(self, weight: torch.Tensor, pages: LargePages) -> torch.Tensor:
+    def _floats(self, parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+        found = [part.float() for part in parts if part is not None]
+        return self._in_blocks(torch.cat(found)) if found else None
+
+    def _packed(self, pages: LargePages) -> torch.Tensor:
         """[num_blocks, in_features / group, 64, group]: `group` inputs are multiplied at once."""
+        weights = [weight for weight, _, _ in self.parts]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         group = 2
         if weight.dtype is torch.int8:
             group, weight = 4, weight.view(torch.uint8).bitwise_xor(_INT8_ZERO)
         blocks = self._in_blocks(weight)
         parts = blocks.view(*blocks.shape[:2], -1, group).transpose(1, 2)
         return pages.empty(tuple(parts.shape), parts.dtype).copy_(parts)
-
-
-def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
 
 
 def _blocks_of(values: torch.Tensor, size: int) -> torch.Tensor:

@@ -88,7 +88,7 @@ def packer(num_rows: int) -> LinearFactory:
 
     def pack(linear: nn.Linear) -> nn.Module | None:
         if can_multiply(linear.weight, linear.weight.dtype):
-            return KernelLinear(Product(linear.weight.detach(), None, linear.bias))
+            return KernelLinear(Product([(linear.weight.detach(), None, linear.bias)]))
         if not can_prepack(linear.weight.device, linear.weight.dtype):
             return None
         return PackedLinear(linear, num_rows)

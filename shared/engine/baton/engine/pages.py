@@ -5,6 +5,7 @@ A core's list of addresses holds few pages of 4 KiB, and its prefetcher stops at
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 
@@ -32,6 +33,13 @@ class LargePages:
             self._chunk = _chunk(max(wanted, _CHUNK_BYTES))
         found, self._chunk = self._chunk[:num_bytes], self._chunk[wanted:]
         return found.view(dtype).view(shape)
+
+
+def give_back_free_memory() -> None:
+    """Has the C library give the system what it keeps of freed tensors, where it can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _chunk(num_bytes: int) -> torch.Tensor:

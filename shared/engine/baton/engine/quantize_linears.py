@@ -104,7 +104,7 @@ class Int8Linear(_Int8Layer):
         self._product: _Int8Product | None = None
         self._weight: torch.Tensor | None = tensors["qweight"]
         if can_multiply(tensors["qweight"], dtype):
-            self.product = Product(tensors["qweight"], tensors["scale"], bias)
+            self.product = Product([(tensors["qweight"], tensors["scale"], bias)])
             self.bias = self._weight = self._small = None
         elif has_int8_kernels():
             self._product, self._weight = _Int8Product(tensors), None
