@@ -173,15 +173,14 @@ class Product:
         return self._in_blocks(torch.cat(found)) if found else None
 
     def _packed(self, pages: LargePages) -> torch.Tensor:
-        """[num_blocks, in_features / group, 64, group]: `group` inputs are multiplied at once."""
+        """[num_blocks, in_features / group, 64] groups: 2 bfloat16 or 4 int8 inputs, as int32."""
         weights = [weight for weight, _, _ in self.parts]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-        group = 2
         if weight.dtype is torch.int8:
-            group, weight = 4, weight.view(torch.uint8).bitwise_xor(_INT8_ZERO)
-        blocks = self._in_blocks(weight)
-        parts = blocks.view(*blocks.shape[:2], -1, group).transpose(1, 2)
-        return pages.empty(tuple(parts.shape), parts.dtype).copy_(parts)
+            weight = weight.view(torch.uint8).bitwise_xor(_INT8_ZERO)
+        # As numbers of the size of a group, which are moved whole.
+        blocks = self._in_blocks(weight).view(torch.int32).transpose(1, 2)
+        return pages.empty(tuple(blocks.shape), torch.int32).copy_(blocks)
 
 
 def _blocks_of(values: torch.Tensor, size: int) -> torch.Tensor:
