@@ -115,6 +115,10 @@ class Product:
         """Takes weights whose outputs follow each other, all of them with or without the rest."""
         self.parts: Sequence[Weight] = parts
         """What it was made of, as long as it is not packed."""
+        library = find_library()
+        if library is None:
+            raise Internal("no kernels here: can_multiply says so")
+        self._library = library
         weights, scales, biases = zip(*parts, strict=True)
         num_outputs, self.in_features = sum(map(len, weights)), weights[0].shape[1]
         self.out_features = num_outputs // 2 if activation else num_outputs
@@ -128,36 +132,28 @@ class Product:
             self._blocks = self._packed(pages)
             self.parts = ()
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """bfloat16 [num_rows, in_features] to [num_rows, out_features]."""
-        library = find_library()
-        if library is None:
-            raise Internal("no kernels here: can_multiply says so")
-        if rows.dtype is not torch.bfloat16 or rows.shape[1:] != (self.in_features,):
-            raise Internal(f"rows of {rows.dtype}, {tuple(rows.shape)} do not fit the weight")
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """bfloat16 [..., in_features] to [..., out_features]."""
+        *shape, size = inputs.shape
+        if inputs.dtype is not torch.bfloat16 or size != self.in_features:
+            raise Internal(f"inputs of {inputs.dtype}, {size} do not fit the weight")
         # Not packed yet: it is tried while the model is loaded.
         blocks = self._packed(LargePages()) if self._blocks is None else self._blocks
-        rows = rows.contiguous()
-        num_rows = len(rows)
-        output = rows.new_empty(num_rows, self.out_features)
-        sizes = (num_rows, self.in_features, self.out_features, len(blocks))
-        how = (self._activation, torch.get_num_threads())
+        inputs = inputs.contiguous()
+        num_rows = inputs.numel() // size
+        output = torch.empty(*shape, self.out_features, dtype=torch.bfloat16)
         bias = None if self._bias is None else self._bias.data_ptr()
-        data = rows.data_ptr(), blocks.data_ptr()
+        data = inputs.data_ptr(), blocks.data_ptr()
+        sizes = (num_rows, size, self.out_features, len(blocks))
+        how = (self._activation, torch.get_num_threads())
         if self._scale is None:
-            library.baton_bf16(*data, bias, output.data_ptr(), *sizes, *how)
+            self._library.baton_bf16(*data, bias, output.data_ptr(), *sizes, *how)
             return output
-        halves = torch.empty(num_rows, 2, self.in_features, dtype=torch.int8)
-        roundings = torch.empty(num_rows, _ROUNDING_BYTES, dtype=torch.uint8)
-        library.baton_int8(
-            *data,
-            self._scale.data_ptr(),
-            bias,
-            output.data_ptr(),
-            halves.data_ptr(),
-            roundings.data_ptr(),
-            *sizes,
-            *how,
+        scratch = torch.empty(num_rows * (2 * size + _ROUNDING_BYTES), dtype=torch.uint8)
+        halves = scratch.data_ptr()
+        scale, roundings = self._scale.data_ptr(), halves + 2 * size * num_rows
+        self._library.baton_int8(
+            *data, scale, bias, output.data_ptr(), halves, roundings, *sizes, *how
         )
         return output
 

@@ -45,8 +45,7 @@ class KernelLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
-        output = self.product(inputs.reshape(-1, self.in_features))
-        return output.view(*inputs.shape[:-1], self.out_features)
+        return self.product(inputs)
 
 
 class PackedLinear(nn.Module):

@@ -189,23 +189,21 @@ void baton_int8(const bf16 *rows, const uint8_t *weight, const float *scale, con
                 bf16 *out, int8_t *halves, Rounding *roundings, long num_rows, long in_features,
                 long out_features, long num_blocks, int activation, int num_threads) {
     const Output to = {out, bias, out_features, activation};
-#pragma omp parallel num_threads(num_threads)
-    {
-#pragma omp for schedule(static)
-        for (long row = 0; row < num_rows; row++)
-            roundings[row] =
-                rounded(rows + row * in_features, in_features, halves + 2 * row * in_features);
-#pragma omp for schedule(static)
-        for (long block = 0; block < num_blocks; block++) {
-            int32_t whole[MAX_ROWS][BLOCK];
-            float sums[MAX_INT8_ROWS][BLOCK];
-            for (long row = 0, n; row < num_rows; row += n) {
-                n = next_rows(num_rows, row, MAX_INT8_ROWS);
-                INT8_BLOCKS[n](halves + 2 * row * in_features, weight + block * BLOCK * in_features,
-                               in_features, whole);
-                scaled(whole, roundings + row, scale + block * BLOCK, n, sums);
-                finish(sums, block, row, n, to);
-            }
+    /* Few rows take less time than a thread takes to come. */
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows > MAX_ROWS)
+    for (long row = 0; row < num_rows; row++)
+        roundings[row] =
+            rounded(rows + row * in_features, in_features, halves + 2 * row * in_features);
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+    for (long block = 0; block < num_blocks; block++) {
+        int32_t whole[MAX_ROWS][BLOCK];
+        float sums[MAX_INT8_ROWS][BLOCK];
+        for (long row = 0, n; row < num_rows; row += n) {
+            n = next_rows(num_rows, row, MAX_INT8_ROWS);
+            INT8_BLOCKS[n](halves + 2 * row * in_features, weight + block * BLOCK * in_features,
+                           in_features, whole);
+            scaled(whole, roundings + row, scale + block * BLOCK, n, sums);
+            finish(sums, block, row, n, to);
         }
     }
 }
