@@ -40,7 +40,8 @@ class MergedLinear(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.merged = merged
-        self._inputs: torch.Tensor | None = None
+        # In lists, because a module takes its time to set an attribute of its own.
+        self._inputs: list[torch.Tensor] = []
         self._parts: list[torch.Tensor | None] = []
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -49,13 +50,14 @@ class MergedLinear(nn.Module):
 
     def part(self, index: int, inputs: torch.Tensor) -> torch.Tensor:
         """A sibling's output. Each is computed once as long as the input stays the same tensor."""
-        if self._inputs is not inputs or self._parts[index] is None:
-            self._inputs = inputs
-            self._parts = list(self.merged(inputs).split(self.sizes, -1))
+        if not self._inputs or self._inputs[0] is not inputs or self._parts[index] is None:
+            self._inputs[:] = [inputs]
+            self._parts[:] = self.merged(inputs).split(self.sizes, -1)
         part = cast("torch.Tensor", self._parts[index])
         self._parts[index] = None
         if index == len(self.sizes) - 1:
-            self._inputs, self._parts = None, []
+            self._inputs.clear()
+            self._parts.clear()
         return part
 
 
