@@ -19,7 +19,6 @@ from baton.engine.quantize import (
 from baton.engine.quantize_linears import (
     MAX_INT4_ROWS,
     MAX_SPLIT_ROWS,
-    QuantizedLinear,
     check_device,
     has_int8_kernels,
     make_linear,
@@ -280,8 +279,3 @@ def test_a_config_says_how_it_was_quantized(quantization: Quantization) -> None:
 def test_other_quantizers_are_refused(found: dict[str, object], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
         quantization_of({"quantization_config": found})
-
-
-def test_the_base_layer_computes_nothing() -> None:
-    with pytest.raises(NotImplementedError):
-        QuantizedLinear(4, 4, None, torch.float32)(torch.ones(1, 4))

@@ -7,6 +7,7 @@ docs/quantization.md.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
 import torch
@@ -32,7 +33,7 @@ _INT4_OUT_MULTIPLE = 16
 _DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Module, ABC):
     """Computes `inputs @ weight.T + bias` over some quantized weight."""
 
     def __init__(
@@ -55,9 +56,9 @@ class QuantizedLinear(nn.Module):
             output += self.bias
         return output.view(shape)
 
+    @abstractmethod
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """[num_rows, in_features] to [num_rows, out_features], without bias."""
-        raise NotImplementedError
 
 
 class _Int8Layer(QuantizedLinear):
@@ -81,9 +82,9 @@ class _Int8Layer(QuantizedLinear):
             return torch.ops.aten._weight_int8pack_mm(rows, self._small, self._scale)  # type: ignore[no-any-return]
         return self.multiply_many(rows)
 
+    @abstractmethod
     def multiply_many(self, rows: torch.Tensor) -> torch.Tensor:
         """`multiply`, for what is left."""
-        raise NotImplementedError
 
 
 class Int8Linear(_Int8Layer):
