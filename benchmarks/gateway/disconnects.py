@@ -17,8 +17,8 @@ from random import Random
 from baton.cli.rundir import RunDirectory, SystemState
 from baton.core.cluster import ServiceStatus
 from baton.core.errors import BatonError
-from baton.rpc.channel import ChannelPool
 from baton.rpc.peers import ControlClient
+from baton.wire.channel import ChannelPool
 
 START_TIMEOUT_S = 180.0
 GRACE_S = 2.0

@@ -43,8 +43,8 @@ from baton.engine.kv_cache import KvCache
 from baton.prefill.handoff import Push, PushReport, PushTarget
 from baton.prefill.peers import PushCall
 from baton.prefill.transports import Transports
-from baton.rpc.channel import ChannelPool
 from baton.rpc.server import create_server, listen
+from baton.wire.channel import ChannelPool
 
 TRANSPORTS = ("nixl", "shm", "grpc")
 _BLOCK_SIZE = 16

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 
-from baton.rpc.channel import ChannelPool
 from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
+from baton.wire.channel import ChannelPool
 
 _TIMEOUT_S = 120.0
 

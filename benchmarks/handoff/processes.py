@@ -13,8 +13,8 @@ from types import TracebackType
 
 from baton.core.cluster import ServiceState
 from baton.core.errors import BatonError
-from baton.rpc.channel import ChannelPool
 from baton.rpc.peers import ControlClient
+from baton.wire.channel import ChannelPool
 
 _START_TIMEOUT_S = 180.0
 _TAIL_CHARS = 2000

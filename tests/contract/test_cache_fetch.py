@@ -11,10 +11,10 @@ import xxhash
 
 from baton.core.errors import BatonError, InvalidRequest, KvChecksum
 from baton.core.hashing import KvLayout
-from baton.rpc.channel import ChannelPool
-from baton.rpc.frames import encode_frame
 from baton.rpc.peers import Block, CachePeer
 from baton.v1 import cache_pb2
+from baton.wire.channel import ChannelPool
+from baton.wire.frames import encode_frame
 
 LAYOUT = KvLayout(4, "float32", (1,), (2,))
 GOOD = bytes(range(LAYOUT.block_bytes))

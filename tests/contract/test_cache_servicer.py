@@ -17,8 +17,8 @@ from baton.core.errors import (
     KvLayoutMismatch,
     Stalled,
 )
-from baton.rpc.errors import rpc_errors
 from baton.v1 import cache_pb2, cache_pb2_grpc, common_pb2
+from baton.wire.errors import rpc_errors
 from tests.support.cache_process import Cache
 
 LAYOUT = common_pb2.KvLayout(block_size=16, dtype="float32", num_kv_heads=[2, 2], head_dim=[8, 8])

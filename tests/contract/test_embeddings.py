@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from baton.core.errors import ErrorReason, InvalidRequest, NoWorker
-from baton.rpc.errors import error_from_rpc
 from baton.v1 import common_pb2, inference_pb2, prefill_pb2
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.scheduler_rig import Rig
 from tests.support.tiny_models import load_reference

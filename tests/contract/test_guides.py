@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from baton.core.errors import ErrorReason
 from baton.core.guide import Guide
 from baton.engine.grammar import Grammars
-from baton.rpc.errors import error_from_rpc
 from baton.v1 import common_pb2
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.tiny_models import EOS_TOKEN_ID
 from tests.support.workers import Pair, worker_pair

@@ -11,10 +11,10 @@ from baton.cache.service import CacheService
 from baton.cache.settings import CacheSettings
 from baton.core.errors import ErrorReason
 from baton.core.handoff import KvEncoding
-from baton.rpc.channel import ChannelPool
-from baton.rpc.convert import fingerprint_to_pb
-from baton.rpc.frames import encode_frame
 from baton.v1 import decode_pb2, kv_transfer_pb2
+from baton.wire.channel import ChannelPool
+from baton.wire.frames import encode_frame
+from baton.wire.layout import fingerprint_to_pb
 from tests.support.eventually import eventually
 from tests.support.tiny_models import load_reference, reference_greedy
 from tests.support.workers import Pair, hosted, prompt_of, refused, worker_pair

@@ -10,8 +10,8 @@ import pytest
 from baton.core.errors import ErrorReason, KvLayoutMismatch
 from baton.core.handoff import Chunk, Opening, Span
 from baton.prefill.peers import PushCall
-from baton.rpc.channel import ChannelPool
 from baton.v1 import decode_pb2, kv_transfer_pb2, prefill_pb2
+from baton.wire.channel import ChannelPool
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
 from tests.support.transports import TRANSPORTS

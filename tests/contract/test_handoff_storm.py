@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from baton.core.errors import ErrorReason
-from baton.rpc.errors import error_from_rpc
 from baton.v1 import decode_pb2, prefill_pb2
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.tiny_models import load_reference, make_tiny_model, reference_greedy
 from tests.support.transports import TRANSPORTS

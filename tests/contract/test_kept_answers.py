@@ -11,8 +11,8 @@ import pytest
 
 from baton.core.errors import InvalidRequest, KvCacheFull, NoWorker
 from baton.core.hashing import block_hashes, root_hash
-from baton.rpc.errors import rpc_errors
 from baton.v1 import inference_pb2
+from baton.wire.errors import rpc_errors
 from tests.support.cache_process import ANSWER_TTL_S, Cache
 from tests.support.eventually import eventually
 from tests.support.fake_workers import FINGERPRINT, MODEL, expected_text

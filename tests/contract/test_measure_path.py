@@ -12,8 +12,8 @@ import pytest
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus
 from baton.core.errors import ErrorReason
 from baton.prefill.peers import Path as Measured
-from baton.rpc.errors import error_from_rpc
 from baton.v1 import prefill_pb2
+from baton.wire.errors import error_from_rpc
 from tests.support.tiny_models import make_tiny_model
 from tests.support.workers import Pair, worker_pair
 

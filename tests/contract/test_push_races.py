@@ -14,9 +14,9 @@ from baton.core.errors import ErrorReason, StaleEpoch
 from baton.core.handoff import Chunk, Credit, Opening, Span
 from baton.decode.intake import _end
 from baton.prefill.peers import PushCall
-from baton.rpc.channel import ChannelPool
-from baton.rpc.errors import error_from_rpc
 from baton.v1 import decode_pb2
+from baton.wire.channel import ChannelPool
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
 from tests.support.workers import worker_pair

@@ -23,13 +23,13 @@ from baton.core.errors import (
     NoWorker,
     QueueFull,
 )
-from baton.rpc.channel import ChannelPool
-from baton.rpc.errors import error_from_rpc, rpc_errors
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.metrics import Metrics
 from baton.rpc.server import create_server, listen
 from baton.rpc.settings import ServiceSettings
 from baton.rpc.telemetry import Telemetry, trace_id_hex
+from baton.wire.channel import ChannelPool
+from baton.wire.errors import error_from_rpc, rpc_errors
 from tests.support.eventually import eventually
 
 SERVICE = "test.v1.EchoService"

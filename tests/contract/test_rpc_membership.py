@@ -11,11 +11,11 @@ import pytest
 
 from baton.core.cluster import ServiceState
 from baton.rpc.bus import Bus
-from baton.rpc.channel import ChannelPool
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.peers import ControlClient
 from baton.rpc.telemetry import Telemetry
+from baton.wire.channel import ChannelPool
 from tests.support.demo_process import Demo
 from tests.support.eventually import eventually
 from tests.support.nats import NatsServer

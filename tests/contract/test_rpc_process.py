@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from baton.core.cluster import ServiceState
 from baton.core.errors import BatonError, InvalidRequest, NoWorker
-from baton.rpc.errors import rpc_errors
+from baton.wire.errors import rpc_errors
 from tests.support.demo_process import Demo
 from tests.support.demo_service import NAME
 from tests.support.eventually import eventually

@@ -15,10 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from baton.client import AsyncClient, BatonError, InvalidRequest, RetryPolicy
 from baton.client.connection import Connection, default_tls
 from baton.core.errors import NoWorker
-from baton.rpc.channel import ChannelPool, TlsFiles
-from baton.rpc.errors import rpc_errors
 from baton.rpc.server import create_server, listen
 from baton.rpc.settings import ServiceSettings
+from baton.wire.channel import ChannelPool, TlsFiles
+from baton.wire.errors import rpc_errors
 from tests.support.demo_process import Demo
 from tests.support.nats import free_port
 

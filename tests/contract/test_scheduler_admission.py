@@ -14,7 +14,7 @@ from baton.core.errors import (
     KvCacheFull,
     QueueFull,
 )
-from baton.rpc.errors import error_from_rpc
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.fake_workers import expected_text
 from tests.support.scheduler_rig import Rig

@@ -11,8 +11,8 @@ import pytest
 from baton.core.errors import (
     ErrorReason,
 )
-from baton.rpc.errors import error_from_rpc
 from baton.v1 import inference_pb2
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.fake_workers import expected_text
 from tests.support.scheduler_rig import LOST_WITHIN_S, Rig

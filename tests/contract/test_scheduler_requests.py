@@ -6,8 +6,8 @@ import grpc
 import pytest
 
 from baton.core.errors import ErrorReason
-from baton.rpc.errors import error_from_rpc
 from baton.v1 import inference_pb2
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.scheduler_rig import Rig
 

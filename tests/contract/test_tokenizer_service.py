@@ -14,13 +14,13 @@ import pytest
 import pytest_asyncio
 
 from baton.core.errors import InvalidRequest, ModelNotFound
-from baton.rpc.errors import error_from_rpc
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
 from baton.tokenizer.servicer import Limits, TokenizerMetrics, TokenizerServicer
 from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
 from baton.v1 import common_pb2, inference_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from baton.wire.errors import error_from_rpc
 from tests.support import tiny_tokenizer
 from tests.support.eventually import eventually
 

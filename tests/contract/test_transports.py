@@ -15,9 +15,9 @@ from baton.core.errors import KvChecksum, StaleEpoch
 from baton.core.handoff import Chunk, Committed, Credit, Opening, Span
 from baton.prefill.peers import PushCall
 from baton.prefill.transports import Transports
-from baton.rpc.channel import ChannelPool
 from baton.rpc.nixl import NixlAgent
 from baton.v1 import decode_pb2, prefill_pb2
+from baton.wire.channel import ChannelPool
 from tests.support.eventually import eventually
 from tests.support.shared_memory import num_held
 from tests.support.tiny_models import load_reference, reference_greedy

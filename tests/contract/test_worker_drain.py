@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from baton.core.errors import ErrorReason
-from baton.rpc.errors import error_from_rpc
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
 from tests.support.workers import worker_pair

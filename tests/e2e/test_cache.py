@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from baton.core.hashing import block_hashes, root_hash
 from baton.core.replicas import owner
-from baton.rpc.convert import status_from_pb
+from baton.wire.cluster import status_from_pb
 from tests.support.eventually import eventually
 from tests.support.system import Process, System
 from tests.support.tiny_models import make_tiny_model

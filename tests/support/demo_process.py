@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from baton.rpc.channel import ChannelPool
 from baton.rpc.peers import ControlClient
+from baton.wire.channel import ChannelPool
 from tests.support.demo_service import NAME
 from tests.support.eventually import eventually
 from tests.support.nats import free_port

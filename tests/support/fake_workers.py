@@ -18,7 +18,6 @@ import grpc
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus, WorkerRates
 from baton.core.errors import BatonError, KvTransferLost, NoWorker, RequestNotFound
 from baton.core.hashing import Fingerprint, KvLayout
-from baton.rpc.convert import duration_to_pb
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
@@ -30,6 +29,7 @@ from baton.v1 import (
     prefill_pb2_grpc,
     tokenizer_pb2_grpc,
 )
+from baton.wire.timing import duration_to_pb
 from tests.support.fake_tokenizer import MODEL, FakeTokenizer
 from tests.support.pauses import Pauses
 

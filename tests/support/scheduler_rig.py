@@ -17,8 +17,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from baton.core.cluster import Announcement, ServiceStatus
 from baton.core.errors import ErrorReason, NoWorker
 from baton.rpc.bus import Bus
-from baton.rpc.channel import ChannelPool
-from baton.rpc.errors import error_from_rpc
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
@@ -29,6 +27,8 @@ from baton.rpc.telemetry import Telemetry
 from baton.scheduler.service import SchedulerService
 from baton.scheduler.settings import SchedulerSettings
 from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.wire.channel import ChannelPool
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.fake_workers import (
     FINGERPRINT,

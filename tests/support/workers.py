@@ -23,8 +23,6 @@ from baton.decode.settings import DecodeSettings
 from baton.prefill.service import PrefillService
 from baton.prefill.settings import PrefillSettings
 from baton.rpc.bus import Bus
-from baton.rpc.channel import ChannelPool
-from baton.rpc.errors import error_from_rpc
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
@@ -34,6 +32,8 @@ from baton.rpc.server import create_server, listen
 from baton.rpc.settings import ServiceSettings
 from baton.rpc.telemetry import Telemetry
 from baton.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
+from baton.wire.channel import ChannelPool
+from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from baton.cache.index import ClusterIndex
 from baton.core.cluster import Announcement, ClusterView, ServiceState, ServiceStatus
 from baton.core.errors import NoWorker
-from baton.rpc.convert import KvEvent, kv_event_to_bytes
 from baton.rpc.peers import KvSnapshot
+from baton.wire.cluster import KvEvent, kv_event_to_bytes
 from tests.support.eventually import eventually
 
 SUBJECT = "baton.kv.w1"

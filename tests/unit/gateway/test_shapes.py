@@ -9,7 +9,7 @@ from baton.gateway.failures import error_response
 from baton.gateway.openai import ChatBody, CompletionBody, parse
 from baton.gateway.render import ChatRenderer, CompletionRenderer, Head, usage_json
 from baton.gateway.settings import GatewaySettings
-from baton.rpc.errors import CATALOGUE
+from baton.wire.errors import CATALOGUE
 
 HEAD = Head(answer_id="cmpl-1", created=5, model="demo")
 HALF = Logprob(7, "\ufffd", b"\xe2\x82", float("-inf"), (TopLogprob(7, "\ufffd", b"\xe2", -0.1),))

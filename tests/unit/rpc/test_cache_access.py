@@ -9,7 +9,7 @@ import pytest
 from baton.core.cluster import Announcement, ClusterView, ServiceState, ServiceStatus
 from baton.core.errors import NoWorker
 from baton.rpc.cache_access import CacheAccess
-from baton.rpc.channel import ChannelPool
+from baton.wire.channel import ChannelPool
 
 KEYS = [number.to_bytes(16, "big") for number in range(300)]
 

@@ -10,10 +10,10 @@ import pytest
 from baton.core.cluster import Announcement, ClusterView, ServiceState, ServiceStatus
 from baton.core.errors import NoWorker
 from baton.rpc.bus import Bus
-from baton.rpc.convert import announcement_to_bytes
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
+from baton.wire.cluster import announcement_to_bytes
 from tests.support.eventually import eventually
 
 

@@ -12,10 +12,10 @@ from baton.core.errors import InvalidRequest, ModelNotFound, NoWorker
 from baton.core.hashing import Fingerprint, KvLayout, block_hashes, root_hash
 from baton.core.placement import PlacementJob, PlacementRules, place
 from baton.core.prefix_index import PrefixIndex
-from baton.rpc.convert import KvEvent, kv_event_to_bytes
 from baton.rpc.membership import MembershipView
 from baton.rpc.peers import KvSnapshot
 from baton.scheduler.view import ClusterWatch, PrefixWatch
+from baton.wire.cluster import KvEvent, kv_event_to_bytes
 from tests.support.eventually import eventually
 
 FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(4, "float32", (1,), (8,)))

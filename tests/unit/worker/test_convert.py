@@ -9,8 +9,8 @@ import pytest
 
 from baton.core.errors import BatonError, InvalidRequest, KvLayoutMismatch, PromptTooLong
 from baton.core.hashing import Fingerprint, KvLayout
-from baton.rpc.convert_layout import fingerprint_to_pb
 from baton.v1 import common_pb2, decode_pb2, prefill_pb2
+from baton.wire.layout import fingerprint_to_pb
 from baton.worker.convert import MAX_SALT_CHARS, seq_id_from_pb, spec_from_pb
 
 OURS = Fingerprint("demo", "a", "b", "c", KvLayout(16, "float32", (2,), (8,)))

@@ -10,12 +10,11 @@ from typing import Protocol
 from baton.core.cluster import ClusterView, ServiceState
 from baton.core.errors import BatonError, InvalidRequest
 from baton.core.prefix_index import PrefixIndex
-from baton.rpc.convert import kv_event_from_bytes
 from baton.rpc.peers import KvSnapshot
+from baton.wire.cluster import kv_event_from_bytes
 
 logger = logging.getLogger(__name__)
 
-KV_SUBJECT = "baton.kv.*"
 _KV_ROLES = frozenset({"prefill", "decode"})
 _MAX_ATTEMPTS = 5
 _RETRY_DELAY_S = 0.2

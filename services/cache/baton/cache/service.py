@@ -10,12 +10,13 @@ from typing import Any
 
 from baton.cache.answers import AnswerStore
 from baton.cache.disk_tier import DiskTier
-from baton.cache.index import KV_SUBJECT, ClusterIndex
+from baton.cache.index import ClusterIndex
 from baton.cache.metrics import make_metrics
 from baton.cache.pins import Pins
 from baton.cache.servicer import SERVICE_NAME, CacheLimits, CacheServicer, Stores
 from baton.cache.settings import CacheSettings
 from baton.cache.tiers import TieredStore
+from baton.core.subjects import ALL_KV_EVENTS
 from baton.rpc.process import Runtime, ServiceSnapshot
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class CacheService:
             self._store.load_pins(self._stores.pins)
             logger.info("disk tier open", extra={"num_blocks": len(disk), "store": disk.store_id})
         self._tasks.append(asyncio.create_task(self._end_pins(), name="end pins"))
-        await self._runtime.bus.subscribe(KV_SUBJECT, self._index.on_event)
+        await self._runtime.bus.subscribe(ALL_KV_EVENTS, self._index.on_event)
         self._runtime.bus.on_connect(self._index.on_bus_connected)
         self._runtime.members.on_change(self._index.on_members)
         self._index.on_members(self._runtime.members.view())

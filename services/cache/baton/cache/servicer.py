@@ -18,10 +18,10 @@ from baton.cache.tiers import TieredStore
 from baton.core.errors import InvalidRequest, KvChecksum, Stalled
 from baton.core.eviction import ChainLink
 from baton.core.hashing import KvLayout
-from baton.rpc.convert import duration_from_pb, duration_to_pb
-from baton.rpc.convert_layout import layout_from_pb, layout_to_pb
-from baton.rpc.frames import decode_frame, encode_frame
 from baton.v1 import cache_pb2, common_pb2
+from baton.wire.frames import decode_frame, encode_frame
+from baton.wire.layout import layout_from_pb, layout_to_pb
+from baton.wire.timing import duration_from_pb, duration_to_pb
 
 if TYPE_CHECKING:
     from baton.cache.metrics import CacheMetrics

@@ -15,19 +15,13 @@ from baton.core.handoff import Chunk, Committed, Credit, KvEncoding, Manifest, O
 from baton.core.output import DecodeTimings, TokenBatch
 from baton.decode.intake import ChunkFrame, Frame, SignOfLife
 from baton.decode.pulls import PullOffer
-from baton.rpc.convert import (
-    duration_to_pb,
-    finish_to_pb,
-    logprob_from_pb,
-    logprob_to_pb,
-    reason_to_pb,
-)
-from baton.rpc.convert_layout import fingerprint_from_pb
-from baton.rpc.convert_timing import slice_to_pb
-from baton.rpc.errors import public_message
-from baton.rpc.frames import decode_frame
 from baton.rpc.shared_memory import SlotOffer
 from baton.v1 import decode_pb2, decode_pb2_grpc, kv_transfer_pb2
+from baton.wire.errors import public_message, reason_to_pb
+from baton.wire.frames import decode_frame
+from baton.wire.layout import fingerprint_from_pb
+from baton.wire.sampling import finish_to_pb, logprob_from_pb, logprob_to_pb
+from baton.wire.timing import duration_to_pb, slice_to_pb
 from baton.worker.convert import spec_from_pb
 
 if TYPE_CHECKING:
@@ -109,7 +103,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
 
 
 class KvTransferServicer:
-    """Serves prefill workers, on raw bytes: see `baton.rpc.frames`."""
+    """Serves prefill workers, on raw bytes: see `baton.wire.frames`."""
 
     def __init__(self, service: DecodeService) -> None:
         self._service = service

@@ -10,8 +10,8 @@ import orjson
 from starlette.responses import Response
 
 from baton.core.errors import BatonError, ErrorReason, error_for
-from baton.rpc.errors import CATALOGUE, Retry, public_message
 from baton.rpc.tenants import RateLimited
+from baton.wire.errors import CATALOGUE, Retry, public_message
 
 _CODES = MappingProxyType({
     ErrorReason.INVALID_REQUEST: "invalid_value",

@@ -13,13 +13,13 @@ from baton.core.errors import BatonError, ErrorReason, KvTransferLost, error_for
 from baton.core.handoff import Chunk, Committed, Credit, Manifest, Opening
 from baton.prefill.staging import StagedSlots
 from baton.prefill.transports import Transports
-from baton.rpc.channel import ChannelPool
-from baton.rpc.convert import logprob_to_pb, reason_from_pb
-from baton.rpc.convert_layout import fingerprint_to_pb
-from baton.rpc.errors import error_from_rpc, rpc_errors
-from baton.rpc.frames import encode_frame
 from baton.rpc.shared_memory import SenderSlots, SlotOffer
 from baton.v1 import kv_transfer_pb2
+from baton.wire.channel import ChannelPool
+from baton.wire.errors import error_from_rpc, reason_from_pb, rpc_errors
+from baton.wire.frames import encode_frame
+from baton.wire.layout import fingerprint_to_pb
+from baton.wire.sampling import logprob_to_pb
 
 _NOTHING = memoryview(b"")
 _MAX_FRAME_BYTES = 1 << 20

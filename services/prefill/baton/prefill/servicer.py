@@ -15,13 +15,9 @@ from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
 from baton.prefill.handoff import PushTarget
 from baton.prefill.jobs import Job, JobDone, JobEvent, JobFirstToken, JobStarted
-from baton.rpc.convert import (
-    duration_to_pb,
-    finish_to_pb,
-    logprob_to_pb,
-)
-from baton.rpc.convert_timing import slice_to_pb
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
+from baton.wire.sampling import finish_to_pb, logprob_to_pb
+from baton.wire.timing import duration_to_pb, slice_to_pb
 from baton.worker.convert import seq_id_from_pb, spec_from_pb
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from google.protobuf.message import DecodeError
 from baton.core.errors import InvalidRequest
 from baton.core.output import Usage
 from baton.core.sampling import FinishReason
-from baton.rpc.convert import finish_from_pb, finish_to_pb
 from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken, TokenText
 from baton.v1 import cache_pb2, common_pb2, inference_pb2
+from baton.wire.sampling import finish_from_pb, finish_to_pb
 
 
 def output_to_pb(output: Output) -> inference_pb2.GenerateResponse:

@@ -11,17 +11,6 @@ from baton.core.cluster import Member
 from baton.core.errors import BatonError, error_for
 from baton.core.output import DecodeTimings, TokenBatch
 from baton.core.sampling import TokenLogprob
-from baton.rpc.channel import ChannelPool
-from baton.rpc.convert import (
-    duration_from_pb,
-    finish_from_pb,
-    logprob_from_pb,
-    reason_from_pb,
-    sampling_to_pb,
-)
-from baton.rpc.convert_layout import fingerprint_to_pb
-from baton.rpc.convert_timing import slices_from_pb
-from baton.rpc.errors import error_from_rpc
 from baton.scheduler.messages import (
     Chat,
     EmbedOrder,
@@ -48,6 +37,11 @@ from baton.v1 import (
     tokenizer_pb2,
     tokenizer_pb2_grpc,
 )
+from baton.wire.channel import ChannelPool
+from baton.wire.errors import error_from_rpc, reason_from_pb
+from baton.wire.layout import fingerprint_to_pb
+from baton.wire.sampling import finish_from_pb, logprob_from_pb, sampling_to_pb
+from baton.wire.timing import duration_from_pb, slices_from_pb
 
 AnswerT = TypeVar("AnswerT")
 

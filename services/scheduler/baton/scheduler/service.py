@@ -9,7 +9,6 @@ import grpc
 
 from baton.core.cluster import ClusterView
 from baton.rpc.cache_access import CacheAccess
-from baton.rpc.channel import ChannelPool
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.scheduler.answers import Answers
 from baton.scheduler.attempt import AttemptTools
@@ -26,6 +25,7 @@ from baton.scheduler.servicer import Edge, InferenceServicer, add_inference_serv
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch, PrefixWatch
+from baton.wire.channel import ChannelPool
 
 logger = logging.getLogger(__name__)
 

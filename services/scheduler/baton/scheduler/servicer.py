@@ -12,13 +12,6 @@ from baton.core.embedding import MAX_INPUTS, pooling_of
 from baton.core.errors import InvalidRequest
 from baton.core.ids import check_request_id, make_id
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
-from baton.rpc.convert import (
-    duration_from_pb,
-    duration_to_pb,
-    sampling_from_pb,
-    status_to_pb,
-)
-from baton.rpc.convert_timing import slice_to_pb, stage_to_pb
 from baton.rpc.logs import bind_request_id
 from baton.scheduler.callers import mark, salted, unsalted
 from baton.scheduler.convert import output_to_pb
@@ -38,6 +31,9 @@ from baton.scheduler.pins import PinTarget, PrefixPins
 from baton.scheduler.recent import RequestRecord
 from baton.scheduler.view import ClusterWatch
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from baton.wire.cluster import status_to_pb
+from baton.wire.sampling import sampling_from_pb
+from baton.wire.timing import duration_from_pb, duration_to_pb, slice_to_pb, stage_to_pb
 
 MAX_CACHE_SALT_CHARS = 256
 MAX_CHAT_MESSAGES = 4096

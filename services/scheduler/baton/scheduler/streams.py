@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import grpc
 
 from baton.core.errors import BatonError, NoWorker, Stalled
-from baton.rpc.errors import error_from_rpc
+from baton.wire.errors import error_from_rpc
 
 ValueT = TypeVar("ValueT")
 

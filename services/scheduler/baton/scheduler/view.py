@@ -14,15 +14,15 @@ from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, NoWorke
 from baton.core.hashing import Fingerprint, block_hashes, root_hash
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE, Load, Placement
 from baton.core.prefix_index import PrefixIndex
+from baton.core.subjects import ALL_KV_EVENTS
 from baton.rpc.bus import Bus
-from baton.rpc.convert import kv_event_from_bytes
 from baton.rpc.membership import MembershipView
 from baton.rpc.peers import ControlClient
 from baton.scheduler.compatibility import Compatibility
+from baton.wire.cluster import kv_event_from_bytes
 
 logger = logging.getLogger(__name__)
 
-KV_SUBJECT = "baton.kv"
 TOKENIZER_ROLE = "tokenizer"
 MAX_MODEL_LEN_STAT = "max_model_len_tokens"
 """Workers say under this name how many tokens of prompt and output they take together."""
@@ -45,7 +45,7 @@ class PrefixWatch:
 
     async def start(self) -> None:
         """Begins to listen, and asks the workers that are there already."""
-        await self._bus.subscribe(f"{KV_SUBJECT}.*", self._on_event)
+        await self._bus.subscribe(ALL_KV_EVENTS, self._on_event)
         self._members.on_change(self._on_members)
         self._on_members(self._members.view())
 

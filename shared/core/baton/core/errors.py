@@ -1,6 +1,6 @@
 """Every way in which a request or a call can fail: one class per reason.
 
-Nothing here knows gRPC or HTTP; `baton.rpc.errors` and the gateway map reasons to statuses. A
+Nothing here knows gRPC or HTTP; `baton.wire.errors` and the gateway map reasons to statuses. A
 message is meant for the caller: it names the value and says what to change. It never holds prompt
 or output text.
 

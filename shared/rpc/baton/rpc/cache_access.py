@@ -13,8 +13,8 @@ from collections.abc import Callable
 from baton.core.cluster import ClusterView, Member
 from baton.core.errors import BatonError
 from baton.core.replicas import owner
-from baton.rpc.channel import ChannelPool
 from baton.rpc.peers import CachePeer
+from baton.wire.channel import ChannelPool
 
 logger = logging.getLogger(__name__)
 _PAUSE_S = 5.0

@@ -19,10 +19,10 @@ from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from baton.core.errors import BatonError, Internal, InvalidRequest
-from baton.rpc.errors import CATALOGUE, error_from_rpc, public_message, trailing_metadata
 from baton.rpc.logs import bind_request_id, log_failure
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
+from baton.wire.errors import CATALOGUE, error_from_rpc, public_message, trailing_metadata
 
 logger = logging.getLogger(__name__)
 

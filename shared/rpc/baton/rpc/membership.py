@@ -16,13 +16,12 @@ from dataclasses import dataclass
 
 from baton.core.cluster import Announcement, ClusterView, Member
 from baton.core.errors import BatonError, InvalidRequest
+from baton.core.subjects import MEMBER_QUERY, MEMBERS
 from baton.rpc.bus import Bus
-from baton.rpc.convert import announcement_from_bytes, announcement_to_bytes
+from baton.wire.cluster import announcement_from_bytes, announcement_to_bytes
 
 logger = logging.getLogger(__name__)
 
-MEMBER_SUBJECT = "baton.member"
-QUERY_SUBJECT = "baton.member-query"
 MAX_FAILED_POLLS = 2
 _TICK_S = 0.1
 _POLL_INTERVAL_S = 1.0
@@ -112,7 +111,7 @@ class MembershipView:
 
     async def start(self) -> None:
         """Begins to listen, ask and sweep."""
-        await self._bus.subscribe(f"{MEMBER_SUBJECT}.>", self._on_announcement)
+        await self._bus.subscribe(f"{MEMBERS}.>", self._on_announcement)
         self._bus.on_connect(self._query)
         if self._bus.is_connected:
             await self._query()
@@ -128,7 +127,7 @@ class MembershipView:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _query(self) -> None:
-        await self._bus.publish(QUERY_SUBJECT, b"")
+        await self._bus.publish(MEMBER_QUERY, b"")
 
     async def _on_announcement(self, subject: str, data: bytes) -> None:
         try:
@@ -232,7 +231,7 @@ class Announcer:
 
     async def start(self) -> None:
         """Begins to announce."""
-        await self._bus.subscribe(QUERY_SUBJECT, self._on_query)
+        await self._bus.subscribe(MEMBER_QUERY, self._on_query)
         self._bus.on_connect(self.announce)
         self._task = asyncio.get_running_loop().create_task(self._repeat())
 
@@ -241,7 +240,7 @@ class Announcer:
         announcement = self._describe()
         self._observe(announcement)
         status = announcement.status
-        subject = f"{MEMBER_SUBJECT}.{status.role}.{status.worker_id}"
+        subject = f"{MEMBERS}.{status.role}.{status.worker_id}"
         await self._bus.publish(subject, announcement_to_bytes(announcement))
 
     async def stop(self) -> None:

@@ -14,12 +14,13 @@ from baton.core.cluster import Announcement
 from baton.core.errors import KvChecksum
 from baton.core.eviction import FIRST_LINK, ChainLink
 from baton.core.hashing import Fingerprint, KvLayout
-from baton.rpc import convert
-from baton.rpc.channel import ChannelPool
-from baton.rpc.convert_layout import layout_to_pb
-from baton.rpc.errors import rpc_errors
-from baton.rpc.frames import decode_frame, encode_frame
 from baton.v1 import cache_pb2, cache_pb2_grpc, common_pb2, control_pb2, control_pb2_grpc
+from baton.wire.channel import ChannelPool
+from baton.wire.cluster import rates_from_pb, status_from_pb
+from baton.wire.errors import rpc_errors
+from baton.wire.frames import decode_frame, encode_frame
+from baton.wire.layout import hashes_from_pb, layout_to_pb
+from baton.wire.timing import duration_to_pb
 
 STATUS_TIMEOUT_S = 1.5
 SNAPSHOT_TIMEOUT_S = 10.0
@@ -52,9 +53,9 @@ class ControlClient:
                 control_pb2.GetStatusRequest(), timeout=STATUS_TIMEOUT_S
             )
         return Announcement(
-            status=convert.status_from_pb(pb.status),
+            status=status_from_pb(pb.status),
             lease_s=lease_s,
-            rates=convert.rates_from_pb(pb.rates),
+            rates=rates_from_pb(pb.rates),
         )
 
     async def kv_snapshot(self, address: str) -> KvSnapshot:
@@ -63,12 +64,12 @@ class ControlClient:
             pb = await self._stub(address).GetKvSnapshot(
                 control_pb2.GetKvSnapshotRequest(), timeout=SNAPSHOT_TIMEOUT_S
             )
-        hashes = convert.hashes_from_pb("block_hashes", pb.block_hashes)
+        hashes = hashes_from_pb("block_hashes", pb.block_hashes)
         return KvSnapshot(pb.worker_id, pb.sequence, hashes)
 
     async def drain(self, address: str, grace_s: float | None = None) -> int:
         """Has the process drain and exit; returns the number of requests that still run."""
-        grace = None if grace_s is None else convert.duration_to_pb(grace_s)
+        grace = None if grace_s is None else duration_to_pb(grace_s)
         with rpc_errors():
             pb = await self._stub(address).Drain(
                 control_pb2.DrainRequest(grace=grace), timeout=STATUS_TIMEOUT_S
@@ -132,7 +133,7 @@ class CachePeer:
         request = cache_pb2.PinBlocksRequest(
             block_hashes=hashes,
             block_bytes=block_bytes,
-            ttl=convert.duration_to_pb(ttl_s),
+            ttl=duration_to_pb(ttl_s),
             label=label,
         )
         with rpc_errors():

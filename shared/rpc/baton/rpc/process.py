@@ -24,7 +24,6 @@ from typing import NoReturn, TypeVar, cast
 
 from baton.core.ids import make_id
 from baton.rpc.bus import Bus
-from baton.rpc.channel import ChannelPool
 from baton.rpc.hosting import Hosting
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.logs import setup_logging
@@ -42,6 +41,7 @@ from baton.rpc.server import (
 from baton.rpc.settings import ServiceSettings, load_settings, parse_cores, parse_peers
 from baton.rpc.telemetry import Telemetry
 from baton.rpc.version import VERSION
+from baton.wire.channel import ChannelPool
 
 __all__ = ["Runtime", "Service", "ServiceSnapshot", "main", "run"]
 

@@ -15,12 +15,12 @@ from baton.core.cluster import ServiceState, WorkerRates
 from baton.core.errors import BatonError
 from baton.core.hashing import Fingerprint
 from baton.rpc.bus import Bus
-from baton.rpc.channel import ChannelPool
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.peers import ControlClient
 from baton.rpc.settings import ServiceSettings
 from baton.rpc.telemetry import Telemetry
+from baton.wire.channel import ChannelPool
 
 logger = logging.getLogger(__name__)
 S_co = TypeVar("S_co", bound=ServiceSettings, covariant=True)

@@ -9,8 +9,9 @@ from typing import Any
 import grpc
 
 from baton.core.cluster import Announcement
-from baton.rpc import convert
 from baton.v1 import control_pb2, control_pb2_grpc
+from baton.wire.cluster import rates_to_pb, status_to_pb
+from baton.wire.timing import duration_from_pb
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         """State and load."""
         announcement = self._describe()
         response = control_pb2.GetStatusResponse(
-            status=convert.status_to_pb(announcement.status),
-            rates=convert.rates_to_pb(announcement.rates),
+            status=status_to_pb(announcement.status),
+            rates=rates_to_pb(announcement.rates),
         )
         response.now.GetCurrentTime()
         return response
@@ -54,7 +55,7 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         """Begins to drain."""
         grace_s = None
         if request.HasField("grace"):
-            grace_s = convert.duration_from_pb(request.grace, "grace")
+            grace_s = duration_from_pb(request.grace, "grace")
         num_running = self._describe().status.num_requests_running
         logger.info("drain requested", extra={"peer": context.peer(), "grace_s": grace_s})
         self._request_stop(grace_s)

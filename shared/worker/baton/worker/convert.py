@@ -6,9 +6,9 @@ from baton.core.errors import InvalidRequest, KvLayoutMismatch
 from baton.core.ids import check_request_id
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
-from baton.rpc.convert import sampling_from_pb
-from baton.rpc.convert_layout import fingerprint_from_pb
 from baton.v1 import decode_pb2, prefill_pb2
+from baton.wire.layout import fingerprint_from_pb
+from baton.wire.sampling import sampling_from_pb
 
 MAX_SALT_CHARS = 256
 _Attempt = decode_pb2.ReserveRequest | prefill_pb2.PrefillRequest

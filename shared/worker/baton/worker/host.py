@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from baton.core.cluster import WorkerRates
+from baton.core.subjects import kv_events_of
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
 from baton.rpc.cache_access import CacheAccess
-from baton.rpc.convert import KvEvent, kv_event_to_bytes
-from baton.rpc.frames import check_kv_frames
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.wire.cluster import KvEvent, kv_event_to_bytes
+from baton.wire.frames import check_kv_frames
 from baton.worker.settings import WorkerSettings
 from baton.worker.write_back import WriteBack
 
@@ -105,7 +106,7 @@ class EngineHost:
 
     async def _keep_house(self, sweep: Callable[[float], None]) -> None:
         """Until the engine dies; then the process has to end."""
-        subject = f"baton.kv.{self._runtime.worker_id}"
+        subject = kv_events_of(self._runtime.worker_id)
         while self.worker.is_alive:
             sweep(time.monotonic())
             for change in self.engine.drain_kv_events():

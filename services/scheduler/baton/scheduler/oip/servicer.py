@@ -11,7 +11,6 @@ from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, Unsuppo
 from baton.core.ids import make_id
 from baton.oip import open_inference_pb2 as pb
 from baton.oip import open_inference_pb2_grpc
-from baton.rpc.errors import public_message
 from baton.rpc.logs import bind_request_id
 from baton.rpc.version import VERSION
 from baton.scheduler.callers import salted
@@ -27,6 +26,7 @@ from baton.scheduler.oip.sampling import (
 )
 from baton.scheduler.oip.tensors import Scalar, Tensor, from_raw, to_raw
 from baton.scheduler.servicer import Edge
+from baton.wire.errors import public_message
 
 MODEL_VERSION = "1"
 MAX_STREAMED_AT_ONCE = 64

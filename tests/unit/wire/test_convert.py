@@ -14,8 +14,29 @@ from baton.core.errors import ErrorReason, InvalidRequest
 from baton.core.guide import Guide, GuideKind
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.core.sampling import DraftSource, FinishReason, SamplingParams, TokenLogprob
-from baton.rpc import convert, convert_layout
 from baton.v1 import common_pb2, inference_pb2
+from baton.wire import layout as layout_module
+from baton.wire.cluster import (
+    KvEvent,
+    announcement_from_bytes,
+    announcement_to_bytes,
+    kv_event_from_bytes,
+    kv_event_to_bytes,
+    rates_from_pb,
+    rates_to_pb,
+    status_from_pb,
+    status_to_pb,
+)
+from baton.wire.errors import reason_from_pb, reason_to_pb
+from baton.wire.sampling import (
+    finish_from_pb,
+    finish_to_pb,
+    logprob_from_pb,
+    logprob_to_pb,
+    sampling_from_pb,
+    sampling_to_pb,
+)
+from baton.wire.timing import duration_from_pb, duration_to_pb
 
 FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(16, "bfloat16", (2, 4), (8, 16)))
 STATUS = ServiceStatus(
@@ -65,7 +86,7 @@ def test_sampling_keeps_every_field() -> None:
         for name in params.__slots__
         if name != "guide"
     ), "the test must set every field to something else than its default"
-    assert convert.sampling_from_pb(convert.sampling_to_pb(params)) == params
+    assert sampling_from_pb(sampling_to_pb(params)) == params
 
 
 @pytest.mark.parametrize(
@@ -80,7 +101,7 @@ def test_sampling_keeps_every_field() -> None:
 )
 def test_guides_come_back_as_they_went(guide: Guide) -> None:
     params = SamplingParams(guide=guide)
-    assert convert.sampling_from_pb(convert.sampling_to_pb(params)) == params
+    assert sampling_from_pb(sampling_to_pb(params)) == params
 
 
 @pytest.mark.parametrize(
@@ -94,15 +115,15 @@ def test_guides_come_back_as_they_went(guide: Guide) -> None:
 )
 def test_guides_are_checked_on_arrival(guide: common_pb2.Guide) -> None:
     with pytest.raises(InvalidRequest, match="guide"):
-        convert.sampling_from_pb(common_pb2.SamplingParams(guide=guide))
+        sampling_from_pb(common_pb2.SamplingParams(guide=guide))
 
 
 def test_absent_sampling_fields_take_the_defaults_and_present_zeros_do_not() -> None:
-    assert convert.sampling_from_pb(common_pb2.SamplingParams()) == SamplingParams()
-    greedy = convert.sampling_from_pb(common_pb2.SamplingParams(temperature=0.0, seed=0))
+    assert sampling_from_pb(common_pb2.SamplingParams()) == SamplingParams()
+    greedy = sampling_from_pb(common_pb2.SamplingParams(temperature=0.0, seed=0))
     assert greedy.is_greedy
     assert greedy.seed == 0
-    assert convert.sampling_from_pb(convert.sampling_to_pb(SamplingParams())) == SamplingParams()
+    assert sampling_from_pb(sampling_to_pb(SamplingParams())) == SamplingParams()
 
 
 @pytest.mark.parametrize(
@@ -129,55 +150,55 @@ def test_sampling_out_of_range_names_field_and_range(
     field: str, value: object, expected: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        convert.sampling_from_pb(common_pb2.SamplingParams(**{field: value}))
+        sampling_from_pb(common_pb2.SamplingParams(**{field: value}))
     assert expected in caught.value.message
 
 
 def test_enums_mirror_the_wire() -> None:
     for reason in ErrorReason:
-        pb = convert.reason_to_pb(reason)
+        pb = reason_to_pb(reason)
         assert common_pb2.ErrorReason.Name(pb) == f"ERROR_REASON_{reason.name}"
-        assert convert.reason_from_pb(pb) is reason
-    assert convert.reason_from_pb(0) is ErrorReason.INTERNAL
-    assert convert.reason_from_pb(999) is ErrorReason.INTERNAL
+        assert reason_from_pb(pb) is reason
+    assert reason_from_pb(0) is ErrorReason.INTERNAL
+    assert reason_from_pb(999) is ErrorReason.INTERNAL
     for finish in (None, *FinishReason):
-        pb_finish = convert.finish_to_pb(finish)
+        pb_finish = finish_to_pb(finish)
         name = finish.name if finish else "UNSPECIFIED"
         assert common_pb2.FinishReason.Name(pb_finish) == f"FINISH_REASON_{name}"
-        assert convert.finish_from_pb(pb_finish) is finish
+        assert finish_from_pb(pb_finish) is finish
     with pytest.raises(InvalidRequest):
-        convert.finish_from_pb(9)
+        finish_from_pb(9)
 
 
 @given(st.floats(min_value=0.0, max_value=1e7))
 def test_durations_survive_to_the_nanosecond(seconds: float) -> None:
-    pb = convert.duration_to_pb(seconds)
+    pb = duration_to_pb(seconds)
     assert 0 <= pb.nanos < 1_000_000_000
-    assert convert.duration_from_pb(pb) == pytest.approx(seconds, abs=2e-9)
+    assert duration_from_pb(pb) == pytest.approx(seconds, abs=2e-9)
 
 
 def test_durations_out_of_range_are_refused() -> None:
-    assert convert.duration_to_pb(-1e-9) == Duration()
+    assert duration_to_pb(-1e-9) == Duration()
     for pb in (Duration(seconds=-1), Duration(nanos=-1), Duration(seconds=10**9)):
         with pytest.raises(InvalidRequest, match="lease must be in"):
-            convert.duration_from_pb(pb, "lease")
+            duration_from_pb(pb, "lease")
 
 
 def test_logprobs_survive_and_are_checked() -> None:
     logprob = TokenLogprob(-0.5, (3, 4), (-0.5, -1.5))
-    assert convert.logprob_from_pb(convert.logprob_to_pb(logprob)) == logprob
+    assert logprob_from_pb(logprob_to_pb(logprob)) == logprob
     for pb in (
         common_pb2.TokenLogprob(logprob=math.nan),
         common_pb2.TokenLogprob(top_token_ids=[1]),
         common_pb2.TokenLogprob(top_token_ids=[1], top_logprobs=[math.nan]),
     ):
         with pytest.raises(InvalidRequest):
-            convert.logprob_from_pb(pb)
+            logprob_from_pb(pb)
 
 
 def test_fingerprint_survives_and_its_layout_is_checked() -> None:
-    pb = convert_layout.fingerprint_to_pb(FINGERPRINT)
-    assert convert_layout.fingerprint_from_pb(pb) == FINGERPRINT
+    pb = layout_module.fingerprint_to_pb(FINGERPRINT)
+    assert layout_module.fingerprint_from_pb(pb) == FINGERPRINT
     for damage in (
         {"block_size": 0},
         {"dtype": "int4"},
@@ -193,13 +214,13 @@ def test_fingerprint_survives_and_its_layout_is_checked() -> None:
             **damage,
         })
         with pytest.raises(InvalidRequest, match=r"layout\."):
-            convert_layout.fingerprint_from_pb(common_pb2.ModelFingerprint(layout=layout))
+            layout_module.fingerprint_from_pb(common_pb2.ModelFingerprint(layout=layout))
 
 
 def test_announcement_survives() -> None:
     announcement = Announcement(STATUS, lease_s=3.0, rates=RATES, leaving=True)
-    data = convert.announcement_to_bytes(announcement)
-    assert convert.announcement_from_bytes(data) == announcement
+    data = announcement_to_bytes(announcement)
+    assert announcement_from_bytes(data) == announcement
 
 
 @pytest.mark.parametrize(
@@ -208,40 +229,40 @@ def test_announcement_survives() -> None:
         b"",
         b"\xff\xff\xff",
         b"plain text",
-        convert.kv_event_to_bytes(convert.KvEvent("w", 1, (), ())),
+        kv_event_to_bytes(KvEvent("w", 1, (), ())),
     ],
 )
 def test_what_is_no_announcement_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        convert.announcement_from_bytes(data)
+        announcement_from_bytes(data)
 
 
 def test_a_lease_cannot_be_endless() -> None:
-    data = convert.announcement_to_bytes(Announcement(STATUS, lease_s=301.0))
+    data = announcement_to_bytes(Announcement(STATUS, lease_s=301.0))
     with pytest.raises(InvalidRequest, match=r"lease must be in \[0, 300\] s, got 301 s"):
-        convert.announcement_from_bytes(data)
+        announcement_from_bytes(data)
 
 
 def test_status_with_unknown_state_or_bad_rate_is_refused() -> None:
-    pb = convert.status_to_pb(STATUS)
+    pb = status_to_pb(STATUS)
     pb.state = "asleep"
     with pytest.raises(InvalidRequest, match="one of starting, ready, draining, lost"):
-        convert.status_from_pb(pb)
+        status_from_pb(pb)
     with pytest.raises(InvalidRequest, match="worker_id"):
-        convert.status_from_pb(inference_pb2.ServiceStatus(role="decode", state="ready"))
-    rates = convert.rates_to_pb(RATES)
+        status_from_pb(inference_pb2.ServiceStatus(role="decode", state="ready"))
+    rates = rates_to_pb(RATES)
     rates.decode_step_s = math.nan
     with pytest.raises(InvalidRequest, match="decode_step_s"):
-        convert.rates_from_pb(rates)
+        rates_from_pb(rates)
 
 
 def test_kv_event_survives_and_is_checked() -> None:
-    event = convert.KvEvent("decode-1", 5, (b"a" * 16,), (b"b" * 16, b"c" * 16))
-    assert convert.kv_event_from_bytes(convert.kv_event_to_bytes(event)) == event
+    event = KvEvent("decode-1", 5, (b"a" * 16,), (b"b" * 16, b"c" * 16))
+    assert kv_event_from_bytes(kv_event_to_bytes(event)) == event
     for bad in (
-        convert.KvEvent("", 5, (), ()),
-        convert.KvEvent("w", 0, (), ()),
-        convert.KvEvent("w", 1, (b"short",), ()),
+        KvEvent("", 5, (), ()),
+        KvEvent("w", 0, (), ()),
+        KvEvent("w", 1, (b"short",), ()),
     ):
         with pytest.raises(InvalidRequest):
-            convert.kv_event_from_bytes(convert.kv_event_to_bytes(bad))
+            kv_event_from_bytes(kv_event_to_bytes(bad))

@@ -1,14 +1,37 @@
-"""Stages and their slices between protobuf and core's values."""
+"""Durations, stages and slices of stages on the wire."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from google.protobuf.duration_pb2 import Duration
+
 from baton.core.errors import InvalidRequest
 from baton.core.request import Stage
 from baton.core.timeline import MAX_SLICES, Slice
-from baton.rpc.convert import duration_from_pb, duration_to_pb
 from baton.v1 import common_pb2
+
+MAX_DURATION_S = 365 * 24 * 3600.0
+
+
+def duration_to_pb(seconds: float) -> Duration:
+    """A duration on the wire, to the nanosecond; below 0 (a clock's noise) becomes 0."""
+    nanos = round(max(0.0, seconds) * 1e9)
+    return Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
+
+
+def duration_from_pb(
+    pb: Duration, field: str = "duration", *, max_s: float = MAX_DURATION_S
+) -> float:
+    """Seconds.
+
+    Raises:
+        InvalidRequest: it is negative or longer than `max_s`, a year if not said otherwise.
+    """
+    seconds = pb.seconds + pb.nanos / 1e9
+    if not 0.0 <= seconds <= max_s:
+        raise InvalidRequest(f"{field} must be in [0, {max_s:.0f}] s, got {seconds:g} s")
+    return seconds
 
 
 def stage_to_pb(stage: Stage) -> common_pb2.StageTiming:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from baton.core.errors import InvalidRequest
 from baton.core.hashing import KvLayout
-from baton.rpc.frames import check_kv_frames, decode_frame, encode_frame
 from baton.v1 import cache_pb2, kv_transfer_pb2
+from baton.wire.frames import check_kv_frames, decode_frame, encode_frame
 
 SIZES = [0, 1, 127, 128, 16_383, 16_384, 1 << 20]
 

@@ -1,9 +1,11 @@
-"""Between protobuf messages and core's values: what a model's KV is. See `convert`."""
+"""Model fingerprints, KV layouts and block hashes on the wire."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from baton.core.errors import InvalidRequest
-from baton.core.hashing import Fingerprint, KvLayout
+from baton.core.hashing import HASH_BYTES, Fingerprint, KvLayout
 from baton.v1 import common_pb2
 
 _MAX_LAYERS = 4096
@@ -72,3 +74,15 @@ def in_range(field: str, value: int, low: int, high: int) -> None:
     """
     if not low <= value <= high:
         raise InvalidRequest(f"{field} must be in [{low}, {high}], got {value}")
+
+
+def hashes_from_pb(field: str, hashes: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Block hashes.
+
+    Raises:
+        InvalidRequest: one has a wrong size.
+    """
+    checked = tuple(hashes)
+    if any(len(value) != HASH_BYTES for value in checked):
+        raise InvalidRequest(f"{field} must hold hashes of {HASH_BYTES} bytes each")
+    return checked

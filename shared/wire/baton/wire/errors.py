@@ -16,6 +16,7 @@ from typing import cast
 import grpc
 
 from baton.core.errors import BatonError, ErrorReason, WorkerDraining, error_for
+from baton.v1 import common_pb2
 
 REASON_KEY = "baton-error-reason"
 """Trailing metadata: name of the ErrorReason."""
@@ -149,3 +150,16 @@ def rpc_errors() -> Iterator[None]:
         yield
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error) from error
+
+
+def reason_to_pb(reason: ErrorReason) -> common_pb2.ErrorReason:
+    """The wire's enum value."""
+    return cast("common_pb2.ErrorReason", reason.value)
+
+
+def reason_from_pb(value: int) -> ErrorReason:
+    """The reason; INTERNAL for one that is not set or comes from a newer peer."""
+    try:
+        return ErrorReason(value)
+    except ValueError:
+        return ErrorReason.INTERNAL

@@ -18,7 +18,7 @@ from baton.core.errors import (
     WorkerDraining,
     error_for,
 )
-from baton.rpc.errors import (
+from baton.wire.errors import (
     CATALOGUE,
     RETRY_AFTER_KEY,
     Retry,

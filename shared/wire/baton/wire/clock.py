@@ -1,0 +1,26 @@
+"""The system's time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+
+class SystemClock:
+    """Implements core.clock.Clock on the process's clocks and the running event loop."""
+
+    def now(self) -> float:
+        """Seconds on a monotonic clock."""
+        return time.monotonic()
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since the epoch."""
+        return time.time_ns()
+
+    async def sleep(self, delay_s: float) -> None:
+        """Returns after `delay_s`."""
+        await asyncio.sleep(delay_s)
+
+    def timeout(self, delay_s: float | None) -> asyncio.Timeout:
+        """Ends the block with TimeoutError after `delay_s`."""
+        return asyncio.timeout(delay_s)
