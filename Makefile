@@ -26,7 +26,7 @@ FAST_TESTS := $(wildcard tests/meta tests/unit tests/contract tests/deploy tests
 SLOW_TESTS := $(wildcard tests/integration tests/e2e tests/browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-gpu lint fmt type protos protos-check constraints image bench size clean
+.PHONY: help setup demo up down test test-gpu lint fmt type protos protos-check constraints image bench structure size clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -41,7 +41,7 @@ $(BIN)/python:
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet $(PIP_ARGS) pip; }
 
 # Changed kernels are compiled again, too.
-KERNELS := shared/engine/hatch_build.py $(wildcard shared/engine/baton/engine/native/*.c)
+KERNELS := shared/engine/hatch_build.py $(wildcard shared/engine/baton/engine/native/*.[ch])
 
 $(STAMP): constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(PARTS)) $(KERNELS) | $(BIN)/python
 	@$(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' || { \
@@ -98,6 +98,9 @@ image: ## build one service's image: make image SERVICE=decode [CONTAINER=podman
 
 bench: setup ## load the running system (`make up`) and print throughput and latency
 	@$(BIN)/baton bench
+
+structure: setup ## renew docs/structure.md and the counts in tests/meta/ratchets.txt
+	@$(BIN)/python -m tests.meta.ratchets --update
 
 size: setup ## lines of code per part
 	@$(BIN)/python -m pytest -q -s tests/meta/test_house_rules.py -k size_table | sed -n '/^part/,/^total/p'
