@@ -10,7 +10,9 @@ import pytest
 
 from tests.support.repository import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# docs/structure.md is written by a command; test_structure.py names it where the page is stale.
+PAGES = sorted({*(ROOT / "docs").rglob("*.md")} - {ROOT / "docs" / "structure.md"})
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
 
 
 def _text(path: Path) -> str:
