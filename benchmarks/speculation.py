@@ -107,7 +107,7 @@ class Bench:
             temperature=0.0, ignore_eos=True, speculation=speculation, draft_source=source
         )
         for index, prompt in enumerate(prompts):
-            engine.submit(
+            engine.sequences.submit(
                 SequenceSpec(str(start + index), prompt, sampling, self._options.max_tokens)
             )
         output: dict[str, list[int]] = {}

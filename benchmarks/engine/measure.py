@@ -131,10 +131,10 @@ class Bench:
         num_last = self.num_parameters - self._num_multiplied
         flops = 2 * (self._num_multiplied * times.num_tokens + num_last)
         for index in range(num_prompts + 1):
-            self.engine.submit(self._spec("prompt", times.num_tokens, max_tokens=1))
+            self.engine.sequences.submit(self._spec("prompt", times.num_tokens, max_tokens=1))
             floor_s = flops / self._floors.measure_gemm()
             step_s = self._step()
-            self.engine.release("prompt")
+            self.engine.sequences.release("prompt")
             if index:
                 times.floor_s.append(floor_s)
                 times.step_s.append(step_s)
@@ -180,20 +180,22 @@ class Bench:
         payload = self._payload(context)
         layout = self.engine.fingerprint.layout
         for name in names:
-            grant = self.engine.reserve(self._spec(name, context, max_tokens=_OUTPUT_TOKENS))
-            self.engine.begin_fill(name)
+            grant = self.engine.sequences.reserve(
+                self._spec(name, context, max_tokens=_OUTPUT_TOKENS)
+            )
+            self.engine.sequences.begin_fill(name)
             num_blocks = min(
                 grant.num_blocks, -(-context // self.engine.fingerprint.layout.block_size)
             )
             self.engine.transfer.write_blocks(name, 0, num_blocks, 0, layout.num_layers, payload)
-            self.engine.commit(name, 1)
+            self.engine.sequences.commit(name, 1)
         try:
             for _ in range(_WARMUP_STEPS):
                 self._step()
             yield
         finally:
             for name in names:
-                self.engine.release(name)
+                self.engine.sequences.release(name)
 
     def _payload(self, context: int) -> memoryview:
         """KV of one sequence: plausible numbers, and pages that are really there."""

@@ -44,7 +44,7 @@ def _measure(kv_dtype: str, windows: Sequence[torch.Tensor]) -> KvRow:
         for index, window in enumerate(windows):
             sampling = SamplingParams(temperature=0.0, prompt_logprobs=0)
             token_ids = tuple(window[0].tolist())
-            engine.submit(SequenceSpec(str(index), token_ids, sampling, max_tokens=1))
+            engine.sequences.submit(SequenceSpec(str(index), token_ids, sampling, max_tokens=1))
             while engine.step():
                 for event in engine.drain_events():
                     if isinstance(event, Tokens):

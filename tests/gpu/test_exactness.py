@@ -31,7 +31,7 @@ def test_prompts_of_all_lengths_together(
     with make_engine(directory, **settings) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
         outputs = driver.run()
         assert [outputs[str(index)] for index in range(len(prompts))] == expected
         assert engine.stats().counters.get("varlen_layers", 0) == 0, "sdpa computes in float32"
@@ -49,7 +49,7 @@ def test_speculation_changes_nothing(tiny_model: TinyModel, device: torch.device
     }
     with make_engine(directory, **settings) as engine:
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 24))
+            engine.sequences.submit(make_spec(str(index), prompt, 24))
         outputs = Driver(engine).run()
         assert [outputs["0"], outputs["1"]] == expected
 

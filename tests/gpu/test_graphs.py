@@ -24,7 +24,7 @@ def test_tokens_are_the_same_with_and_without(
         ) as engine:
             driver = Driver(engine)
             for index, prompt in enumerate(PROMPTS):
-                engine.submit(make_spec(str(index), prompt, 24 + index))
+                engine.sequences.submit(make_spec(str(index), prompt, 24 + index))
             outputs.append(driver.run())
             counters.append(engine.stats().counters)
             assert_idle(engine)

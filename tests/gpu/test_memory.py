@@ -22,7 +22,7 @@ def _run(directory: str, device: torch.device) -> int:
         EngineConfig(directory, "tiny", device=str(device), dtype="bfloat16", kv_bytes=KV_BYTES)
     )
     for index, prompt in enumerate(make_prompts((5, 300), seed=25)):
-        engine.submit(make_spec(str(index), prompt, 8))
+        engine.sequences.submit(make_spec(str(index), prompt, 8))
     Driver(engine).run()
     allocated: int = torch.cuda.memory_allocated(device)
     engine.close()

@@ -11,7 +11,7 @@ from baton.core.sampling import FinishReason, SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
-from baton.engine.events import BlocksReady, Event, Failed, Tokens
+from baton.engine.events import BlocksReady, EngineEvent, Failed, Tokens
 from tests.support.tiny_models import load_reference, reference_greedy
 
 VOCAB_SIZE = 320
@@ -67,7 +67,7 @@ class Driver:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.events: list[Event] = []
+        self.events: list[EngineEvent] = []
         self.outputs: dict[str, list[int]] = {}
         self.reasons: dict[str, FinishReason | None] = {}
 

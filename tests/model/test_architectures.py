@@ -40,6 +40,6 @@ def test_greedy_tokens_are_those_of_transformers(tiny_model: TinyModel, kind: st
     expected = references(directory, prompts, NUM_TOKENS)
     with make_engine(directory, max_num_batched_tokens=32, max_num_seqs=4) as engine:
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
         outputs = Driver(engine).run()
         assert [outputs[str(index)] for index in range(len(prompts))] == expected

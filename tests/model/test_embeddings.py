@@ -21,7 +21,7 @@ PROMPTS = make_prompts((1, 2, 33, 90), seed=41)
 
 
 def _submit(engine: Engine, name: str, prompt: Sequence[int], pooling: Pooling) -> None:
-    engine.submit(replace(make_spec(name, prompt, 1), pooling=pooling))
+    engine.sequences.submit(replace(make_spec(name, prompt, 1), pooling=pooling))
 
 
 def _vector(driver: Driver, name: str) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_vectors_are_those_of_transformers_in_chunks_and_beside_other_work(
     ) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(PROMPTS):
-            engine.submit(make_spec(f"text{index}", prompt, 4))
+            engine.sequences.submit(make_spec(f"text{index}", prompt, 4))
             for pooling in Pooling:
                 _submit(engine, f"{pooling.name}{index}", prompt, pooling)
         driver.run()
@@ -116,8 +116,8 @@ def test_releasing_one_that_waits_or_runs_leaves_nothing(tiny_model: TinyModel) 
         _submit(engine, "runs", PROMPTS[3], Pooling.MEAN)
         _submit(engine, "waits", PROMPTS[3], Pooling.MEAN)
         driver.step()
-        engine.release("runs")
-        engine.release("waits")
+        engine.sequences.release("runs")
+        engine.sequences.release("waits")
         driver.run()
         assert not [event for event in driver.events if isinstance(event, Embedded)]
         assert_idle(engine)

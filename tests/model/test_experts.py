@@ -67,7 +67,7 @@ def test_all_experts_are_quantized_on_loading_and_in_checkpoints(
             assert len(made) == sizes.num_expert_layers
             assert all(issubclass(layer, QuantizedLinear) for layer in made)
             for index, prompt in enumerate(make_prompts([5, 40, 90])):
-                engine.submit(make_spec(str(index), prompt, 16))
+                engine.sequences.submit(make_spec(str(index), prompt, 16))
             outputs.append(Driver(engine).run())
     assert outputs[0] == outputs[1]
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_with_experts_left_alone_is_read_as_it_is(
     assert sizes.num_expert_layers == 0
     with make_engine(out) as engine:
         assert set(_expert_layers(engine._runner.model.module)) <= {PackedLinear}
-        engine.submit(make_spec("0", (1, 2, 3), 4))
+        engine.sequences.submit(make_spec("0", (1, 2, 3), 4))
         assert len(Driver(engine).run()["0"]) == 4
 
 

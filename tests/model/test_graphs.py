@@ -44,7 +44,7 @@ def capture() -> Iterator[RecordingCapture]:
 def _run(engine: Engine, prompts: list[tuple[int, ...]], num_tokens: int) -> list[list[int]]:
     driver = Driver(engine)
     for index, prompt in enumerate(prompts):
-        engine.submit(make_spec(str(index), prompt, num_tokens))
+        engine.sequences.submit(make_spec(str(index), prompt, num_tokens))
     outputs = driver.run()
     assert_idle(engine)
     return [outputs[str(index)] for index in range(len(prompts))]
@@ -76,7 +76,7 @@ def test_sequences_that_come_and_go_change_the_batch_size(
     with make_engine(directory, max_num_seqs=8, **SETTINGS) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 4 + 2 * index))
+            engine.sequences.submit(make_spec(str(index), prompt, 4 + 2 * index))
             driver.step()
             driver.step()
         outputs = driver.run()
@@ -98,7 +98,7 @@ def test_padding_writes_to_no_block_of_the_pool(
         driver = Driver(engine)
         prompts = make_prompts((30, 40, 50, 60, 70), seed=13)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 8))
+            engine.sequences.submit(make_spec(str(index), prompt, 8))
         for _ in range(4):
             driver.step()
         tables = [sequence.block_table for sequence in engine._state.running.values()]

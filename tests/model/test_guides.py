@@ -64,11 +64,11 @@ def _run_all(engine: Engine, prompts: list[tuple[int, ...]]) -> dict[str, list[i
     driver = Driver(engine)
     for index, prompt in enumerate(prompts):
         sampling = SETTINGS[index % len(SETTINGS)]
-        engine.submit(make_spec(str(index), prompt, MAX_TOKENS, sampling=sampling))
+        engine.sequences.submit(make_spec(str(index), prompt, MAX_TOKENS, sampling=sampling))
         driver.step()
     # One without a guide shares every batch and is free to write anything.
     free = SamplingParams(temperature=1.0, seed=1, ignore_eos=True)
-    engine.submit(make_spec("free", prompts[0], 40, sampling=free))
+    engine.sequences.submit(make_spec("free", prompts[0], 40, sampling=free))
     outputs = driver.run()
     assert {driver.reasons[str(index)] for index in range(len(prompts))} == {FinishReason.STOP}
     assert_idle(engine)
@@ -102,7 +102,7 @@ def test_the_unguided_are_not_changed_by_guided_neighbours(tiny_model: TinyModel
     with make_engine(tiny_model("llama")) as engine:
         together = _run_all(engine, PROMPTS)["free"]
         driver = Driver(engine)
-        engine.submit(make_spec("alone", PROMPTS[0], 40, sampling=free))
+        engine.sequences.submit(make_spec("alone", PROMPTS[0], 40, sampling=free))
         assert driver.run()["alone"] == together
 
 
@@ -114,13 +114,13 @@ def test_another_engine_goes_on_in_the_middle(
     directory = tiny_model("llama")
     with make_engine(directory) as engine:
         driver = Driver(engine)
-        engine.submit(make_spec("whole", PROMPTS[2], MAX_TOKENS, sampling=sampling))
+        engine.sequences.submit(make_spec("whole", PROMPTS[2], MAX_TOKENS, sampling=sampling))
         whole = driver.run()["whole"]
     _assert_fulfilled(directory, whole)
     assert len(whole) > num_done + 1
     with make_engine(directory, draft_model_path=str(directory), speculation=True) as engine:
         driver = Driver(engine)
-        engine.submit(
+        engine.sequences.submit(
             make_spec(
                 "rest",
                 [*PROMPTS[2], *whole[:num_done]],
@@ -138,22 +138,24 @@ def test_a_hand_off_after_the_first_token_goes_on_as_one_engine_would(
     directory, prompt, sampling = tiny_model("llama"), PROMPTS[3], SETTINGS[1]
     with make_engine(directory) as alone:
         driver = Driver(alone)
-        alone.submit(make_spec("whole", prompt, MAX_TOKENS, sampling=sampling))
+        alone.sequences.submit(make_spec("whole", prompt, MAX_TOKENS, sampling=sampling))
         whole = driver.run()["whole"]
     with make_engine(directory) as sender, make_engine(directory) as receiver:
-        grant = receiver.reserve(make_spec("r/1", prompt, MAX_TOKENS, sampling=sampling))
+        grant = receiver.sequences.reserve(make_spec("r/1", prompt, MAX_TOKENS, sampling=sampling))
         prefill = Driver(sender)
-        sender.submit(make_spec("r/1", prompt, MAX_TOKENS, sampling=sampling, prefill_only=True))
+        sender.sequences.submit(
+            make_spec("r/1", prompt, MAX_TOKENS, sampling=sampling, prefill_only=True)
+        )
         first = prefill.run()["r/1"]
         assert first == whole[:1]
         num_blocks = -(-len(prompt) // 16)
         assert grant.num_cached_blocks == 0
         num_layers = len(sender.fingerprint.layout.num_kv_heads)
-        receiver.begin_fill("r/1")
+        receiver.sequences.begin_fill("r/1")
         payload = sender.transfer.read_blocks("r/1", 0, num_blocks, 0, num_layers)
         receiver.transfer.write_blocks("r/1", 0, num_blocks, 0, num_layers, memoryview(payload))
-        receiver.commit("r/1", first[0])
-        sender.release("r/1")
+        receiver.sequences.commit("r/1", first[0])
+        sender.sequences.release("r/1")
         decode = Driver(receiver)
         assert decode.run()["r/1"] == whole[1:]
         assert_idle(sender)
@@ -172,7 +174,7 @@ def test_min_tokens_gives_way_where_only_the_end_is_left(tiny_model: TinyModel) 
     sampling = _sampling(guide=Guide.choice(["a", "b"]), min_tokens=10)
     with make_engine(tiny_model("llama")) as engine:
         driver = Driver(engine)
-        engine.submit(make_spec("r", PROMPTS[0], 20, sampling=sampling))
+        engine.sequences.submit(make_spec("r", PROMPTS[0], 20, sampling=sampling))
         output = driver.run()["r"]
         assert len(output) == 2
         assert output[1] == EOS_TOKEN_ID
@@ -184,7 +186,7 @@ def test_a_malformed_guide_is_refused_before_anything_is_taken(
 ) -> None:
     with make_engine(tiny_model("llama")) as engine:
         spec = make_spec("r", PROMPTS[0], 20, sampling=_sampling(guide=guide))
-        for take in (engine.submit, engine.reserve):
+        for take in (engine.sequences.submit, engine.sequences.reserve):
             with pytest.raises(InvalidRequest, match="guide"):
                 take(spec)
         assert engine.kv_counts()["free"] == 256
@@ -196,8 +198,8 @@ def test_a_guide_that_fails_ends_its_sequence_only(tiny_model: TinyModel) -> Non
         impossible = make_spec(
             "bad", [*PROMPTS[0], 1, 2], 20, sampling=_sampling(), num_output_tokens=2
         )
-        engine.submit(impossible)
-        engine.submit(make_spec("good", PROMPTS[1], MAX_TOKENS, sampling=_sampling()))
+        engine.sequences.submit(impossible)
+        engine.sequences.submit(make_spec("good", PROMPTS[1], MAX_TOKENS, sampling=_sampling()))
         events = []
         while engine.step():
             events += engine.drain_events()

@@ -34,22 +34,24 @@ def hand_over(
     sampling: SamplingParams = GREEDY,
 ) -> int:
     """Prefill on `source`, KV in two chunks of layers to `target`; returns the first token."""
-    grant = target.reserve(make_spec(name, prompt, NUM_TOKENS, sampling=sampling))
-    source.submit(make_spec(name, prompt, NUM_TOKENS, sampling=sampling, prefill_only=True))
+    grant = target.sequences.reserve(make_spec(name, prompt, NUM_TOKENS, sampling=sampling))
+    source.sequences.submit(
+        make_spec(name, prompt, NUM_TOKENS, sampling=sampling, prefill_only=True)
+    )
     driver = Driver(source)
     (first,) = driver.run()[name]
     ready = driver.blocks_ready(name)
     num_blocks = -(-len(prompt) // 16)
     assert ready[-1] == num_blocks
     assert all(a <= b for a, b in pairwise(ready))
-    target.begin_fill(name)
+    target.sequences.begin_fill(name)
     num_layers = target.fingerprint.layout.num_layers
     for layers in ((0, 1), (1, num_layers)):
         span = grant.num_cached_blocks, num_blocks - grant.num_cached_blocks, *layers
         payload = source.transfer.read_blocks(name, *span)
         target.transfer.write_blocks(name, *span, memoryview(payload))
-    target.commit(name, first)
-    assert source.release(name) == num_blocks
+    target.sequences.commit(name, first)
+    assert source.sequences.release(name) == num_blocks
     return first
 
 
@@ -87,7 +89,7 @@ def test_sampled_tokens_do_not_depend_on_where_they_are_made(tiny_model: TinyMod
         temperature=0.9, seed=7, ignore_eos=True, frequency_penalty=0.7, top_p=0.9
     )
     with make_engine(directory) as source, make_engine(directory) as target:
-        source.submit(make_spec("alone", prompt, NUM_TOKENS, sampling=sampling))
+        source.sequences.submit(make_spec("alone", prompt, NUM_TOKENS, sampling=sampling))
         alone = Driver(source).run()["alone"]
         first = hand_over(source, target, "moved", prompt, sampling=sampling)
         moved = [first, *Driver(target).run()["moved"]]
@@ -101,7 +103,7 @@ def test_sampled_tokens_do_not_depend_on_where_they_are_made(tiny_model: TinyMod
             num_output_tokens=6,
         )
         driver = Driver(target)
-        target.submit(resumed)
+        target.sequences.submit(resumed)
         assert driver.run()["resumed"] == alone[6:]
         assert driver.reasons["resumed"] is FinishReason.LENGTH
         (index, *_) = [event.token_index for event in driver.events if isinstance(event, Tokens)]
@@ -116,10 +118,10 @@ def test_cached_blocks_are_not_sent_again(tiny_model: TinyModel) -> None:
         for name in ("a", "b"):
             first = hand_over(source, target, name, prompt)
             assert [first, *Driver(target).run()[name]] == expected
-        grant = target.reserve(make_spec("c", prompt, NUM_TOKENS))
+        grant = target.sequences.reserve(make_spec("c", prompt, NUM_TOKENS))
         assert grant.num_cached_blocks == 4
         assert target.kv_counts()["reserved"] == grant.num_blocks - 4
-        target.release("c")
+        target.sequences.release("c")
         assert_idle(target)
 
 
@@ -128,10 +130,10 @@ def test_a_reservation_can_be_computed_locally(tiny_model: TinyModel) -> None:
     (prompt,) = make_prompts((70,), seed=24)
     (expected,) = references(directory, [prompt], NUM_TOKENS)
     with make_engine(directory) as engine:
-        engine.reserve(make_spec("a", prompt, NUM_TOKENS))
+        engine.sequences.reserve(make_spec("a", prompt, NUM_TOKENS))
         driver = Driver(engine)
         assert not driver.step(), "a reservation alone computes nothing"
-        engine.start_local("a")
+        engine.sequences.start_local("a")
         assert driver.run()["a"] == expected
         assert_idle(engine)
 
@@ -139,7 +141,7 @@ def test_a_reservation_can_be_computed_locally(tiny_model: TinyModel) -> None:
 def test_kept_copies_can_be_read_until_they_are_released(tiny_model: TinyModel) -> None:
     (prompt,) = make_prompts((40,), seed=25)
     with make_engine(tiny_model("llama")) as engine:
-        engine.submit(make_spec("a", prompt, 4, prefill_only=True))
+        engine.sequences.submit(make_spec("a", prompt, 4, prefill_only=True))
         driver = Driver(engine)
         driver.run()
         assert engine.kv_counts()["held"] == 3
@@ -147,8 +149,8 @@ def test_kept_copies_can_be_read_until_they_are_released(tiny_model: TinyModel) 
         first = engine.transfer.read_blocks("a", 0, 3, 0, 3)
         assert first == engine.transfer.read_blocks("a", 0, 3, 0, 3)
         assert len(first) == 3 * engine.fingerprint.layout.block_bytes
-        assert engine.release("a") == 3
-        assert engine.release("a") == 0
+        assert engine.sequences.release("a") == 3
+        assert engine.sequences.release("a") == 0
         with pytest.raises(RequestNotFound):
             engine.transfer.read_blocks("a", 0, 3, 0, 3)
         assert engine.kv_counts() | {"held": 0, "cached": 2} == engine.kv_counts()
@@ -159,7 +161,7 @@ def test_blocks_move_through_a_store(tiny_model: TinyModel) -> None:
     (prompt,) = make_prompts((70,), seed=26)
     (expected,) = references(directory, [prompt], NUM_TOKENS)
     with make_engine(directory) as source, make_engine(directory) as target:
-        source.submit(make_spec("a", prompt, NUM_TOKENS))
+        source.sequences.submit(make_spec("a", prompt, NUM_TOKENS))
         Driver(source).run()
         hashes = source.block_hashes(prompt, "")
         assert hashes == target.block_hashes(prompt, "")
@@ -175,7 +177,7 @@ def test_blocks_move_through_a_store(tiny_model: TinyModel) -> None:
         assert change.sequence == 1
         assert set(change.stored) == set(hashes)
         assert target.kv_snapshot() == (1, hashes)
-        target.submit(make_spec("a", prompt, NUM_TOKENS))
+        target.sequences.submit(make_spec("a", prompt, NUM_TOKENS))
         assert Driver(target).run()["a"] == expected
         assert target.stats().counters["cached_tokens"] == 64
 
@@ -183,12 +185,12 @@ def test_blocks_move_through_a_store(tiny_model: TinyModel) -> None:
 def test_a_refused_reservation_takes_nothing(tiny_model: TinyModel) -> None:
     prompts = make_prompts((50, 50), seed=27)
     with make_engine(tiny_model("llama"), num_blocks=6) as engine:
-        engine.reserve(make_spec("a", prompts[0], 4))
+        engine.sequences.reserve(make_spec("a", prompts[0], 4))
         with pytest.raises(KvCacheFull) as caught:
-            engine.reserve(make_spec("b", prompts[1], 4))
+            engine.sequences.reserve(make_spec("b", prompts[1], 4))
         assert caught.value.retry_after_s
-        assert engine.release("b") == 0
-        assert engine.release("a") == 4
+        assert engine.sequences.release("b") == 0
+        assert engine.sequences.release("a") == 4
         assert_idle(engine)
 
 
@@ -196,31 +198,31 @@ def test_aborted_transfers_are_quarantined(tiny_model: TinyModel) -> None:
     directory: Path = tiny_model("llama")
     (prompt,) = make_prompts((40,), seed=28)
     with make_engine(directory) as engine:
-        engine.reserve(make_spec("a", prompt, 4))
+        engine.sequences.reserve(make_spec("a", prompt, 4))
         payload = memoryview(bytes(engine.fingerprint.layout.block_bytes))
         with pytest.raises(InvalidRequest, match="not filling"):
             engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
-        engine.begin_fill("a")
+        engine.sequences.begin_fill("a")
         engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
         with pytest.raises(KvLayoutMismatch):
             engine.transfer.write_blocks("a", 0, 2, 0, 3, payload)
         with pytest.raises(InvalidRequest, match="3 blocks"):
             engine.transfer.write_blocks("a", 2, 2, 0, 3, payload)
-        assert engine.release("a", quarantine=True) == 3
+        assert engine.sequences.release("a", quarantine=True) == 3
         assert engine.kv_counts()["quarantined"] == 3
         with pytest.raises(RequestNotFound):
             engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
-        engine.end_quarantine("a")
-        engine.end_quarantine("a")
+        engine.sequences.end_quarantine("a")
+        engine.sequences.end_quarantine("a")
         assert_idle(engine)
 
 
 def test_a_first_token_that_ends_the_output_ends_it_at_the_commit(tiny_model: TinyModel) -> None:
     (prompt,) = make_prompts((20,), seed=29)
     with make_engine(tiny_model("llama")) as engine:
-        engine.reserve(make_spec("a", prompt, 1))
-        engine.begin_fill("a")
-        engine.commit("a", 5)
+        engine.sequences.reserve(make_spec("a", prompt, 1))
+        engine.sequences.begin_fill("a")
+        engine.sequences.commit("a", 5)
         (event,) = engine.drain_events()
         assert isinstance(event, Tokens)
         assert (event.token_ids, event.finish_reason) == ((), FinishReason.LENGTH)

@@ -26,7 +26,7 @@ def test_logprobs_stay_close_to_those_of_plain_kv(tiny_model: TinyModel, kind: s
     expected = logits.log_softmax(dim=-1)[:-1].gather(1, torch.tensor(prompt[1:]).unsqueeze(1))
     with make_engine(directory, kv_dtype="int8", max_num_batched_tokens=16, max_num_seqs=4) as e:
         driver = Driver(e)
-        e.submit(make_spec("a", prompt, 4, sampling=sampling))
+        e.sequences.submit(make_spec("a", prompt, 4, sampling=sampling))
         driver.run()
         (first,) = [event for event in driver.events if getattr(event, "prompt_logprobs", ())]
         assert isinstance(first, Tokens)
@@ -63,18 +63,18 @@ def test_it_hands_over_to_its_like_and_to_nothing_else(tiny_model: TinyModel) ->
         make_engine(directory, kv_dtype="int8") as target,
         make_engine(directory) as plain,
     ):
-        source.submit(make_spec("alone", prompt, NUM_TOKENS))
+        source.sequences.submit(make_spec("alone", prompt, NUM_TOKENS))
         alone = Driver(source).run()["alone"]
         first = hand_over(source, target, "moved", prompt)
         assert [first, *Driver(target).run()["moved"]] == alone
         assert source.fingerprint == target.fingerprint
         assert "dtype: int8 != float32" in source.fingerprint.differences(plain.fingerprint)
-        plain.reserve(make_spec("refused", prompt, NUM_TOKENS))
-        plain.begin_fill("refused")
+        plain.sequences.reserve(make_spec("refused", prompt, NUM_TOKENS))
+        plain.sequences.begin_fill("refused")
         payload = memoryview(bytes(source.fingerprint.layout.block_bytes))
         with pytest.raises(KvLayoutMismatch):
             plain.transfer.write_blocks("refused", 0, 1, 0, 3, payload)
-        plain.release("refused")
+        plain.sequences.release("refused")
         hashes = [engine.block_hashes(prompt, "") for engine in (source, plain)]
         assert hashes[0] != hashes[1], "nor do they share prefixes"
         assert_idle(source)
@@ -87,9 +87,9 @@ def test_prefixes_preemption_forks_and_drafts_change_no_token(tiny_model: TinyMo
     with make_engine(directory, kv_dtype="int8") as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 30))
+            engine.sequences.submit(make_spec(str(index), prompt, 30))
         expected = dict(driver.run())
-        engine.submit(make_spec("again", prompts[0], 30))
+        engine.sequences.submit(make_spec("again", prompts[0], 30))
         assert driver.run()["again"] == expected["0"]
     with make_engine(
         directory,
@@ -100,12 +100,12 @@ def test_prefixes_preemption_forks_and_drafts_change_no_token(tiny_model: TinyMo
     ) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 30))
+            engine.sequences.submit(make_spec(str(index), prompt, 30))
         outputs = driver.run()
         assert engine.stats().counters["preemptions"] > 0
         assert {name: outputs[name] for name in expected} == expected
-        engine.submit(make_spec("origin", prompts[0], 30))
+        engine.sequences.submit(make_spec("origin", prompts[0], 30))
         driver.step()
-        engine.reserve(make_spec("fork", prompts[0], 30), fork_of="origin")
-        engine.start_local("fork")
+        engine.sequences.reserve(make_spec("fork", prompts[0], 30), fork_of="origin")
+        engine.sequences.start_local("fork")
         assert driver.run()["fork"] == expected["0"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from baton.engine.engine import Engine
-from baton.engine.events import BlocksReady, Event, LayersReady, Tokens
+from baton.engine.events import BlocksReady, EngineEvent, LayersReady, Tokens
 from tests.model.conftest import TinyModel
 from tests.model.harness import assert_idle, make_engine, make_prompts, make_spec
 
@@ -17,7 +17,7 @@ class Listener:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.events: list[Event] = []
+        self.events: list[EngineEvent] = []
         self.early: list[tuple[str, tuple[int, int, int, int], bytes]] = []
         engine.deliver_with(self.take)
 
@@ -41,7 +41,7 @@ def test_layers_are_final_when_they_are_announced(tiny_model: TinyModel, kind: s
         listener = Listener(engine)
         prompts = dict(zip("abc", make_prompts((150, 20, 3), seed=5), strict=True))
         for name, prompt in prompts.items():
-            engine.submit(make_spec(name, prompt, 8, prefill_only=True))
+            engine.sequences.submit(make_spec(name, prompt, 8, prefill_only=True))
         listener.run()
         assert {name for name, _, _ in listener.early} == set(prompts)
         num_layers = engine.fingerprint.layout.num_layers
@@ -54,7 +54,7 @@ def test_layers_are_final_when_they_are_announced(tiny_model: TinyModel, kind: s
             told = [event for event in own[:first] if isinstance(event, LayersReady)]
             last = [event for event in told if event.num_blocks == -(-len(prompt) // SIZE)]
             assert [event.layer_end for event in last][-num_layers:] == [*range(1, num_layers + 1)]
-            engine.release(name)
+            engine.sequences.release(name)
         assert_idle(engine)
 
 
@@ -62,25 +62,25 @@ def test_small_steps_and_decoding_are_announced_at_their_end(tiny_model: TinyMod
     with make_engine(tiny_model("llama"), layer_group_bytes=1 << 20) as engine:
         listener = Listener(engine)
         (prompt,) = make_prompts((40,), seed=6)
-        engine.submit(make_spec("a", prompt, 8, prefill_only=True))
-        engine.submit(make_spec("b", prompt, 8))
+        engine.sequences.submit(make_spec("a", prompt, 8, prefill_only=True))
+        engine.sequences.submit(make_spec("b", prompt, 8))
         listener.run()
         assert listener.early == []
         assert [e.num_blocks for e in listener.events if isinstance(e, BlocksReady)] == [3]
-        engine.release("a")
+        engine.sequences.release("a")
 
 
 def test_what_is_released_within_a_step_is_not_announced(tiny_model: TinyModel) -> None:
     with make_engine(tiny_model("llama"), layer_group_bytes=1) as engine:
-        told: list[Event] = []
+        told: list[EngineEvent] = []
 
         def release_at_the_first() -> None:
             told.extend(engine.drain_events())
-            engine.release("a")
+            engine.sequences.release("a")
 
         engine.deliver_with(release_at_the_first)
         (prompt,) = make_prompts((40,), seed=7)
-        engine.submit(make_spec("a", prompt, 8, prefill_only=True))
+        engine.sequences.submit(make_spec("a", prompt, 8, prefill_only=True))
         engine.step()
         assert [event.layer_end for event in told if isinstance(event, LayersReady)] == [1]
         assert engine.drain_events() == []
@@ -91,9 +91,9 @@ def test_no_event_follows_a_release(tiny_model: TinyModel) -> None:
     (prompt,) = make_prompts((20,), seed=7)
     with make_engine(tiny_model("llama")) as engine:
         for name in "ab":
-            engine.submit(make_spec(name, prompt, 8))
+            engine.sequences.submit(make_spec(name, prompt, 8))
         engine.step()
-        engine.release("a")
+        engine.sequences.release("a")
         assert {event.seq_id for event in engine.drain_events()} == {"b"}
-        engine.release("b")
+        engine.sequences.release("b")
         assert_idle(engine)

@@ -44,7 +44,7 @@ def test_random_weights_need_no_files(tmp_path: Path, tiny_model: TinyModel) -> 
         module = engine._runner.model.module
         assert module.dtype is torch.bfloat16
         assert all(parameter.std() > 0 for parameter in module.parameters() if parameter.dim() > 1)
-        engine.submit(make_spec("0", (1, 2, 3), 4))
+        engine.sequences.submit(make_spec("0", (1, 2, 3), 4))
         while engine.step():
             pass
 
@@ -121,32 +121,32 @@ def test_fingerprints_tell_models_apart(tiny_model: TinyModel) -> None:
 def test_requests_that_can_never_run_are_refused(tiny_model: TinyModel) -> None:
     with make_engine(tiny_model("llama"), num_blocks=4, max_num_waiting=2) as engine:
         assert engine.max_model_len_tokens == 64
-        assert engine.resolve_max_tokens(60, GREEDY) == 4
+        assert engine.sequences.resolve_max_tokens(60, GREEDY) == 4
         with pytest.raises(PromptTooLong, match="shorten"):
-            engine.resolve_max_tokens(64, GREEDY)
+            engine.sequences.resolve_max_tokens(64, GREEDY)
         with pytest.raises(PromptTooLong, match="at most 4"):
-            engine.resolve_max_tokens(60, SamplingParams(max_tokens=5))
+            engine.sequences.resolve_max_tokens(60, SamplingParams(max_tokens=5))
         with pytest.raises(PromptTooLong):
-            engine.submit(make_spec("a", [1] * 60, 5))
+            engine.sequences.submit(make_spec("a", [1] * 60, 5))
         with pytest.raises(InvalidRequest, match="empty"):
-            engine.submit(make_spec("a", [], 5))
+            engine.sequences.submit(make_spec("a", [], 5))
         with pytest.raises(InvalidRequest, match=r"\[0, 320\), got 1 to 320"):
-            engine.check_tokens([1, 320])
+            engine.sequences.check_tokens([1, 320])
         with pytest.raises(InvalidRequest, match="seed"):
-            engine.submit(make_spec("a", [1], 5, sampling=SamplingParams()))
-        engine.submit(make_spec("a", [1], 5))
+            engine.sequences.submit(make_spec("a", [1], 5, sampling=SamplingParams()))
+        engine.sequences.submit(make_spec("a", [1], 5))
         with pytest.raises(InvalidRequest, match="exists already"):
-            engine.submit(make_spec("a", [1], 5))
-        engine.submit(make_spec("b", [1], 5))
+            engine.sequences.submit(make_spec("a", [1], 5))
+        engine.sequences.submit(make_spec("b", [1], 5))
         with pytest.raises(QueueFull) as caught:
-            engine.submit(make_spec("c", [1], 5))
+            engine.sequences.submit(make_spec("c", [1], 5))
         assert caught.value.retry_after_s
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss"])
 def test_bfloat16_runs(tiny_model: TinyModel, kind: str) -> None:
     with make_engine(tiny_model(kind), dtype="bfloat16") as engine:
-        engine.submit(make_spec("a", list(range(40)), 8))
+        engine.sequences.submit(make_spec("a", list(range(40)), 8))
         while engine.step():
             pass
         assert engine.stats().counters["output_tokens"] == 8

@@ -49,8 +49,8 @@ def test_they_are_those_of_transformers_in_chunks_and_beside_others(
         driver = Driver(engine)
         silent = replace(ASKED, prompt_logprobs=None, logprobs=True)
         for index, prompt in enumerate(PROMPTS):
-            engine.submit(make_spec(f"silent{index}", prompt, 4, sampling=silent))
-            engine.submit(make_spec(f"asked{index}", prompt, 4, sampling=ASKED))
+            engine.sequences.submit(make_spec(f"silent{index}", prompt, 4, sampling=silent))
+            engine.sequences.submit(make_spec(f"asked{index}", prompt, 4, sampling=ASKED))
         outputs = driver.run()
         for index, prompt in enumerate(PROMPTS):
             assert outputs[f"asked{index}"] == outputs[f"silent{index}"]
@@ -69,7 +69,7 @@ def test_logits_are_made_for_some_tokens_at_a_time(tiny_model: TinyModel, kind: 
         num_rows: list[int] = []
         head.register_forward_pre_hook(lambda _, given: num_rows.append(given[0].shape[-2]))
         for index, prompt in enumerate(PROMPTS):
-            engine.submit(make_spec(str(index), prompt, 2, sampling=ASKED))
+            engine.sequences.submit(make_spec(str(index), prompt, 2, sampling=ASKED))
         driver.run()
         for index, prompt in enumerate(PROMPTS):
             _assert_right(directory, prompt, _told(driver, str(index)))
@@ -82,11 +82,16 @@ def test_a_cached_prefix_does_not_hide_them(tiny_model: TinyModel) -> None:
     with make_engine(directory) as engine:
         driver = Driver(engine)
         for name in ("first", "again"):
-            engine.submit(make_spec(name, PROMPTS[3], 2, sampling=ASKED))
+            engine.sequences.submit(make_spec(name, PROMPTS[3], 2, sampling=ASKED))
             driver.run()
             _assert_right(directory, PROMPTS[3], _told(driver, name))
-        assert engine.reserve(make_spec("r", PROMPTS[3], 2, sampling=ASKED)).num_cached_blocks == 0
-        engine.start_local("r")
+        assert (
+            engine.sequences.reserve(
+                make_spec("r", PROMPTS[3], 2, sampling=ASKED)
+            ).num_cached_blocks
+            == 0
+        )
+        engine.sequences.start_local("r")
         driver.run()
         _assert_right(directory, PROMPTS[3], _told(driver, "r"))
         assert_idle(engine)
@@ -104,7 +109,9 @@ def test_they_survive_preemption_and_come_once(tiny_model: TinyModel) -> None:
     ) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 40, sampling=ASKED, priority=index))
+            engine.sequences.submit(
+                make_spec(str(index), prompt, 40, sampling=ASKED, priority=index)
+            )
             driver.step()
         driver.run()
         assert engine.stats().counters["preemptions"] > 0
@@ -116,7 +123,7 @@ def test_a_later_attempt_does_not_tell_them_again(tiny_model: TinyModel) -> None
     with make_engine(tiny_model("llama")) as engine:
         driver = Driver(engine)
         spec = make_spec("r", PROMPTS[2], 4, sampling=ASKED, num_output_tokens=2)
-        engine.submit(spec)
+        engine.sequences.submit(spec)
         driver.run()
         assert not _told(driver, "r")
 
@@ -130,11 +137,11 @@ def test_more_alternatives_than_there_are_of_outputs_are_refused() -> None:
 def test_a_prompt_with_more_of_them_than_a_message_holds_is_refused(
     tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.engine.reservations.MAX_PROMPT_LOGPROBS", 100)
+    monkeypatch.setattr("baton.engine.sequences.MAX_PROMPT_LOGPROBS", 100)
     with make_engine(tiny_model("llama")) as engine:
-        engine.submit(make_spec("fits", [1] * 25, 2, sampling=ASKED))
+        engine.sequences.submit(make_spec("fits", [1] * 25, 2, sampling=ASKED))
         with pytest.raises(InvalidRequest, match="prompt_logprobs of 26 tokens"):
-            engine.submit(make_spec("r", [1] * 26, 2, sampling=ASKED))
+            engine.sequences.submit(make_spec("r", [1] * 26, 2, sampling=ASKED))
 
 
 def test_a_prompt_that_is_preempted_half_way_is_told_once(tiny_model: TinyModel) -> None:
@@ -143,15 +150,15 @@ def test_a_prompt_that_is_preempted_half_way_is_told_once(tiny_model: TinyModel)
     settings = {"max_num_batched_tokens": 16, "max_num_seqs": 4, "num_blocks": 6}
     with make_engine(directory, **settings) as engine:
         driver = Driver(engine)
-        engine.submit(make_spec("a", first, 8))
+        engine.sequences.submit(make_spec("a", first, 8))
         driver.step()
-        engine.submit(make_spec("b", prompt, 1, sampling=ASKED))
+        engine.sequences.submit(make_spec("b", prompt, 1, sampling=ASKED))
         driver.step()
-        engine.reserve(make_spec("r", other, 1))
+        engine.sequences.reserve(make_spec("r", other, 1))
         driver.step()
         driver.step()
         assert engine.stats().counters["preemptions"] == 1
-        engine.release("r")
+        engine.sequences.release("r")
         driver.run()
         _assert_right(directory, prompt, _told(driver, "b"))
         assert_idle(engine)

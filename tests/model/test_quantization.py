@@ -27,7 +27,7 @@ def _write(model: Path, out: Path, scheme: str, *, has_lm_head: bool = False) ->
 def generate(engine: Engine, num_tokens: int) -> dict[str, list[int]]:
     """Greedy tokens of PROMPTS."""
     for index, prompt in enumerate(PROMPTS):
-        engine.submit(make_spec(f"{index}/0", prompt, num_tokens))
+        engine.sequences.submit(make_spec(f"{index}/0", prompt, num_tokens))
     return Driver(engine).run()
 
 

@@ -47,36 +47,36 @@ class _Client:
             return
 
     def submit(self) -> None:
-        self.engine.submit(self._spec())
+        self.engine.sequences.submit(self._spec())
 
     def reserve(self) -> None:
-        self.engine.reserve(self._spec())
+        self.engine.sequences.reserve(self._spec())
 
     def fork(self) -> None:
         origin = self._some()
         spec = replace(self._spec(), token_ids=self.prompts.get(origin, (1,)), prefill_only=False)
         self.prompts[spec.seq_id] = spec.token_ids
-        self.engine.reserve(spec, fork_of=origin)
+        self.engine.sequences.reserve(spec, fork_of=origin)
 
     def fill(self) -> None:
         name = self._some()
-        self.engine.begin_fill(name)
+        self.engine.sequences.begin_fill(name)
         layout = self.engine.fingerprint.layout
         self.engine.transfer.write_blocks(
             name, 0, 1, 0, 2, memoryview(bytes(2 * layout.block_bytes // 3))
         )
 
     def commit(self) -> None:
-        self.engine.commit(self._some(), self.rng.randrange(VOCAB_SIZE))
+        self.engine.sequences.commit(self._some(), self.rng.randrange(VOCAB_SIZE))
 
     def local(self) -> None:
-        self.engine.start_local(self._some())
+        self.engine.sequences.start_local(self._some())
 
     def release(self) -> None:
         name = self._some()
-        self.engine.release(name, quarantine=self.rng.random() < 0.5)
+        self.engine.sequences.release(name, quarantine=self.rng.random() < 0.5)
         if self.rng.random() < 0.5:
-            self.engine.end_quarantine(name)
+            self.engine.sequences.end_quarantine(name)
 
     def _some(self) -> str:
         return self.rng.choice(self.names[-16:]) if self.names else "nobody"
@@ -136,8 +136,8 @@ def test_nothing_is_lost_or_held(tiny_model: TinyModel, speculation: bool) -> No
             thread.join()
         for client in clients:
             for name in client.names:
-                engine.release(name)
-                engine.end_quarantine(name)
+                engine.sequences.release(name)
+                engine.sequences.end_quarantine(name)
         assert not engine.step()
         events = engine.drain_events()
         assert not any(isinstance(event, Failed) for event in events)

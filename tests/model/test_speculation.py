@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from baton.core.drafting import DraftPolicy
+from baton.core.draft_policy import DraftPolicy
 from baton.core.sampling import DraftSource, SamplingParams
 from baton.engine.events import Tokens
 from tests.model.conftest import TinyModel
@@ -36,7 +36,7 @@ def test_greedy_output_is_that_of_transformers(
     ) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
             driver.step()
         outputs = driver.run()
         assert [outputs[str(index)] for index in range(len(prompts))] == expected
@@ -74,7 +74,7 @@ def test_sampled_output_is_the_same_with_and_without(
             driver = Driver(engine)
             for index, prompt in enumerate(prompts):
                 spec = make_spec(str(index), prompt, NUM_TOKENS, sampling=settings[index])
-                engine.submit(spec)
+                engine.sequences.submit(spec)
             outputs.append(driver.run())
             assert bool(engine.stats().counters["draft_tokens"]) is speculation
             logprobs = [
@@ -95,7 +95,7 @@ def test_a_request_can_switch_it(
     sampling = SamplingParams(temperature=0.0, ignore_eos=True, speculation=switch)
     (prompt,) = make_prompts((10,))
     with make_engine(directory, draft_model_path=str(directory), speculation=is_default) as engine:
-        engine.submit(make_spec("a", prompt, 8, sampling=sampling))
+        engine.sequences.submit(make_spec("a", prompt, 8, sampling=sampling))
         Driver(engine).run()
         assert bool(engine.stats().counters["draft_tokens"]) is bool(switch)
 
@@ -117,7 +117,9 @@ def test_adaptive_and_looked_up_drafts_change_no_token(
             driver = Driver(engine)
             for index, prompt in enumerate(prompts):
                 sampling = _sampled(index, draft_source=source, repetition_penalty=0.2)
-                engine.submit(make_spec(str(index), prompt, NUM_TOKENS, sampling=sampling))
+                engine.sequences.submit(
+                    make_spec(str(index), prompt, NUM_TOKENS, sampling=sampling)
+                )
                 driver.step()
             outputs.append(driver.run())
             is_modelled = has_draft and source is not DraftSource.NGRAM
@@ -144,7 +146,7 @@ def test_a_draft_that_costs_what_it_saves_is_hardly_asked(
             speculation=True,
             adaptive_drafts=adaptive_drafts,
         ) as engine:
-            engine.submit(make_spec("a", prompt, 60))
+            engine.sequences.submit(make_spec("a", prompt, 60))
             assert Driver(engine).run()["a"] == expected
             counts.append(engine.stats().counters["draft_tokens"])
     assert counts[1] < counts[0] / 4
@@ -163,7 +165,7 @@ def test_drafts_never_pass_max_tokens_or_the_context(tiny_model: TinyModel) -> N
         max_model_len_tokens=64,
     ) as engine:
         for index, max_tokens in enumerate((1, 2, 34)):
-            engine.submit(make_spec(str(index), prompts[index], max_tokens))
+            engine.sequences.submit(make_spec(str(index), prompts[index], max_tokens))
         outputs = Driver(engine).run()
         assert outputs["0"] == expected[0][:1]
         assert outputs["1"] == expected[1][:2]
@@ -180,7 +182,7 @@ def test_a_stop_token_among_accepted_drafts_ends_the_output_there(tiny_model: Ti
     sampling = SamplingParams(temperature=0.0, ignore_eos=True, stop_token_ids=(stop,))
     with make_engine(directory, draft_model_path=str(directory), speculation=True) as engine:
         driver = Driver(engine)
-        engine.submit(make_spec("a", prompt, 12, sampling=sampling))
+        engine.sequences.submit(make_spec("a", prompt, 12, sampling=sampling))
         assert driver.run()["a"] == expected[:end]
         last = driver.events[-1]
         assert isinstance(last, Tokens)
@@ -195,7 +197,7 @@ def test_preempted_sequences_speculate_on(tiny_model: TinyModel) -> None:
         directory, draft_model_path=str(directory), speculation=True, num_blocks=9
     ) as engine:
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 40))
+            engine.sequences.submit(make_spec(str(index), prompt, 40))
         outputs = Driver(engine).run()
         assert [outputs[str(index)] for index in range(len(prompts))] == expected
         assert engine.stats().counters["preemptions"] > 0
@@ -212,7 +214,7 @@ def test_what_a_step_verified_and_the_targets_part_of_its_time_are_measured(
     monkeypatch.setattr(DraftPolicy, "observe_target", lambda _, rows, s: seen.update({rows: s}))
     with make_engine(directory, draft_model_path=str(directory), speculation=True) as engine:
         # The last step of 13 tokens, after the prompt's and two with all drafts, has 1 draft.
-        engine.submit(make_spec("a", prompt, 13))
+        engine.sequences.submit(make_spec("a", prompt, 13))
         Driver(engine).run()
     assert set(seen) == {5, 2}
     # Looks at the clock: begin, update, end, and two around the draft, whose second is not counted.

@@ -29,7 +29,7 @@ def test_prompts_of_all_lengths_together(tiny_model: TinyModel, kind: str) -> No
     with make_engine(directory, max_num_batched_tokens=128) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
         outputs = driver.run()
         assert [outputs[str(index)] for index in range(len(prompts))] == expected
         assert_idle(engine)
@@ -43,7 +43,7 @@ def test_chunks_of_any_size(tiny_model: TinyModel, kind: str, budget: int) -> No
     expected = references(directory, prompts, NUM_TOKENS)
     with make_engine(directory, max_num_batched_tokens=budget, max_num_seqs=4) as engine:
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
         outputs = Driver(engine).run()
         assert [outputs["0"], outputs["1"]] == expected
 
@@ -56,7 +56,7 @@ def test_sixteen_that_join_and_leave_at_different_steps(tiny_model: TinyModel, k
     with make_engine(directory, max_num_seqs=12, max_num_batched_tokens=64) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 8 + index % 12))
+            engine.sequences.submit(make_spec(str(index), prompt, 8 + index % 12))
             driver.step()
             driver.step()
         outputs = driver.run()
@@ -74,7 +74,7 @@ def test_a_cached_prefix_changes_nothing(tiny_model: TinyModel, kind: str) -> No
     with make_engine(directory) as engine:
         driver = Driver(engine)
         for index, prompt in enumerate([*prompts, shared]):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
             driver.run()
         assert [driver.outputs[name] for name in "0123"] == [*expected, expected[0]]
         cached = [event.num_cached_tokens for event in driver.events if isinstance(event, Started)]
@@ -88,7 +88,7 @@ def test_another_salt_shares_nothing(tiny_model: TinyModel) -> None:
     with make_engine(tiny_model("llama")) as engine:
         driver = Driver(engine)
         for name, salt in (("0", ""), ("1", "tenant"), ("2", "tenant")):
-            engine.submit(make_spec(name, prompt, 2, cache_salt=salt))
+            engine.sequences.submit(make_spec(name, prompt, 2, cache_salt=salt))
             driver.run()
         cached = [event.num_cached_tokens for event in driver.events if isinstance(event, Started)]
         assert cached == [0, 0, 48]
@@ -101,7 +101,7 @@ def test_preemption_under_a_tiny_pool(tiny_model: TinyModel, kind: str) -> None:
     expected = references(directory, prompts, 40)
     with make_engine(directory, num_blocks=9, max_num_batched_tokens=32, max_num_seqs=8) as engine:
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, 40))
+            engine.sequences.submit(make_spec(str(index), prompt, 40))
         outputs = Driver(engine).run()
         assert [outputs[str(index)] for index in range(len(prompts))] == expected
         assert engine.stats().counters["preemptions"] > 0
@@ -116,7 +116,7 @@ def test_eviction_of_cached_blocks_changes_nothing(tiny_model: TinyModel) -> Non
         driver = Driver(engine)
         for turn in range(2):
             for index, prompt in enumerate(prompts):
-                engine.submit(make_spec(f"{turn}{index}", prompt, 6))
+                engine.sequences.submit(make_spec(f"{turn}{index}", prompt, 6))
                 driver.run()
         for turn in range(2):
             assert [driver.outputs[f"{turn}{index}"] for index in range(6)] == expected
@@ -129,6 +129,6 @@ def test_packed_linears_change_nothing(tiny_model: TinyModel, kind: str) -> None
     expected = references(directory, prompts, NUM_TOKENS)
     with make_engine(directory, prepack_linears=True) as engine:
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
         outputs = Driver(engine).run()
         assert [outputs[str(index)] for index in range(len(prompts))] == expected

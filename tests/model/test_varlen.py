@@ -45,7 +45,7 @@ def test_tokens_are_those_of_generate(
         driver = Driver(engine)
         num_calls = 0  # loading tries the kernel, too
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
         outputs = driver.run()
         assert [outputs[str(index)] for index in range(len(prompts))] == expected
         counters = engine.stats().counters
@@ -77,7 +77,7 @@ def test_a_kernel_that_fails_when_tried_is_not_used(
     (prompt,) = make_prompts((30,), seed=9)
     expected = references(directory, [prompt], NUM_TOKENS)
     with make_engine(directory, block_size=256, num_blocks=4) as engine:
-        engine.submit(make_spec("0", prompt, NUM_TOKENS))
+        engine.sequences.submit(make_spec("0", prompt, NUM_TOKENS))
         assert Driver(engine).run()["0"] == expected[0]
         assert engine.stats().counters["sdpa_layers"] == 3
         assert engine.stats().counters.get("varlen_layers", 0) == 0
@@ -96,7 +96,7 @@ def test_a_draft_model_and_its_target_attend_alike(
         directory, block_size=256, num_blocks=8, draft_model_path=str(draft), speculation=True
     ) as engine:
         for index, prompt in enumerate(prompts):
-            engine.submit(make_spec(str(index), prompt, NUM_TOKENS))
+            engine.sequences.submit(make_spec(str(index), prompt, NUM_TOKENS))
         outputs = Driver(engine).run()
         assert [outputs["0"], outputs["1"]] == expected
         assert engine.stats().counters["draft_tokens"] > 0

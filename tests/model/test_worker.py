@@ -9,7 +9,7 @@ import pytest
 
 from baton.core.errors import Internal, ModelNotFound
 from baton.engine.config import EngineConfig
-from baton.engine.events import Event, Failed, Started, Tokens
+from baton.engine.events import EngineEvent, Failed, Started, Tokens
 from baton.engine.worker import EngineWorker
 from tests.model.conftest import TinyModel
 from tests.model.harness import make_prompts, make_spec, references
@@ -20,11 +20,13 @@ def _config(directory: Path) -> EngineConfig:
     return EngineConfig(str(directory), "tiny", dtype="float32", num_blocks=64)
 
 
-async def _run(worker: EngineWorker, name: str, prompt: tuple[int, ...], num: int) -> list[Event]:
-    events: asyncio.Queue[Event] = asyncio.Queue()
+async def _run(
+    worker: EngineWorker, name: str, prompt: tuple[int, ...], num: int
+) -> list[EngineEvent]:
+    events: asyncio.Queue[EngineEvent] = asyncio.Queue()
     worker.subscribe(name, events.put_nowait)
-    worker.engine.submit(make_spec(name, prompt, num))
-    found: list[Event] = []
+    worker.engine.sequences.submit(make_spec(name, prompt, num))
+    found: list[EngineEvent] = []
     async with asyncio.timeout(20):
         while not found or getattr(found[-1], "finish_reason", None) is None:
             found.append(await events.get())
@@ -69,11 +71,11 @@ async def test_a_release_at_any_moment_leaves_nothing(tiny_model: TinyModel) -> 
     try:
         for index, prompt in enumerate(make_prompts([30] * 8, seed=32)):
             name = str(index)
-            events: list[Event] = []
+            events: list[EngineEvent] = []
             worker.subscribe(name, events.append)
-            engine.submit(make_spec(name, prompt, 500))
+            engine.sequences.submit(make_spec(name, prompt, 500))
             await eventually(lambda n=index, found=events: len(found) >= n, timeout_s=10)
-            engine.release(name)
+            engine.sequences.release(name)
             worker.unsubscribe(name)
 
         def is_idle() -> bool:
@@ -96,5 +98,5 @@ async def test_the_engines_death_fails_all_sequences(
     assert isinstance(event.error, Internal)
     await eventually(lambda: not worker.is_alive, timeout_s=5)
     with pytest.raises(Internal):
-        worker.engine.submit(make_spec("b", (1,), 1))
+        worker.engine.sequences.submit(make_spec("b", (1,), 1))
     await worker.stop()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from baton.core.drafting import Acceptance, DraftCandidate, DraftPolicy, TypicalAcceptance
+from baton.core.draft_policy import Acceptance, DraftCandidate, DraftPolicy, TypicalAcceptance
 
 MOST = 4
 NUM_WARM_UP, NUM_STEPS = 400, 600

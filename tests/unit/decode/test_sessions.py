@@ -15,7 +15,7 @@ from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.decode.outbox import MAX_PENDING_EVENTS
 from baton.decode.sessions import Sessions
-from baton.engine.events import Event, Failed, Grant, Tokens
+from baton.engine.events import EngineEvent, Failed, Grant, Tokens
 
 
 class _Worker:
@@ -23,12 +23,12 @@ class _Worker:
 
     def __init__(self) -> None:
         self.engine = mock.Mock()
-        self.engine.reserve.return_value = Grant(num_blocks=3, num_cached_blocks=0)
-        self.engine.release.return_value = 3
-        self.callbacks: dict[str, Callable[[Event], None]] = {}
+        self.engine.sequences.reserve.return_value = Grant(num_blocks=3, num_cached_blocks=0)
+        self.engine.sequences.release.return_value = 3
+        self.callbacks: dict[str, Callable[[EngineEvent], None]] = {}
         self.is_alive = True
 
-    def subscribe(self, seq_id: str, callback: Callable[[Event], None]) -> None:
+    def subscribe(self, seq_id: str, callback: Callable[[EngineEvent], None]) -> None:
         self.callbacks[seq_id] = callback
 
     def unsubscribe(self, seq_id: str) -> None:
@@ -62,7 +62,7 @@ async def test_a_reader_too_far_behind_fails_alone() -> None:
     deliver = worker.callbacks["a/1"]
     for index in range(MAX_PENDING_EVENTS + 5):
         deliver(_tokens(index))
-    worker.engine.release.assert_called_once_with("a/1", quarantine=False)
+    worker.engine.sequences.release.assert_called_once_with("a/1", quarantine=False)
     assert outcomes == ["stalled"]
     with pytest.raises(Stalled, match="read faster"):
         await slow.outbox.take()
@@ -76,7 +76,7 @@ async def test_release_reaches_the_engine_once() -> None:
     assert sessions.release(session, Internal("x")) == 3
     assert sessions.release(session, Internal("x")) == 0
     assert sessions.release_named("", "a", "again") == 0
-    worker.engine.release.assert_called_once()
+    worker.engine.sequences.release.assert_called_once()
     assert len(sessions) == 0
 
 
@@ -85,15 +85,17 @@ async def test_blocks_stay_quarantined_until_the_writer_is_done() -> None:
     session = sessions.reserve(_spec("a/1"), "a", 1)
     sessions.push_opened(session)
     sessions.release_named("", "a", "cancelled")
-    worker.engine.release.assert_called_once_with("a/1", quarantine=True)
-    worker.engine.end_quarantine.assert_not_called()
+    worker.engine.sequences.release.assert_called_once_with("a/1", quarantine=True)
+    worker.engine.sequences.end_quarantine.assert_not_called()
     sessions.writes_ended(session)
-    worker.engine.end_quarantine.assert_called_once_with("a/1")
+    worker.engine.sequences.end_quarantine.assert_called_once_with("a/1")
 
 
 async def test_a_hand_off_that_the_engine_refuses_ends_the_session_at_once() -> None:
     worker, sessions, _ = _sessions()
-    worker.engine.commit.side_effect = InvalidRequest("token 1000000 is not in the vocabulary")
+    worker.engine.sequences.commit.side_effect = InvalidRequest(
+        "token 1000000 is not in the vocabulary"
+    )
     session = sessions.reserve(_spec("a/1"), "a", 1)
     sessions.attach(session.reservation.reservation_id, session.reservation.epoch)
     session.reservation.transition(ReservationState.FILLING)
@@ -104,7 +106,7 @@ async def test_a_hand_off_that_the_engine_refuses_ends_the_session_at_once() -> 
     with pytest.raises(InvalidRequest, match="vocabulary"):
         await anext(sessions.stream(session, local_prefill=False))
     assert len(sessions) == 0
-    worker.engine.release.assert_called_once_with("a/1", quarantine=True)
+    worker.engine.sequences.release.assert_called_once_with("a/1", quarantine=True)
 
 
 async def test_an_engine_that_died_ends_the_stream() -> None:

@@ -9,7 +9,7 @@ from baton.core.errors import InvalidRequest, KvLayoutMismatch
 from baton.core.hashing import KvLayout
 from baton.engine import kv_cache
 from baton.engine.kv_cache import KvCache, choose_num_blocks
-from baton.engine.staging import StagedCopies
+from baton.engine.pinned_copies import PinnedCopies
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def test_whole_blocks_are_written_at_once(is_staged: bool) -> None:
     layout = KvLayout(4, "bfloat16", (2, 1), (8, 16))
     source, target = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
     if is_staged:
-        target._staged = StagedCopies(CPU)
+        target._pinned = PinnedCopies(CPU)
     for part in (*source.keys, *source.values):
         part.copy_(torch.randn(part.shape))
     payloads = [source.read([block], 0, 2) for block in (4, 1, 2)]
@@ -89,7 +89,7 @@ def test_staged_copies_are_those_of_a_cpu(dtype: str) -> None:
     """What a device's cache does, on CPU memory: only streams and pinned memory are missing."""
     layout = KvLayout(4, dtype, (2, 1), (8, 16))
     plain, staged = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
-    staged._staged = StagedCopies(CPU)
+    staged._pinned = PinnedCopies(CPU)
     for part in plain._parts(0, 2):
         part.copy_(torch.randn(part.shape))
     for layers in ((0, 2), (1, 2)):

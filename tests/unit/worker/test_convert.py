@@ -30,7 +30,8 @@ def _resolve_max_tokens(num_prompt_tokens: int, sampling: Any) -> int:
 
 
 ENGINE: Any = SimpleNamespace(
-    fingerprint=OURS, check_tokens=_check_tokens, resolve_max_tokens=_resolve_max_tokens
+    fingerprint=OURS,
+    sequences=SimpleNamespace(check_tokens=_check_tokens, resolve_max_tokens=_resolve_max_tokens),
 )
 
 

@@ -31,7 +31,15 @@ from baton.core.reservation import Reservation, ReservationState, ReservationTab
 from baton.core.sequence import SequenceSpec
 from baton.core.timeline import Slice, Slices
 from baton.decode.outbox import Outbox, merge
-from baton.engine.events import BlocksReady, Event, Failed, Grant, LayersReady, Started, Tokens
+from baton.engine.events import (
+    BlocksReady,
+    EngineEvent,
+    Failed,
+    Grant,
+    LayersReady,
+    Started,
+    Tokens,
+)
 from baton.engine.worker import EngineWorker
 
 logger = logging.getLogger(__name__)
@@ -147,7 +155,7 @@ class Sessions:
                 self._by_id[older.reservation_id], StaleEpoch(f"attempt {attempt} replaced it")
             )
         origins = self._table.of_request(fork_of) if fork_of else []
-        grant = self._engine.reserve(spec, origins[-1].seq_id if origins else "")
+        grant = self._engine.sequences.reserve(spec, origins[-1].seq_id if origins else "")
         reservation = self._table.open(
             make_id("res", self._rng), request_id, attempt, time.monotonic()
         )
@@ -204,7 +212,7 @@ class Sessions:
         """From now on somebody may write to the session's blocks."""
         session.is_push_open = True
         self.push_progressed(session)
-        self._engine.begin_fill(session.seq_id)
+        self._engine.sequences.begin_fill(session.seq_id)
 
     def push_progressed(self, session: Session) -> None:
         """The push gave a sign of life."""
@@ -225,7 +233,7 @@ class Sessions:
         """Nobody writes any more: blocks that were let go meanwhile may be used again."""
         session.is_push_open = False
         if session.reservation.state is ReservationState.RELEASED:
-            self._engine.end_quarantine(session.seq_id)
+            self._engine.sequences.end_quarantine(session.seq_id)
 
     def commit(self, session: Session, manifest: Manifest) -> None:
         """All KV is here, verified: the sequence joins the running batch.
@@ -233,7 +241,9 @@ class Sessions:
         Raises:
             BatonError: the engine takes no such sequence; nothing has changed.
         """
-        self._engine.commit(session.seq_id, manifest.first_token_id, manifest.first_logprob)
+        self._engine.sequences.commit(
+            session.seq_id, manifest.first_token_id, manifest.first_logprob
+        )
         session.reservation.transition(ReservationState.COMMITTED)
         session.committed_at_s = time.monotonic()
         self._table.touch(session.reservation, session.committed_at_s)
@@ -260,7 +270,7 @@ class Sessions:
                     f"local_prefill needs a fresh reservation, this one is "
                     f"{reservation.state.value}"
                 )
-            self._engine.start_local(session.seq_id)
+            self._engine.sequences.start_local(session.seq_id)
         else:
             await self._wait_for_kv(session)
         reservation.transition(ReservationState.RUNNING)
@@ -301,7 +311,7 @@ class Sessions:
         if session.on_release is not None:
             session.on_release()
         self._worker.unsubscribe(session.seq_id)
-        num_blocks = self._engine.release(session.seq_id, quarantine=session.is_push_open)
+        num_blocks = self._engine.sequences.release(session.seq_id, quarantine=session.is_push_open)
         self._on_end(session, "finished" if session.is_finished else error.reason.name.lower())
         if not self._by_id:
             self._is_idle.set()
@@ -362,7 +372,7 @@ class Sessions:
                 if not self._worker.is_alive:
                     raise Internal("the engine has stopped") from None
 
-    def _on_event(self, session: Session, event: Event) -> None:
+    def _on_event(self, session: Session, event: EngineEvent) -> None:
         try:
             match event:
                 case Tokens():

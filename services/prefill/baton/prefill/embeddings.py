@@ -7,7 +7,7 @@ import asyncio
 from baton.core.embedding import Pooling
 from baton.core.errors import Internal
 from baton.core.sequence import SequenceSpec
-from baton.engine.events import Embedded, Event, Failed, Started
+from baton.engine.events import Embedded, EngineEvent, Failed, Started
 from baton.engine.worker import EngineWorker
 from baton.prefill.prefix import PrefixSource
 
@@ -43,7 +43,7 @@ class Embeddings:
             return await self._compute(spec)
         finally:
             self._worker.unsubscribe(spec.seq_id)
-            self._engine.release(spec.seq_id)
+            self._engine.sequences.release(spec.seq_id)
             self._num_running -= 1
             if not self._num_running:
                 self._is_idle.set()
@@ -52,7 +52,7 @@ class Embeddings:
         values: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
         num_cached_tokens = 0
 
-        def on_event(event: Event) -> None:
+        def on_event(event: EngineEvent) -> None:
             nonlocal num_cached_tokens
             match event:
                 case Started():
@@ -63,7 +63,7 @@ class Embeddings:
                     values.set_exception(event.error)
 
         self._worker.subscribe(spec.seq_id, on_event)
-        self._engine.submit(spec)
+        self._engine.sequences.submit(spec)
         while not values.done():
             await asyncio.wait({values}, timeout=_ENGINE_CHECK_INTERVAL_S)
             if not values.done() and not self._worker.is_alive:

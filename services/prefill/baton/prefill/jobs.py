@@ -18,7 +18,7 @@ from baton.core.errors import BatonError, Internal, StaleEpoch
 from baton.core.sampling import FinishReason, TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.core.timeline import Slice
-from baton.engine.events import BlocksReady, Event, Failed, LayersReady, Started, Tokens
+from baton.engine.events import BlocksReady, EngineEvent, Failed, LayersReady, Started, Tokens
 from baton.engine.worker import EngineWorker
 from baton.prefill.faults import Faults
 from baton.prefill.handoff import Push, PushReport, PushTarget
@@ -87,10 +87,10 @@ class _Running:
         """Its copy was released before there was one: it is not kept."""
         self.failure: asyncio.Future[BatonError] = asyncio.get_running_loop().create_future()
         """Done with the error that ended the job, once one has."""
-        self._events: list[Event] = []
+        self._events: list[EngineEvent] = []
         self._has_news = asyncio.Event()
 
-    def put(self, event: Event) -> None:
+    def put(self, event: EngineEvent) -> None:
         """Takes an event of the engine. A prompt has few: one per step that computes it."""
         if isinstance(event, Failed):
             self.fail(event.error)
@@ -104,7 +104,7 @@ class _Running:
             self.failure.set_result(error)
         self._has_news.set()
 
-    async def next(self, worker: EngineWorker) -> Event:
+    async def next(self, worker: EngineWorker) -> EngineEvent:
         """The next event. Raises what the job was failed with."""
         while True:
             if self.failure.done():
@@ -184,7 +184,7 @@ class Jobs:
             if is_kept and not running.is_unwanted:
                 self._holds.add(seq_id, job.request_id, job.attempt, time.monotonic())
             else:
-                self._engine.release(seq_id)
+                self._engine.sequences.release(seq_id)
             if not self._running:
                 self._is_idle.set()
 
@@ -227,7 +227,7 @@ class Jobs:
         return self._engine.stats().num_waiting > 0 and num_usable * 20 < sum(counts.values())
 
     def _let_go(self, hold: Hold) -> int:
-        return self._engine.release(hold.seq_id)
+        return self._engine.sequences.release(hold.seq_id)
 
     def _replace_older(self, job: Job) -> None:
         for running in self._running.values():
@@ -251,7 +251,7 @@ class Jobs:
             await asyncio.sleep(faults.delay_start_s)
         num_fetched = await self._prefix.fetch(job.spec)
         self._worker.subscribe(job.spec.seq_id, running.put)
-        self._engine.submit(job.spec)
+        self._engine.sequences.submit(job.spec)
         started_at_s = arrived_at_s
         block_size = self._engine.fingerprint.layout.block_size
         progress = Progress(len(job.spec.token_ids), block_size)

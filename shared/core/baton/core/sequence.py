@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from baton.core.drafting import Acceptance
+from baton.core.draft_policy import Acceptance
 from baton.core.embedding import Pooling
 from baton.core.errors import BatonError
 from baton.core.prompt_lookup import NgramIndex

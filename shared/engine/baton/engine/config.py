@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from baton.core.errors import InvalidRequest
@@ -10,6 +11,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES = ("auto", "int8")
 QUANTIZATIONS = ("int8", "int8-dynamic", "int4", "fp8")
 INT4_GROUP_SIZES = (32, 64, 128)
+
+OnProgress = Callable[[float, str], None]
+"""Called with the fraction done and what is done next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,25 +6,24 @@ held while planning and updating, never while a model runs or KV bytes are copie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from baton.core.blocks import BlockPool
 from baton.core.errors import BatonError, InvalidRequest, Unsupported
 from baton.core.hashing import Fingerprint, block_hashes
-from baton.core.sampling import SamplingParams, TokenLogprob
-from baton.core.sequence import SequenceSpec, SequenceStatus
-from baton.engine.config import EngineConfig
-from baton.engine.drafting import Drafting
-from baton.engine.events import EngineStats, Event, Failed, Grant, KvChange
+from baton.core.sequence import SequenceStatus
+from baton.engine.config import EngineConfig, OnProgress
+from baton.engine.draft_model import DraftModel
+from baton.engine.drafts import Drafts
+from baton.engine.events import EngineEvent, EngineStats, Failed, KvChange
 from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
 from baton.engine.grammar import Grammars
 from baton.engine.kv_cache import choose_num_blocks, dtype_name
-from baton.engine.model import LoadedModel, Progress, load_model
+from baton.engine.model import LoadedModel, load_model
 from baton.engine.quantize import Quantization
-from baton.engine.reservations import Reservations
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampler
-from baton.engine.speculative import Drafter
+from baton.engine.sequences import Sequences
 from baton.engine.state import EngineState
 from baton.engine.steps import StepLoop
 from baton.engine.threads import use_threads
@@ -38,11 +37,14 @@ the one for a single row is a third slower on prompts (Nov 2026). So one copy se
 class Engine:
     """Loads what `config` names, and serves it.
 
+    Sequences come and go through `sequences`, KV bytes through `transfer`; `grammars` compiles
+    guides.
+
     Raises:
         ModelNotFound, Unsupported, InvalidRequest: it cannot be served; the message says why.
     """
 
-    def __init__(self, config: EngineConfig, on_progress: Progress | None = None) -> None:
+    def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
         use_threads(config.num_threads)
         report = on_progress or _ignore
         model = self._load(config.model_path, config, report, 0.0, 0.8)
@@ -82,14 +84,14 @@ class Engine:
             config,
             self._state,
             self._runner,
-            Drafting(config, self._make_drafter(sampler)),
+            Drafts(config, self._make_drafter(sampler)),
             sampler=sampler,
             eos_token_ids=self.eos_token_ids,
         )
         self.grammars = Grammars(
             model.directory, vocab_size=self.vocab_size, eos_token_ids=self.eos_token_ids
         )
-        self._reservations = Reservations(
+        self.sequences = Sequences(
             self._state,
             vocab_size=self.vocab_size,
             max_model_len_tokens=self.max_model_len_tokens,
@@ -97,50 +99,9 @@ class Engine:
             grammars=self.grammars,
         )
         self.transfer = Transfer(self._state, self._runner.kv)
-        """KV bytes in and out."""
         self._num_kv_changes = 0
         block_size = model.layout.block_size
         report(1.0, f"{config.model_name}: {num_blocks} KV blocks of {block_size} tokens")
-
-    # Coming and going: see Reservations.
-
-    def check_tokens(self, token_ids: Collection[int]) -> None:
-        """See Reservations.check_tokens."""
-        self._reservations.check_tokens(token_ids)
-
-    def resolve_max_tokens(self, num_prompt_tokens: int, sampling: SamplingParams) -> int:
-        """See Reservations.resolve_max_tokens."""
-        return self._reservations.resolve_max_tokens(num_prompt_tokens, sampling)
-
-    def submit(self, spec: SequenceSpec) -> None:
-        """See Reservations.submit."""
-        self._reservations.submit(spec)
-
-    def reserve(self, spec: SequenceSpec, fork_of: str = "") -> Grant:
-        """See Reservations.reserve."""
-        return self._reservations.reserve(spec, fork_of)
-
-    def begin_fill(self, seq_id: str) -> None:
-        """See Reservations.begin_fill."""
-        self._reservations.begin_fill(seq_id)
-
-    def commit(
-        self, seq_id: str, first_token_id: int, first_logprob: TokenLogprob | None = None
-    ) -> None:
-        """See Reservations.commit."""
-        self._reservations.commit(seq_id, first_token_id, first_logprob)
-
-    def start_local(self, seq_id: str) -> None:
-        """See Reservations.start_local."""
-        self._reservations.start_local(seq_id)
-
-    def release(self, seq_id: str, *, quarantine: bool = False) -> int:
-        """See Reservations.release."""
-        return self._reservations.release(seq_id, quarantine=quarantine)
-
-    def end_quarantine(self, seq_id: str) -> None:
-        """See Reservations.end_quarantine."""
-        self._reservations.end_quarantine(seq_id)
 
     # The prefix cache.
 
@@ -226,7 +187,7 @@ class Engine:
         with self._state.lock:
             self._state.touch()
 
-    def drain_events(self) -> list[Event]:
+    def drain_events(self) -> list[EngineEvent]:
         """Events since the last call, in order."""
         with self._state.lock:
             events, self._state.outbox = self._state.outbox, []
@@ -252,7 +213,7 @@ class Engine:
             self._draft_runner.close()
 
     def _load(
-        self, path: str, config: EngineConfig, report: Progress, start: float, share: float
+        self, path: str, config: EngineConfig, report: OnProgress, start: float, share: float
     ) -> LoadedModel:
         return load_model(
             path,
@@ -262,10 +223,10 @@ class Engine:
             quantization=_quantization(config) if path == config.model_path else None,
         )
 
-    def _make_drafter(self, sampler: Sampler) -> Drafter | None:
+    def _make_drafter(self, sampler: Sampler) -> DraftModel | None:
         if self._draft_runner is None:
             return None
-        return Drafter(
+        return DraftModel(
             self._draft_runner,
             sampler,
             vocab_size=self.vocab_size,

@@ -82,7 +82,7 @@ class Failed:
     error: BatonError
 
 
-Event = Started | LayersReady | BlocksReady | Tokens | Embedded | Failed
+EngineEvent = Started | LayersReady | BlocksReady | Tokens | Embedded | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 
 from baton.core.errors import InvalidRequest, KvLayoutMismatch
 from baton.core.hashing import INT8_SCALE_BYTES, KvLayout
-from baton.engine.staging import StagedCopies
+from baton.engine.pinned_copies import PinnedCopies
 
 _DEFAULT_SHARE = 0.25
 _DEFAULT_MAX_BYTES = 2 << 30
@@ -57,14 +57,14 @@ class KvCache:
                 for heads, dim in zip(layout.num_kv_heads, layout.head_dim, strict=True)
             ]
 
-        self._staged = None if device.type == "cpu" else StagedCopies(device)
+        self._pinned = None if device.type == "cpu" else PinnedCopies(device)
         self.keys = allocate()
         self.values = allocate()
         # A copy of a few blocks takes numpy a third of the time that torch's operators need.
         self._rows = [
             part.view(num_blocks, -1).view(torch.uint8).numpy()
             for part in self._parts(0, layout.num_layers)
-            if self._staged is None
+            if self._pinned is None
         ]
 
     @property
@@ -90,9 +90,9 @@ class KvCache:
         if out is None:
             out = np.empty(num_bytes, dtype=np.uint8).data
         self._check_size(out, len(block_ids), layer_start, layer_end)
-        if self._staged is not None:
+        if self._pinned is not None:
             content = torch.frombuffer(out, dtype=torch.uint8)
-            content.copy_(self._staged.read(self._parts(layer_start, layer_end), block_ids))
+            content.copy_(self._pinned.read(self._parts(layer_start, layer_end), block_ids))
             return out
         for rows, target in self._cut(out, len(block_ids), layer_start, layer_end):
             np.take(rows, block_ids, axis=0, out=target, mode="clip")
@@ -107,8 +107,8 @@ class KvCache:
             KvLayoutMismatch: the payload has the wrong size; nothing was written.
         """
         self._check_size(payload, len(block_ids), layer_start, layer_end)
-        if self._staged is not None:
-            self._staged.write(self._parts(layer_start, layer_end), block_ids, payload)
+        if self._pinned is not None:
+            self._pinned.write(self._parts(layer_start, layer_end), block_ids, payload)
             return
         index = np.asarray(block_ids)
         for rows, source in self._cut(payload, len(block_ids), layer_start, layer_end):
@@ -131,9 +131,9 @@ class KvCache:
         stacked = np.stack([np.frombuffer(payload, dtype=np.uint8) for payload in payloads])
         ends = np.cumsum([part[0].nbytes for part in parts])
         cuts = np.split(stacked, ends[:-1], axis=1)
-        if self._staged is not None:
+        if self._pinned is not None:
             by_layer = np.concatenate([cut.reshape(-1) for cut in cuts])
-            self._staged.write(parts, block_ids, by_layer.data)
+            self._pinned.write(parts, block_ids, by_layer.data)
             return
         index = np.asarray(block_ids)
         for rows, cut in zip(self._rows, cuts, strict=True):

@@ -7,7 +7,6 @@ whatever does not is refused with the reason.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from baton.core.errors import ModelNotFound, Unsupported
 from baton.core.hashing import KvLayout
 from baton.engine.attention import PagedAttention
 from baton.engine.backends import choose_backends
-from baton.engine.config import EngineConfig
+from baton.engine.config import EngineConfig, OnProgress
 from baton.engine.devices import check_device, default_block_size
 from baton.engine.experts import open_experts
 from baton.engine.fusion import fuse_gated, merge_siblings, pack_products
@@ -39,7 +38,6 @@ from baton.engine.sdpa import SdpaBackend
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[float, str], None]
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _ROPE_OF_LENGTH = frozenset({"dynamic", "longrope"})
 """Rotary embeddings that change for the whole batch when one sequence is long."""
@@ -69,7 +67,7 @@ def load_model(
     path: str,
     settings: EngineConfig,
     *,
-    on_progress: Progress,
+    on_progress: OnProgress,
     num_packed_rows: int | None = None,
     quantization: Quantization | None = None,
 ) -> LoadedModel:

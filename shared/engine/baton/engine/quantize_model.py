@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.pytorch_utils import Conv1D
 
 from baton.core.errors import InvalidRequest, ModelNotFound, Unsupported
+from baton.engine.config import OnProgress
 from baton.engine.experts import ExpertLinears, open_experts
 from baton.engine.fusion import SIBLINGS, MergedLinear, SiblingLinear, merge_siblings
 from baton.engine.kv_cache import torch_dtype
 from baton.engine.quantize import Quantization, quantization_of, quantize_weight
 from baton.engine.quantize_linears import check_device, make_linear
 
-Progress = Callable[[float, str], None]
 _MIN_OUT_FEATURES = 32
 """Narrower layers are gates and routers: small, and sensitive."""
 _SHARD_BYTES = 4 << 30
@@ -53,7 +53,7 @@ class QuantizedSizes:
 
 
 def quantize_model(
-    module: PreTrainedModel, quantization: Quantization, on_progress: Progress
+    module: PreTrainedModel, quantization: Quantization, on_progress: OnProgress
 ) -> None:
     """Replaces a model's linear layers in place, one at a time; embeddings stay.
 
@@ -76,7 +76,7 @@ def _open_experts(module: PreTrainedModel, quantization: Quantization) -> None:
 
 
 def _quantized(
-    module: PreTrainedModel, quantization: Quantization, on_progress: Progress
+    module: PreTrainedModel, quantization: Quantization, on_progress: OnProgress
 ) -> Iterator[tuple[str, Any, dict[str, torch.Tensor]]]:
     names = list(_layers(module, with_lm_head=quantization.has_lm_head))
     if not names:
@@ -119,7 +119,7 @@ def _plain_tensors(module: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def write_checkpoint(
-    model_path: str, out_path: str, quantization: Quantization, on_progress: Progress
+    model_path: str, out_path: str, quantization: Quantization, on_progress: OnProgress
 ) -> QuantizedSizes:
     """Writes a quantized checkpoint of a model's directory.
 
@@ -217,7 +217,7 @@ def load_weights(
     source: WeightSource,
     dtype: torch.dtype | None,
     wanted: Quantization | None,
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> PreTrainedModel:
     """Loads a checkpoint, plain or ours; `dtype` None takes the checkpoint's.
 

@@ -12,7 +12,7 @@ from baton.core.errors import BatonError, InvalidRequest, QueueFull, RequestNotF
 from baton.core.hashing import chain, root_hash
 from baton.core.sequence import Sequence, SequenceSpec, SequenceStatus
 from baton.engine.config import EngineConfig
-from baton.engine.events import Event
+from baton.engine.events import EngineEvent
 
 _RETRY_AFTER_S = 0.5
 
@@ -33,7 +33,7 @@ class EngineState:
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
         """To be computed, or ready for a place in the batch."""
-        self.outbox: list[Event] = []
+        self.outbox: list[EngineEvent] = []
         self.deliver: Callable[[], None] = _nobody_listens
         """Has the outbox emptied while a step computes. Called without `lock`."""
         self.counters: Counter[str] = Counter()

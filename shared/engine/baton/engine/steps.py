@@ -13,15 +13,15 @@ from baton.core.sampling import TokenLogprob
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
 from baton.engine.config import EngineConfig
-from baton.engine.drafting import Drafting
+from baton.engine.draft_model import DraftRequest, count_accepted, sample_row
+from baton.engine.drafts import Drafts
 from baton.engine.events import BlocksReady, Embedded, Failed, Started, Tokens
 from baton.engine.inputs import Row
 from baton.engine.layers import Completed, layer_news
 from baton.engine.pooling import pooled
-from baton.engine.reservations import finish_reason
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampled, Sampler
-from baton.engine.speculative import DraftRequest, count_accepted, sample_row
+from baton.engine.sequences import finish_reason
 from baton.engine.speeds import Speeds
 from baton.engine.state import EngineState
 
@@ -84,7 +84,7 @@ class StepLoop:
         config: EngineConfig,
         state: EngineState,
         runner: ModelRunner,
-        drafting: Drafting,
+        drafts: Drafts,
         *,
         sampler: Sampler,
         eos_token_ids: frozenset[int],
@@ -93,7 +93,7 @@ class StepLoop:
         self._config = config
         self._state = state
         self._runner = runner
-        self._drafting = drafting
+        self._drafts = drafts
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
 
@@ -112,7 +112,7 @@ class StepLoop:
         step_s = time.monotonic() - started_at_s
         self.speeds.observe(num_prefill_tokens, num_tokens, step_s)
         if not num_prefill_tokens:
-            self._drafting.observe_step(sum(1 + len(entry.drafts) for entry in work), step_s)
+            self._drafts.observe_step(sum(1 + len(entry.drafts) for entry in work), step_s)
         return True
 
     def _plan(self, now: float) -> list[_Work]:
@@ -134,7 +134,7 @@ class StepLoop:
         )
         most_new = 2 + (1 + self._config.num_draft_tokens) // state.pool.block_size
         is_tight = state.pool.num_available < most_new * len(state.running)
-        lengths = self._drafting.lengths([
+        lengths = self._drafts.lengths([
             sequence
             for sequence in state.running.values()
             if sequence.num_tokens - sequence.num_computed_tokens == 1
@@ -235,7 +235,7 @@ class StepLoop:
         if copies:
             sources, targets = zip(*copies, strict=True)
             self._runner.kv.copy(sources, targets)
-            self._drafting.copy_blocks(sources, targets)
+            self._drafts.copy_blocks(sources, targets)
 
     def _execute(self, work: Sequence[_Work]) -> None:
         self._copy_shared(work)
@@ -244,7 +244,7 @@ class StepLoop:
             for entry in work
             if entry.item.num_draft_tokens
         ]
-        drafts = self._drafting.propose(wanted) if wanted else {}
+        drafts = self._drafts.propose(wanted) if wanted else {}
         for entry in work:
             entry.drafts = drafts.get(entry.sequence.seq_id, [])
         size = self._state.pool.block_size
@@ -363,7 +363,7 @@ class StepLoop:
         sequence.num_computed_tokens += len(taken) - 1
         num_accepted = min(num_accepted, len(taken))
         if entry.drafts:
-            self._drafting.observe(sequence, len(entry.drafts), num_accepted)
+            self._drafts.observe(sequence, len(entry.drafts), num_accepted)
         counters["output_tokens"] += len(taken)
         counters["draft_tokens"] += len(entry.drafts)
         counters["accepted_tokens"] += num_accepted

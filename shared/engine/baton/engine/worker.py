@@ -17,10 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from baton.core.errors import Internal, InvalidRequest, QueueFull
 from baton.core.guide import Guide
-from baton.engine.config import EngineConfig
+from baton.engine.config import EngineConfig, OnProgress
 from baton.engine.engine import Engine
-from baton.engine.events import Event
-from baton.engine.model import Progress
+from baton.engine.events import EngineEvent
 
 _IDLE_WAIT_S = 0.5
 _JOIN_TIMEOUT_S = 10.0
@@ -29,13 +28,13 @@ _MAX_COMPILING = 64
 
 logger = logging.getLogger(__name__)
 
-Callback = Callable[[Event], None]
+Callback = Callable[[EngineEvent], None]
 
 
 class EngineWorker:
     """An engine in its thread. Made by `start`; all methods belong to the loop that started it."""
 
-    def __init__(self, config: EngineConfig, on_progress: Progress | None) -> None:
+    def __init__(self, config: EngineConfig, on_progress: OnProgress | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._loaded: asyncio.Future[Engine] = self._loop.create_future()
         self._on_progress = on_progress
@@ -49,7 +48,9 @@ class EngineWorker:
         )
 
     @classmethod
-    async def start(cls, config: EngineConfig, on_progress: Progress | None = None) -> EngineWorker:
+    async def start(
+        cls, config: EngineConfig, on_progress: OnProgress | None = None
+    ) -> EngineWorker:
         """Loads the model in the engine's thread, and starts computing.
 
         Raises:
@@ -153,7 +154,7 @@ class EngineWorker:
         if self._on_progress is not None:
             self._call(self._on_progress, fraction, text)
 
-    def _send(self, events: Sequence[Event]) -> None:
+    def _send(self, events: Sequence[EngineEvent]) -> None:
         if events:
             self._call(self._deliver, events)
 
@@ -162,7 +163,7 @@ class EngineWorker:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *args)
 
-    def _deliver(self, events: Sequence[Event]) -> None:
+    def _deliver(self, events: Sequence[EngineEvent]) -> None:
         for event in events:
             callback = self._callbacks.get(event.seq_id)
             if callback is not None:

@@ -43,7 +43,7 @@ def spec_from_pb(engine: Engine, request: _Attempt, *, prefill_only: bool = Fals
     num_prompt_tokens = len(token_ids) - request.num_output_tokens
     if num_prompt_tokens < 1:
         raise InvalidRequest("token_ids must hold at least one prompt token")
-    engine.check_tokens(token_ids)
+    engine.sequences.check_tokens(token_ids)
     sampling = sampling_from_pb(request.sampling)
     if sampling.seed is None:
         raise InvalidRequest("sampling.seed must be set")
@@ -51,7 +51,7 @@ def spec_from_pb(engine: Engine, request: _Attempt, *, prefill_only: bool = Fals
         seq_id=seq_id,
         token_ids=token_ids,
         sampling=sampling,
-        max_tokens=engine.resolve_max_tokens(num_prompt_tokens, sampling),
+        max_tokens=engine.sequences.resolve_max_tokens(num_prompt_tokens, sampling),
         num_output_tokens=request.num_output_tokens,
         priority=request.priority,
         cache_salt=request.cache_salt,

@@ -18,7 +18,7 @@ MAX_PROMPT_LOGPROBS = 1 << 16
 """Of one prompt, alternatives included: they travel in one message."""
 
 
-class Reservations:
+class Sequences:
     """Takes the engine's lock for each call."""
 
     def __init__(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.core.drafting import (
+from baton.core.draft_policy import (
     Acceptance,
     CostTable,
     DraftCandidate,

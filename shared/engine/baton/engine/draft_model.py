@@ -71,7 +71,7 @@ class DraftRequest:
     num_draft_tokens: int
 
 
-class Drafter:
+class DraftModel:
     """Proposes tokens with a draft model. Only the engine thread calls it."""
 
     def __init__(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import Sequence, SequenceSpec, SequenceStatus
+from baton.engine.draft_model import count_accepted, sample_row
 from baton.engine.sampler import Sampled
-from baton.engine.speculative import count_accepted, sample_row
 
 
 def test_drafts_are_accepted_up_to_the_first_that_differs() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 
-class StagedCopies:
+class PinnedCopies:
     """For any number of threads. On CPU the same steps, without streams and pinned memory."""
 
     def __init__(self, device: torch.device) -> None:

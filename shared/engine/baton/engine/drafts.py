@@ -1,6 +1,6 @@
 """Which sequences get drafts, how many and from where: a draft model, or their own earlier tokens.
 
-Costs and acceptance are measured as it runs; what follows from them is `baton.core.drafting`'s.
+Costs and acceptance are measured as it runs; what follows from them is `baton.core.draft_policy`'s.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from baton.core.drafting import Acceptance, DraftCandidate, DraftPolicy, TypicalAcceptance
+from baton.core.draft_policy import Acceptance, DraftCandidate, DraftPolicy, TypicalAcceptance
 from baton.core.prompt_lookup import NgramIndex
 from baton.core.sampling import DraftSource
 from baton.core.sequence import Sequence as TokenSequence
 from baton.engine.config import EngineConfig
-from baton.engine.speculative import Drafter, DraftRequest
+from baton.engine.draft_model import DraftModel, DraftRequest
 
 
-class Drafting:
+class Drafts:
     """All drafts of an engine. Only the engine thread calls it."""
 
-    def __init__(self, config: EngineConfig, drafter: Drafter | None) -> None:
+    def __init__(self, config: EngineConfig, drafter: DraftModel | None) -> None:
         self._config = config
         self._drafter = drafter
         self._policy = DraftPolicy()
@@ -99,7 +99,7 @@ class Drafting:
             sequence.acceptance = Acceptance(self._typical[self._source(sequence)])
         return sequence.acceptance
 
-    def _timed(self, drafter: Drafter, requests: Sequence[DraftRequest]) -> dict[str, list[int]]:
+    def _timed(self, drafter: DraftModel, requests: Sequence[DraftRequest]) -> dict[str, list[int]]:
         is_caught_up = all(drafter.has_caught_up(request.sequence) for request in requests)
         started_at_s = time.monotonic()
         drafts = drafter.propose(requests)
