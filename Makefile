@@ -69,7 +69,7 @@ test: setup ## all tests; about 10 minutes on 2 cores
 test-gpu: setup ## tests that need a CUDA device; skipped without one
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/gpu $(PYTEST_ARGS)
 
-lint: setup ## ruff, formatting, mypy strict, import rules, house rules
+lint: setup ## ruff, formatting, mypy strict, import rules, house rules, prose of the documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(MAKE) --no-print-directory type
