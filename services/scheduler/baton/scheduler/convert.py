@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from google.protobuf.message import DecodeError
 
 from baton.core.errors import InvalidRequest
-from baton.core.output import Usage
+from baton.core.output import TokenText, Usage
 from baton.core.sampling import FinishReason
-from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken, TokenText
+from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken
 from baton.v1 import cache_pb2, common_pb2, inference_pb2
 from baton.wire.sampling import finish_from_pb, finish_to_pb
 

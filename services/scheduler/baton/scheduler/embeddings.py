@@ -12,9 +12,10 @@ from baton.core.cluster import Member
 from baton.core.embedding import Pooling, shaped
 from baton.core.errors import BatonError, InvalidRequest, NoWorker, PromptTooLong, WorkerDraining
 from baton.core.placement import PREFILL_ROLE
+from baton.core.prompt import Prompt
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
-from baton.scheduler.messages import EmbedOrder, Prompt
+from baton.scheduler.messages import EmbedOrder
 from baton.scheduler.peers import Peers
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.view import ClusterWatch

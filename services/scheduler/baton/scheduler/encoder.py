@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from baton.core.errors import DeadlineExceeded, NoWorker, WorkerDraining
-from baton.scheduler.messages import Prompt
+from baton.core.prompt import Prompt
 from baton.scheduler.peers import Peers, TokenizerPeer
 from baton.scheduler.view import ClusterWatch
 

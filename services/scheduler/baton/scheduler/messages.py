@@ -7,33 +7,11 @@ from dataclasses import dataclass, field
 from baton.core.embedding import Pooling
 from baton.core.errors import BatonError
 from baton.core.hashing import Fingerprint
-from baton.core.output import Usage
+from baton.core.output import TokenText, Usage
+from baton.core.prompt import Prompt
 from baton.core.request import Stage
 from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
 from baton.core.timeline import Slice
-
-
-@dataclass(frozen=True, slots=True)
-class ChatTurn:
-    """One message of a conversation."""
-
-    role: str
-    content: str
-    tool_calls_json: str = ""
-    tool_call_id: str = ""
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """A conversation, and the tools that the model may call in it."""
-
-    turns: tuple[ChatTurn, ...]
-    tools_json: str = ""
-
-
-Prompt = str | Chat | tuple[int, ...]
-"""Text, a conversation, or token ids. An empty one never gets past the servicer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +64,6 @@ class OpenText:
     model: str
     stop: tuple[str, ...] = ()
     keep_special_tokens: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TokenText:
-    """A single token's text."""
-
-    token_bytes: bytes
-    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,22 +9,20 @@ import grpc
 
 from baton.core.cluster import Member
 from baton.core.errors import BatonError, error_for
-from baton.core.output import DecodeTimings, TokenBatch
+from baton.core.output import DecodeTimings, TokenBatch, TokenText
+from baton.core.prompt import Chat, Prompt
 from baton.core.sampling import TokenLogprob
 from baton.scheduler.messages import (
-    Chat,
     EmbedOrder,
     Encoded,
     FirstToken,
     PrefillDone,
     PrefillEvent,
     PrefillStarted,
-    Prompt,
     PushTarget,
     Reservation,
     TextPiece,
     TextReply,
-    TokenText,
     WorkOrder,
 )
 from baton.scheduler.streams import PeerStream

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from baton.core.output import TokenBatch, Usage
+from baton.core.output import TokenBatch, TokenText, Usage
 from baton.core.request import RequestStatus, Stage
 from baton.core.sampling import FinishReason, TokenLogprob
 from baton.scheduler.live import LiveRequest, SchedulerMetrics
-from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken, TextReply, TokenText
+from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken, TextReply
 from baton.scheduler.text import TextOutput
 
 FIRST_DECODE_STAGE = "first_decode"

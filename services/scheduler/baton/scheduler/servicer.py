@@ -12,6 +12,7 @@ from baton.core.embedding import MAX_INPUTS, pooling_of
 from baton.core.errors import InvalidRequest
 from baton.core.ids import check_request_id, make_id
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
+from baton.core.prompt import Chat, ChatTurn, Prompt
 from baton.rpc.logs import bind_request_id
 from baton.scheduler.callers import mark, salted, unsalted
 from baton.scheduler.convert import output_to_pb
@@ -19,12 +20,9 @@ from baton.scheduler.embeddings import Embedder, EmbedJob
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.live import LiveRequest, SchedulerMetrics
 from baton.scheduler.messages import (
-    Chat,
-    ChatTurn,
     GenerateJob,
     Output,
     PlacementTaken,
-    Prompt,
 )
 from baton.scheduler.orchestrator import Orchestrator
 from baton.scheduler.pins import PinTarget, PrefixPins

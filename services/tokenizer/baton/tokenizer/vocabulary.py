@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from baton.core.errors import InvalidRequest, ModelNotFound
+from baton.core.output import TokenText
 from baton.tokenizer.chat_template import ChatTemplate
 
 HASH_DIGITS = 16
@@ -32,15 +32,6 @@ def _byte_alphabet() -> Mapping[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenText:
-    """One token by itself."""
-
-    token_bytes: bytes
-    text: str
-    """Incomplete UTF-8 is replaced."""
 
 
 class Vocabulary:

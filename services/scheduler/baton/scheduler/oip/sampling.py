@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from baton.core.errors import InvalidRequest
+from baton.core.prompt import Prompt
 from baton.core.sampling import SamplingParams
-from baton.scheduler.messages import Prompt
 from baton.scheduler.oip.tensors import Scalar, Tensor
 
 TEXT_INPUT, TOKEN_INPUT = "text_input", "input_ids"
