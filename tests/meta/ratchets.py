@@ -36,6 +36,7 @@ SHARED_FILE_NAMES = {
     "sampling": "core decides, wire converts",
     "timing": "core decides, wire converts",
     "frames": "core decides, wire converts",
+    "stages": "core names them, the CLI prints them",
 }
 # Classes that mean the same wherever they are defined.
 SHARED_CLASS_NAMES = {"Settings": "the settings of a part, read by pydantic"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from random import Random
@@ -28,6 +27,7 @@ from baton.scheduler.service import SchedulerService
 from baton.scheduler.settings import SchedulerSettings
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from baton.wire.channel import ChannelPool
+from baton.wire.clock import SystemClock
 from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.fake_workers import (
@@ -111,7 +111,7 @@ class Rig:
             channels=channels,
             control=ControlClient(channels),
             rng=Random(2),
-            clock=time.monotonic,
+            clock=SystemClock(),
             lifecycle=Lifecycle(),
         )
         self.service = SchedulerService(runtime)

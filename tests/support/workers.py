@@ -33,6 +33,7 @@ from baton.rpc.settings import ServiceSettings
 from baton.rpc.telemetry import Telemetry
 from baton.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from baton.wire.channel import ChannelPool
+from baton.wire.clock import SystemClock
 from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 
@@ -107,7 +108,7 @@ async def hosted(
         channels=channels,
         control=control,
         rng=Random(2),
-        clock=time.monotonic,
+        clock=SystemClock(),
         lifecycle=Lifecycle(state=ServiceState.READY),
     )
     service: Service = service_cls(runtime)

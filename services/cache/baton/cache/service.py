@@ -40,7 +40,7 @@ class CacheService:
         largest_bytes = max(settings.memory_bytes, settings.disk_bytes * bool(settings.disk_path))
         self._stores = Stores(
             self._store,
-            AnswerStore(settings.answer_bytes, settings.answer_ttl_s, runtime.clock),
+            AnswerStore(settings.answer_bytes, settings.answer_ttl_s, runtime.clock.now),
             Pins(min(settings.pinned_bytes, largest_bytes // 2), self._store.orders, time.time),
         )
         metrics = make_metrics(runtime.metrics, self._stores)

@@ -60,7 +60,7 @@ class PrefillService:
         )
         self._transports = Transports(
             parse_transports(runtime.settings.kv_transports),
-            clock=runtime.clock,
+            clock=runtime.clock.now,
             on_fallback=lambda name, at: fallbacks.labels(name, at).inc(),
         )
         self._transfer_s = runtime.metrics.histogram(

@@ -38,14 +38,14 @@ class SchedulerService:
 
     def __init__(self, runtime: Runtime[SchedulerSettings]) -> None:
         settings = runtime.settings
-        callers = Callers(settings.make_tenants(), settings.plain_gateway_key, runtime.clock)
+        callers = Callers(settings.make_tenants(), settings.plain_gateway_key, runtime.clock.now)
         runtime.lifecycle.guard = callers.refusal
         if (settings.api_keys or settings.tenants_file) and not settings.plain_gateway_key:
             logger.warning(
                 "gateways will be refused: callers need keys, and gateway_key is not set"
             )
         self._prefixes = PrefixWatch(runtime.bus, runtime.control, runtime.members)
-        cluster = ClusterWatch(runtime.members, self._prefixes.index, runtime.clock)
+        cluster = ClusterWatch(runtime.members, self._prefixes.index, runtime.clock.now)
         peers = Peers(runtime.channels)
         self._releases = Releases()
         self._leases = Leases()
@@ -59,7 +59,7 @@ class SchedulerService:
         )
         encoder = Encoder(cluster, peers, settings.tokenizer_timeout_s)
         metrics = SchedulerMetrics(runtime.metrics)
-        cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock)
+        cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock.now)
         self._answers = Answers(cluster, cache, runtime.metrics, settings.cache_timeout_s)
         self._orchestrator = Orchestrator(
             Surroundings(
@@ -69,7 +69,7 @@ class SchedulerService:
                 tools,
                 metrics,
                 self._answers,
-                runtime.clock,
+                runtime.clock.now,
                 runtime.rng,
             )
         )
@@ -79,7 +79,7 @@ class SchedulerService:
             "role",
             cluster.num_refused,
         )
-        self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock, runtime.rng)
+        self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock.now, runtime.rng)
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
         runtime.members.on_change(lambda view: _warm_channels(view, runtime.channels))
         edge = Edge(

@@ -42,6 +42,7 @@ from baton.rpc.settings import ServiceSettings, load_settings, parse_cores, pars
 from baton.rpc.telemetry import Telemetry
 from baton.rpc.version import VERSION
 from baton.wire.channel import ChannelPool
+from baton.wire.clock import SystemClock
 
 __all__ = ["Runtime", "Service", "ServiceSnapshot", "main", "run"]
 
@@ -153,7 +154,7 @@ async def _assemble(
         channels=channels,
         control=control,
         rng=rng,
-        clock=time.monotonic,
+        clock=SystemClock(),
         lifecycle=lifecycle,
     )
     hosting.attach(runtime, build(runtime), server, create_probe_server(settings))

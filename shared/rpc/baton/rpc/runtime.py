@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 import grpc
 
+from baton.core.clock import Clock
 from baton.core.cluster import ServiceState, WorkerRates
 from baton.core.errors import BatonError
 from baton.core.hashing import Fingerprint
@@ -109,8 +110,7 @@ class Runtime(Generic[S_co]):
     channels: ChannelPool
     control: ControlClient
     rng: Random
-    clock: Callable[[], float]
-    """Monotonic seconds."""
+    clock: Clock
     lifecycle: Lifecycle
 
     @property

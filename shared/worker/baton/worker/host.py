@@ -34,7 +34,7 @@ class EngineHost:
         self.worker = worker
         self.copiers = ThreadPoolExecutor(num_copiers, thread_name_prefix="baton-kv-copy")
         """Threads that copy KV of blocks that nobody writes to."""
-        self.cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock)
+        self.cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock.now)
         self.write_back = WriteBack(
             worker.engine, self.cache, self.copiers, runtime.settings.write_back_queue_blocks
         )
