@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from baton.core.handoff import Expected, Manifest
+from baton.core.handoff.frames import Manifest
+from baton.core.handoff.reservation import Reservation, ReservationState
+from baton.core.handoff.verification import Expected
 from baton.core.hashing import Fingerprint, KvLayout, tokens_hash
-from baton.core.reservation import Reservation, ReservationState
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.decode.intake import Intake

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from baton.core.handoff import KvEncoding, Span
+from baton.core.handoff.frames import KvEncoding, Span
 from baton.core.hashing import KvLayout
 from baton.engine.kv_cache import KvCache
 from baton.engine.kv_rounding import restore_kv, round_kv

@@ -10,7 +10,7 @@ import pytest
 from baton.cache.service import CacheService
 from baton.cache.settings import CacheSettings
 from baton.core.errors import ErrorReason
-from baton.core.handoff import KvEncoding
+from baton.core.handoff.frames import KvEncoding
 from baton.v1 import decode_pb2, kv_transfer_pb2
 from baton.wire.channel import ChannelPool
 from baton.wire.frames import encode_frame

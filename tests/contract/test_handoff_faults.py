@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import ErrorReason, KvLayoutMismatch
-from baton.core.handoff import Chunk, Opening, Span
+from baton.core.handoff.frames import Chunk, Opening, Span
 from baton.prefill.peers import PushCall
 from baton.v1 import decode_pb2, kv_transfer_pb2, prefill_pb2
 from baton.wire.channel import ChannelPool

@@ -11,7 +11,7 @@ import pytest
 import xxhash
 
 from baton.core.errors import ErrorReason, StaleEpoch
-from baton.core.handoff import Chunk, Credit, Opening, Span
+from baton.core.handoff.frames import Chunk, Credit, Opening, Span
 from baton.decode.intake import _end
 from baton.prefill.peers import PushCall
 from baton.v1 import decode_pb2

@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from baton.core.errors import KvChecksum, StaleEpoch
-from baton.core.handoff import Chunk, Committed, Credit, Opening, Span
+from baton.core.handoff.frames import Chunk, Committed, Credit, Opening, Span
 from baton.prefill.peers import PushCall
 from baton.prefill.transports import Transports
 from baton.rpc.nixl import NixlAgent

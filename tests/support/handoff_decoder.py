@@ -13,9 +13,10 @@ from typing import Any
 
 from baton.core.blocks import BlockPool, BlockState
 from baton.core.errors import BatonError, KvCacheFull
-from baton.core.handoff import Chunk, Expected, Ledger, Manifest, Opening, Receiver, Span
+from baton.core.handoff.frames import Chunk, Manifest, Opening, Span
+from baton.core.handoff.reservation import Reservation, ReservationState, ReservationTable
+from baton.core.handoff.verification import Expected, Ledger, Receiver
 from baton.core.hashing import Fingerprint, KvLayout
-from baton.core.reservation import Reservation, ReservationState, ReservationTable
 
 LAYOUT = KvLayout(block_size=1, dtype="float16", num_kv_heads=(1,), head_dim=(1,))
 FINGERPRINT = Fingerprint("demo", "c", "w", "t", LAYOUT)

@@ -14,17 +14,11 @@ from baton.core.errors import (
     KvLayoutMismatch,
     StaleEpoch,
 )
-from baton.core.handoff import (
-    Chunk,
-    Expected,
-    Ledger,
-    Manifest,
-    Opening,
-    Receiver,
-)
+from baton.core.handoff.frames import Chunk, Manifest, Opening
+from baton.core.handoff.outgoing import Outgoing
+from baton.core.handoff.reservation import Reservation, ReservationState, ReservationTable
+from baton.core.handoff.verification import Expected, Ledger, Receiver
 from baton.core.hashing import Fingerprint, KvLayout
-from baton.core.outgoing import Outgoing
-from baton.core.reservation import Reservation, ReservationState, ReservationTable
 
 LAYOUT = KvLayout(block_size=4, dtype="float32", num_kv_heads=(2, 1, 2), head_dim=(4, 8, 4))
 FINGERPRINT = Fingerprint("demo", "c", "w", "t", LAYOUT)

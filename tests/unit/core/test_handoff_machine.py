@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from baton.core.blocks import BlockPool, BlockState
 from baton.core.errors import KvCacheFull
-from baton.core.reservation import ReservationState
+from baton.core.handoff.reservation import ReservationState
 from tests.support.handoff_decoder import PROMPTS, Decoder, Frame, Session, frames_of
 
 NUM_BLOCKS = 7

@@ -15,8 +15,8 @@ from itertools import chain
 import pytest
 
 from baton.core.errors import KvCacheFull
-from baton.core.handoff import Receiver
-from baton.core.reservation import ReservationState
+from baton.core.handoff.reservation import ReservationState
+from baton.core.handoff.verification import Receiver
 from tests.support.handoff_decoder import NUM_BLOCKS, Decoder, Frame, copied, frames_of
 
 MAX_ATTEMPTS = {"a": 2, "b": 1}

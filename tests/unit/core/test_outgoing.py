@@ -5,9 +5,9 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.core.handoff import Span
+from baton.core.handoff.frames import Span
+from baton.core.handoff.outgoing import Outgoing
 from baton.core.hashing import KvLayout
-from baton.core.outgoing import Outgoing
 
 LAYOUT = KvLayout(block_size=4, dtype="float32", num_kv_heads=(2, 1, 2), head_dim=(4, 8, 4))
 NUM_LAYERS = LAYOUT.num_layers

@@ -5,7 +5,12 @@ import itertools
 import pytest
 
 from baton.core.errors import Internal, RequestNotFound, StaleEpoch
-from baton.core.reservation import TRANSITIONS, Reservation, ReservationState, ReservationTable
+from baton.core.handoff.reservation import (
+    TRANSITIONS,
+    Reservation,
+    ReservationState,
+    ReservationTable,
+)
 
 
 def test_only_listed_transitions_are_legal() -> None:

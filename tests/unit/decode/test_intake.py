@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 
 from baton.core.errors import Cancelled, StaleEpoch
-from baton.core.handoff import Chunk, Span
-from baton.decode.intake import ChunkFrame, Intake, _Push
+from baton.core.handoff.frames import Chunk, ChunkFrame, Span
+from baton.decode.intake import Intake, _Push
 
 
 async def test_a_release_may_come_as_the_time_limit_ends() -> None:

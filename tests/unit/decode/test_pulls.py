@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from baton.core.errors import KvLayoutMismatch
-from baton.core.handoff import Staged
+from baton.core.handoff.frames import Staged
 from baton.decode.pulls import Pulls
 from tests.support.eventually import eventually
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from baton.core.handoff import Opening
+from baton.core.handoff.frames import Opening, SlotOffer
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.decode.regions import Region, Regions
-from baton.rpc.shared_memory import SlotOffer
 from tests.support.shared_memory import num_held
 
 FINGERPRINT = Fingerprint("demo", "c", "w", "t", KvLayout(4, "float32", (1,), (2,)))

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from baton.core.errors import Internal, InvalidRequest, Stalled
-from baton.core.reservation import ReservationState
+from baton.core.handoff.reservation import ReservationState
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.decode.outbox import MAX_PENDING_EVENTS

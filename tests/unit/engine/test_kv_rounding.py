@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baton.core.handoff import KvEncoding, Span
+from baton.core.handoff.frames import KvEncoding, Span
 from baton.core.hashing import KvLayout
 from baton.engine.kv_cache import KvCache
 from baton.engine.kv_int8 import pack

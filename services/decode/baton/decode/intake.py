@@ -1,7 +1,7 @@
 """Receives pushes: verifies every chunk, writes it, and commits when all of it is there.
 
-The rules are `baton.core.handoff`'s. What is added here: credits, time limits, threads that write,
-and that blocks stay quarantined until the last of those threads is done.
+The rules are those of `baton.core.handoff`. What is added here: credits, time limits, threads that
+write, and that blocks stay quarantined until the last of those threads is done.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import xxhash
 
@@ -21,44 +20,24 @@ from baton.core.errors import (
     StaleEpoch,
     Stalled,
 )
-from baton.core.handoff import (
-    Chunk,
+from baton.core.handoff.frames import (
+    ChunkFrame,
     Committed,
     Credit,
     KvEncoding,
     Manifest,
     Opening,
-    Receiver,
+    PushAnswer,
+    PushFrame,
     Span,
 )
-from baton.decode.pulls import PullOffer
+from baton.core.handoff.verification import Receiver
 from baton.decode.regions import Region, Regions
 from baton.decode.sessions import Session, Sessions
 from baton.engine.kv_rounding import restore_kv
 from baton.engine.worker import EngineWorker
-from baton.rpc.shared_memory import SlotOffer
 
 _NUM_WRITERS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkFrame:
-    """A chunk and its KV."""
-
-    chunk: Chunk
-    payload: memoryview
-    slot_bytes: int = 0
-    """Payload bytes that lie in the chunk's slot instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class SignOfLife:
-    """The sender is still computing."""
-
-    epoch: int
-
-
-Frame = Opening | ChunkFrame | Manifest | SignOfLife
 
 
 class Intake:
@@ -89,9 +68,7 @@ class Intake:
         self._writers.shutdown()
         self._regions.stop()
 
-    async def receive(
-        self, frames: AsyncIterator[Frame]
-    ) -> AsyncGenerator[SlotOffer | PullOffer | Credit | Committed, None]:
+    async def receive(self, frames: AsyncIterator[PushFrame]) -> AsyncGenerator[PushAnswer, None]:
         """Serves one push to its end.
 
         Raises:
@@ -144,7 +121,9 @@ class Intake:
             push.close(KvTransferLost(f"the push from {opening.worker_id} ended early"))
         yield Committed(receiver.received.num_bytes, receiver.received.num_chunks)
 
-    async def _next(self, frames: AsyncIterator[Frame], session: Session | None = None) -> Frame:
+    async def _next(
+        self, frames: AsyncIterator[PushFrame], session: Session | None = None
+    ) -> PushFrame:
         """The next frame. A session that is or gets released ends the waiting at once."""
         if session is not None and session.error is not None:
             raise _ended(session.error)

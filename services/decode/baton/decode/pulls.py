@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from baton.core.errors import KvLayoutMismatch, KvTransferLost
-from baton.core.handoff import Staged
+from baton.core.handoff.frames import PullOffer, Staged
 from baton.rpc.nixl import NixlAgent
 
 _BUFFER_BYTES = 1 << 20
@@ -17,14 +17,6 @@ _NUM_BUFFERS = 16
 _READ_TIMEOUT_S = 5.0
 _MAX_AGENT_BYTES = 64 << 10
 _MAX_ADDRESS = 1 << 64
-
-
-@dataclass(frozen=True, slots=True)
-class PullOffer:
-    """The receiver reads chunks from the sender's slots."""
-
-    num_slots: int
-    slot_bytes: int
 
 
 class Pulls:

@@ -11,9 +11,9 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 
-from baton.core.handoff import Opening
+from baton.core.handoff.frames import SLOTS_START_BYTES, Opening, SlotOffer
 from baton.decode.pulls import PullRegion, Pulls
-from baton.rpc.shared_memory import HEADER_BYTES, IS_SUPPORTED, ReceiverSlots, SlotOffer
+from baton.rpc.shared_memory import IS_SUPPORTED, ReceiverSlots
 
 logger = logging.getLogger(__name__)
 _MAX_SLOTS = 4
@@ -110,7 +110,7 @@ class Regions:
                 del self._idle[place]
                 return SharedRegion(self, sender, slots)
         num_slots = min(num_credits, _MAX_SLOTS)
-        needed_bytes = HEADER_BYTES + num_slots * _SLOT_BYTES
+        needed_bytes = SLOTS_START_BYTES + num_slots * _SLOT_BYTES
         while needed_bytes > self._num_free_bytes and self._idle:
             self.drop(self._idle.popleft()[1])
         if needed_bytes > self._num_free_bytes:

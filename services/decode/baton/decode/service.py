@@ -11,7 +11,7 @@ import grpc
 from opentelemetry.context import Context
 
 from baton.core.errors import BatonError, WorkerDraining
-from baton.core.handoff import KvEncoding
+from baton.core.handoff.frames import KvEncoding
 from baton.decode import spans
 from baton.decode.intake import Intake
 from baton.decode.regions import Regions

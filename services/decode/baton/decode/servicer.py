@@ -11,11 +11,23 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from baton.core.errors import BatonError, Cancelled, InvalidRequest, KvLayoutMismatch, Stalled
-from baton.core.handoff import Chunk, Committed, Credit, KvEncoding, Manifest, Opening, Span, Staged
+from baton.core.handoff.frames import (
+    Chunk,
+    ChunkFrame,
+    Committed,
+    Credit,
+    KvEncoding,
+    Manifest,
+    Opening,
+    PullOffer,
+    PushAnswer,
+    PushFrame,
+    SignOfLife,
+    SlotOffer,
+    Span,
+    Staged,
+)
 from baton.core.output import DecodeTimings, TokenBatch
-from baton.decode.intake import ChunkFrame, Frame, SignOfLife
-from baton.decode.pulls import PullOffer
-from baton.rpc.shared_memory import SlotOffer
 from baton.v1 import decode_pb2, decode_pb2_grpc, kv_transfer_pb2
 from baton.wire.errors import public_message, reason_to_pb
 from baton.wire.frames import decode_frame
@@ -174,12 +186,12 @@ def register(
     return [_DECODE, _KV_TRANSFER]
 
 
-async def _frames(requests: AsyncIterator[bytes]) -> AsyncGenerator[Frame, None]:
+async def _frames(requests: AsyncIterator[bytes]) -> AsyncGenerator[PushFrame, None]:
     async for message in requests:
         yield _frame_from_bytes(message)
 
 
-def _frame_from_bytes(message: bytes) -> Frame:
+def _frame_from_bytes(message: bytes) -> PushFrame:
     """A push's frame.
 
     Raises:
@@ -245,7 +257,7 @@ def _staged_from_pb(opened: kv_transfer_pb2.PushOpen) -> Staged:
 
 
 def _answer_to_pb(
-    answer: SlotOffer | PullOffer | Credit | Committed,
+    answer: PushAnswer,
 ) -> kv_transfer_pb2.PushResponse:
     if isinstance(answer, PullOffer):
         return kv_transfer_pb2.PushResponse(

@@ -23,11 +23,12 @@ from baton.core.errors import (
     Stalled,
     error_for,
 )
-from baton.core.handoff import Expected, KvEncoding, Manifest
+from baton.core.handoff.frames import KvEncoding, Manifest
+from baton.core.handoff.reservation import Reservation, ReservationState, ReservationTable
+from baton.core.handoff.verification import Expected
 from baton.core.hashing import tokens_hash
 from baton.core.ids import make_id
 from baton.core.output import DecodeTimings, TokenBatch
-from baton.core.reservation import Reservation, ReservationState, ReservationTable
 from baton.core.sequence import SequenceSpec
 from baton.core.timeline import Slice, Slices
 from baton.decode.outbox import Outbox, merge

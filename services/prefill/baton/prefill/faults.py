@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from baton.core.errors import BatonError, InvalidRequest
-from baton.core.handoff import Chunk, Committed, Credit, Manifest, Opening
+from baton.core.handoff.frames import Chunk, Committed, Credit, Manifest, Opening
 from baton.prefill.peers import PushCall
 
 FROM_REQUEST_ID = "from_request_id"

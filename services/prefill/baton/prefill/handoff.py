@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import xxhash
 
 from baton.core.errors import BatonError, InvalidRequest, KvTransferLost, Stalled
-from baton.core.handoff import Chunk, Committed, KvEncoding, Ledger, Manifest, Opening, Span
+from baton.core.handoff.frames import Chunk, Committed, KvEncoding, Manifest, Opening, Span
+from baton.core.handoff.outgoing import Outgoing
+from baton.core.handoff.verification import Ledger
 from baton.core.hashing import tokens_hash
-from baton.core.outgoing import Outgoing
 from baton.core.sampling import TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine

@@ -10,10 +10,10 @@ from typing import Any, cast
 import grpc
 
 from baton.core.errors import BatonError, ErrorReason, KvTransferLost, error_for
-from baton.core.handoff import Chunk, Committed, Credit, Manifest, Opening
+from baton.core.handoff.frames import Chunk, Committed, Credit, Manifest, Opening, SlotOffer
 from baton.prefill.staging import StagedSlots
 from baton.prefill.transports import Transports
-from baton.rpc.shared_memory import SenderSlots, SlotOffer
+from baton.rpc.shared_memory import SenderSlots
 from baton.v1 import kv_transfer_pb2
 from baton.wire.channel import ChannelPool
 from baton.wire.errors import error_from_rpc, reason_from_pb, rpc_errors

@@ -10,7 +10,7 @@ import grpc
 
 from baton.core.cluster import ClusterView
 from baton.core.errors import RequestNotFound, WorkerDraining
-from baton.core.handoff import KvEncoding
+from baton.core.handoff.frames import KvEncoding
 from baton.core.sequence import SequenceSpec
 from baton.engine.kv_int8 import int8_layout
 from baton.prefill.embeddings import Embeddings

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from baton.core.handoff import Staged
+from baton.core.handoff.frames import Staged
 from baton.rpc.nixl import NixlAgent
 
 _NUM_SLOTS = 8

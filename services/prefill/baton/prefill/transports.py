@@ -10,8 +10,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from baton.core.handoff.frames import SlotOffer
 from baton.prefill.staging import StagedSlots, Staging
-from baton.rpc.shared_memory import IS_SUPPORTED, SenderSlots, SlotOffer
+from baton.rpc.shared_memory import IS_SUPPORTED, SenderSlots
 
 logger = logging.getLogger(__name__)
 _AVOIDED_S = 60.0

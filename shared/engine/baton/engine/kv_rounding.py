@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from baton.core.handoff import Span
+from baton.core.handoff.frames import Span
 from baton.core.hashing import INT8_SCALE_BYTES, KvLayout
 from baton.engine.kv_cache import torch_dtype
 from baton.engine.kv_int8 import pack, unpack

@@ -12,15 +12,13 @@ import mmap
 import os
 import secrets
 import sys
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator
 
 from baton.core.errors import KvLayoutMismatch
+from baton.core.handoff.frames import SLOTS_START_BYTES, SlotOffer
 
-HEADER_BYTES = 4096
-"""What lies before the slots: the token."""
 TOKEN_BYTES = 16
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 IS_SUPPORTED = sys.platform == "linux"
@@ -46,22 +44,6 @@ def _check_transports(text: str) -> str:
 
 TransportList = Annotated[str, AfterValidator(_check_transports)]
 """What `parse_transports` takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlotOffer:
-    """How a sender gets at a receiver's slots."""
-
-    num_slots: int
-    slot_bytes: int
-    token: bytes
-    pid: int
-    fd: int
-
-    @property
-    def num_bytes(self) -> int:
-        """All of the memory."""
-        return HEADER_BYTES + self.num_slots * self.slot_bytes
 
 
 class ReceiverSlots:
@@ -102,7 +84,7 @@ class ReceiverSlots:
             )
         if len(self._copy) < num_bytes:
             self._copy = bytearray(num_bytes)
-        start = HEADER_BYTES + sequence % self.offer.num_slots * self.offer.slot_bytes
+        start = SLOTS_START_BYTES + sequence % self.offer.num_slots * self.offer.slot_bytes
         copy = memoryview(self._copy)[:num_bytes]
         copy[:] = memoryview(self._memory)[start : start + num_bytes]
         return copy
@@ -144,5 +126,5 @@ class SenderSlots:
 
     def slot(self, sequence: int, num_bytes: int) -> memoryview:
         """Where chunk `sequence` goes. There must be credit for it: then nobody else uses it."""
-        start = HEADER_BYTES + sequence % self.offer.num_slots * self.offer.slot_bytes
+        start = SLOTS_START_BYTES + sequence % self.offer.num_slots * self.offer.slot_bytes
         return self._memory[start : start + num_bytes]

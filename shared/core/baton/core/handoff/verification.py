@@ -1,121 +1,21 @@
-"""What makes a push of KV complete and correct: the frames, their checks, and how KV is cut up.
+"""What makes a push complete and correct: the checks of each frame and of the whole.
 
-The decode worker has one `Receiver` per push, the prefill worker counts its chunks in a `Ledger`.
-Nothing here moves a byte: the workers do, on the word of this module. Not thread-safe: each object
-belongs to one event loop.
+The decode worker has one `Receiver` per push; the prefill worker counts its chunks in a `Ledger`.
+Nothing here moves a byte. Not thread-safe, except `Receiver.verify`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import dataclass
 
 from baton.core.errors import KvChecksum, KvLayoutMismatch, StaleEpoch
-from baton.core.hashing import Fingerprint, KvLayout
-from baton.core.reservation import Reservation, ReservationState
-from baton.core.sampling import TokenLogprob
+from baton.core.handoff.frames import Chunk, KvEncoding, Manifest, Opening, Span
+from baton.core.handoff.reservation import Reservation, ReservationState
+from baton.core.hashing import Fingerprint
 
 Digest = Callable[[bytes | bytearray | memoryview], int]
 """XXH3-64, passed in because the core imports the standard library only."""
-
-
-class KvEncoding(Enum):
-    """How KV is written in chunks. Values are those of baton.v1.KvEncoding."""
-
-    NATIVE = 0
-    """As it is computed."""
-    INT8 = 1
-    """As a worker would send it that keeps KV in int8: rounded, with a scale per token and head."""
-
-    def layout(self, computed: KvLayout) -> KvLayout:
-        """Layout of chunks, for KV that is computed as `computed`."""
-        return replace(computed, dtype="int8") if self is KvEncoding.INT8 else computed
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A sender's memory for chunks, which a receiver reads over NIXL."""
-
-    agent: bytes
-    """What NIXL knows the sender by."""
-    address: int
-    num_slots: int
-    slot_bytes: int
-    token: bytes
-    """What the memory begins with until the first chunk."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """First frame of a push."""
-
-    reservation_id: str
-    request_id: str
-    attempt: int
-    epoch: int
-    fingerprint: Fingerprint
-    worker_id: str
-    transports: tuple[str, ...] = ()
-    """What the sender can use for the bytes of chunks beside the stream, best first."""
-    staged: Staged | None = None
-    encoding: KvEncoding = KvEncoding.NATIVE
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A range of layers of a range of a request's blocks."""
-
-    layer_start: int
-    layer_end: int
-    block_start: int
-    num_blocks: int
-
-    def num_bytes(self, layout: KvLayout) -> int:
-        """Bytes of its KV."""
-        return layout.layers_block_bytes(self.layer_start, self.layer_end) * self.num_blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A frame with KV."""
-
-    epoch: int
-    sequence: int
-    span: Span
-    checksum: int
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """Last frame of a push."""
-
-    epoch: int
-    num_chunks: int
-    num_bytes: int
-    block_start: int
-    num_blocks: int
-    num_tokens: int
-    tokens_hash: bytes
-    checksum: int
-    """Digest over the chunks' checksums, in order, each as 8 bytes little-endian."""
-    first_token_id: int
-    first_logprob: TokenLogprob | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """Chunks that may be sent on top of those allowed so far."""
-
-    num_chunks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """The receiver has verified everything: the hand-off is complete."""
-
-    num_bytes: int
-    num_chunks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +60,8 @@ class Ledger:
 class Receiver:
     """Verifies one push.
 
-    A chunk that it accepts may be written. Once `manifest` has returned, every byte expected has
-    arrived unchanged, once, in the reservation's own epoch.
+    Only a chunk that passed may be written. Once `manifest` has returned, every byte expected has
+    arrived unchanged, once, in the reservation's epoch.
     """
 
     def __init__(self, reservation: Reservation, expected: Expected, digest: Digest) -> None:
@@ -200,12 +100,22 @@ class Receiver:
         reservation.transition(ReservationState.FILLING)
 
     def chunk(self, chunk: Chunk, payload: memoryview) -> None:
-        """Checks a chunk and counts it as received.
+        """Checks a chunk and counts it as received: `check`, `verify` and `accept` in one.
+
+        Raises:
+            StaleEpoch, KvLayoutMismatch, KvChecksum: see `check` and `verify`.
+        """
+        self.check(chunk, payload.nbytes)
+        self.verify(chunk, payload)
+        self.accept(chunk)
+
+    def check(self, chunk: Chunk, num_bytes: int) -> None:
+        """Checks all of a chunk but its content.
 
         Raises:
             StaleEpoch: the reservation was released, or has another epoch.
             KvLayoutMismatch: the range or its size does not fit the layout or the reservation.
-            KvChecksum: a chunk is missing, repeated or out of order, or its content changed.
+            KvChecksum: a chunk is missing, repeated or out of order.
         """
         self._check_filling(chunk.epoch)
         if chunk.sequence != self.received.num_chunks:
@@ -214,19 +124,29 @@ class Receiver:
             )
         span = chunk.span
         self._check_range(span)
-        num_bytes = span.num_bytes(self.encoding.layout(self._expected.fingerprint.layout))
-        if payload.nbytes != num_bytes:
+        needed_bytes = self._num_bytes(span)
+        if num_bytes != needed_bytes:
             raise KvLayoutMismatch(
-                f"chunk {chunk.sequence} has {payload.nbytes} bytes, its range needs {num_bytes}"
+                f"chunk {chunk.sequence} has {num_bytes} bytes, its range needs {needed_bytes}"
             )
-        mask = ((1 << span.num_blocks) - 1) << span.block_start
+        mask = _mask(span)
         if any(bits & mask for bits in self._written[span.layer_start : span.layer_end]):
             raise KvChecksum(f"chunk {chunk.sequence} repeats blocks that were sent before")
+
+    def verify(self, chunk: Chunk, payload: memoryview) -> None:
+        """Checks a chunk's content, on any thread: only then may it be written.
+
+        Raises:
+            KvChecksum: the content changed on its way.
+        """
         if self._digest(payload) != chunk.checksum:
             raise KvChecksum(f"content of chunk {chunk.sequence} does not match its checksum")
-        for layer in range(span.layer_start, span.layer_end):
-            self._written[layer] |= mask
-        self.received.add(num_bytes, chunk.checksum)
+
+    def accept(self, chunk: Chunk) -> None:
+        """Counts a chunk that has passed `check` and `verify` as received."""
+        for layer in range(chunk.span.layer_start, chunk.span.layer_end):
+            self._written[layer] |= _mask(chunk.span)
+        self.received.add(self._num_bytes(chunk.span), chunk.checksum)
 
     def manifest(self, manifest: Manifest) -> None:
         """Checks the last frame against all that was received.
@@ -254,6 +174,9 @@ class Receiver:
         if any(bits != whole for bits in self._written):
             raise KvChecksum("the push ended before all blocks of all layers had come")
 
+    def _num_bytes(self, span: Span) -> int:
+        return span.num_bytes(self.encoding.layout(self._expected.fingerprint.layout))
+
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self._reservation.epoch:
             raise StaleEpoch(
@@ -280,3 +203,7 @@ class Receiver:
                 f"{block_end}) are outside of layers [0, {len(self._written)}), blocks "
                 f"[{expected.block_start}, {expected.block_end})"
             )
+
+
+def _mask(span: Span) -> int:
+    return ((1 << span.num_blocks) - 1) << span.block_start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baton.core.handoff import Span
+from baton.core.handoff.frames import Span
 from baton.core.hashing import KvLayout
 
 
