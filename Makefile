@@ -26,7 +26,7 @@ FAST_TESTS := $(wildcard tests/meta tests/unit tests/contract tests/deploy tests
 SLOW_TESTS := $(wildcard tests/integration tests/e2e tests/browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-gpu lint fmt type protos protos-check constraints image bench structure size clean
+.PHONY: help setup demo up down test test-long test-gpu lint fmt type protos protos-check constraints image bench structure size clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -62,9 +62,14 @@ up: setup ## start the whole system with the demo model and leave it running
 down: ## stop what `make up` started
 	@$(BIN)/baton down
 
-test: setup ## all tests; about 10 minutes on 2 cores
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
-	$(if $(SLOW_TESTS),$(TEST_ENV) $(BIN)/python -m pytest -q $(SLOW_TESTS) $(PYTEST_ARGS))
+# The slow ones start five processes and more each: two at a time would take each other's cores.
+test: setup ## what CI runs: all tests but the long ones; under 10 minutes on 2 cores
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
+	$(if $(SLOW_TESTS),$(TEST_ENV) $(BIN)/python -m pytest -q -m "not long" $(SLOW_TESTS) $(PYTEST_ARGS))
+
+# Wherever they are, one at a time; the last line says what ran.
+test-long: setup ## the long tests: storms, many seeds, whole tables
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m long --ignore tests/gpu tests $(PYTEST_ARGS)
 
 test-gpu: setup ## tests that need a CUDA device; skipped without one
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/gpu $(PYTEST_ARGS)

@@ -33,7 +33,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here not in item.path.parents:
             continue
-        item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.timeout(START_TIMEOUT_S + 30))
         if not (CHROMIUM and DRIVER):
             item.add_marker(skip)

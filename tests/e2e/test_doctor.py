@@ -16,7 +16,7 @@ from tests.support.eventually import eventually
 from tests.support.system import System
 from tests.support.tiny_models import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 
 async def doctor(system: System, *options: str) -> tuple[int, str]:

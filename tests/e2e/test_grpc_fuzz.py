@@ -19,7 +19,7 @@ from baton.v1 import common_pb2, inference_pb2
 from tests.support.protobuf_strategies import messages
 from tests.support.system import System
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 METHODS = sorted(SERVICE.methods_by_name)
 TIMEOUT_S = 2.0

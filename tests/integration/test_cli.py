@@ -19,7 +19,6 @@ from baton.cli.rundir import RunDirectory, SystemState
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
 
-pytestmark = pytest.mark.slow
 START_TIMEOUT_S = 50
 
 

@@ -13,6 +13,8 @@ from tests.support.repository import ROOT
 # docs/structure.md is written by a command; test_structure.py names it where the page is stale.
 PAGES = sorted({*(ROOT / "docs").rglob("*.md")} - {ROOT / "docs" / "structure.md"})
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+# Their commands and code are for copying.
+GUIDES = [ROOT / "README.md", ROOT / "docs" / "using.md", ROOT / "docs" / "deploying.md"]
 
 
 def _text(path: Path) -> str:
@@ -41,9 +43,10 @@ def test_documented_commands_exist() -> None:
     from baton.cli.main import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
-    for name, option in re.findall(
-        r"^\.venv/bin/baton (\w+)(?: [^#\n]*?(--[a-z-]+))?", _text(ROOT / "README.md"), re.MULTILINE
-    ):
+    text = "\n".join(_text(page) for page in GUIDES)
+    found = re.findall(r"^\.venv/bin/baton (\w+)(?: [^#\n]*?(--[a-z-]+))?", text, re.MULTILINE)
+    assert len(found) >= 8
+    for name, option in found:
         assert name in known
         options = {text for parameter in known[name].params for text in parameter.opts}
         assert not option or option in options, f"baton {name} {option}"
@@ -52,18 +55,20 @@ def test_documented_commands_exist() -> None:
 def test_documented_python_is_python_and_its_names_exist() -> None:
     import baton.client as sdk
 
-    blocks = re.findall(r"```python\n(.*?)```", _text(ROOT / "README.md"), flags=re.DOTALL)
-    assert blocks
+    text = "\n".join(_text(page) for page in GUIDES)
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= 4
     for block in blocks:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == "baton.client":
                 assert [alias.name for alias in node.names if not hasattr(sdk, alias.name)] == []
 
 
-def test_error_names_in_the_readme_are_the_sdks() -> None:
+def test_documented_error_names_are_the_sdks() -> None:
     import baton.client as sdk
 
-    (names,) = re.findall(r"Failures are typed \(([^)]*)\)", _text(ROOT / "README.md"))
+    using = _text(ROOT / "docs" / "using.md")
+    (names,) = re.findall(r"Failures are typed \(([^)]*)\)", using)
     for name in re.findall(r"`(\w+)`", names):
         assert name in sdk.__all__
 
@@ -74,3 +79,18 @@ def test_decisions_have_their_parts() -> None:
     for path in decisions:
         headings = re.findall(r"^## (.+)$", _text(path), flags=re.MULTILINE)
         assert headings == ["Context", "Decision", "Consequences", "Rejected"], path.name
+
+
+MERMAID = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_drawings_are_balanced(document: Path) -> None:
+    """What commonly keeps mermaid from drawing: brackets, quotes, and blocks without an end."""
+    for drawing in MERMAID.findall(_text(document)):
+        assert drawing.startswith(("flowchart ", "sequenceDiagram\n"))
+        assert drawing.count('"') % 2 == 0
+        for left, right in ("[]", "()"):
+            assert drawing.count(left) == drawing.count(right)
+        blocks = len(re.findall(r"^\s*(?:subgraph|par|alt|loop)\b", drawing, re.MULTILINE))
+        assert len(re.findall(r"^\s*end$", drawing, re.MULTILINE)) == blocks
