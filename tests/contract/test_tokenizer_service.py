@@ -17,10 +17,12 @@ from baton.core.errors import InvalidRequest, ModelNotFound
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
-from baton.tokenizer.servicer import Limits, TokenizerMetrics, TokenizerServicer
+from baton.tokenizer.outputs import TokenizerMetrics
+from baton.tokenizer.tokenizer import Limits, LocalTokenizer
 from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
 from baton.v1 import common_pb2, inference_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from baton.wire.errors import error_from_rpc
+from baton.wire.tokenizer import add_tokenizer
 from tests.support import tiny_tokenizer
 from tests.support.eventually import eventually
 
@@ -50,9 +52,9 @@ async def serving(vocabulary: Vocabulary) -> AsyncIterator[Any]:
         decoded_tokens=metrics.counter("decoded", "d"),
         open_outputs=metrics.gauge("open", "o"),
     )
-    servicer = TokenizerServicer(Vocabularies([vocabulary]), LIMITS, executor, counts)
+    servicer = LocalTokenizer(Vocabularies([vocabulary]), LIMITS, executor, counts)
     server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, metrics)])
-    assert servicer.add_to(server) == ["baton.v1.TokenizerService"]
+    assert add_tokenizer(server, servicer) == "baton.v1.TokenizerService"
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

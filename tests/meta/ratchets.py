@@ -33,6 +33,8 @@ SHARED_FILE_NAMES = {
     "cluster": "core decides, wire converts",
     "errors": "core lists them, wire converts",
     "layout": "core decides, wire converts",
+    "prompt": "core defines it, wire converts",
+    "tokenizer": "wire says what it answers, the service answers",
     "sampling": "core decides, wire converts",
     "timing": "core decides, wire converts",
     "frames": "core decides, wire converts",

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from baton.core.errors import InvalidRequest, NoWorker
-from baton.scheduler.messages import OpenText, TextPiece, TextReply
 from baton.scheduler.text import TextRelay
+from baton.wire.tokenizer import OpenText, TextPiece, TextReply
 from tests.support.eventually import eventually
 
 HOW = OpenText("m")

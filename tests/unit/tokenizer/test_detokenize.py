@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.core.errors import InvalidRequest
-from baton.tokenizer.detokenize import StopMatcher, TextStream
+from baton.tokenizer.detokenize import Detokenizer, StopMatcher
 from baton.tokenizer.vocabulary import Vocabulary
 from tests.support import tiny_tokenizer
 
@@ -28,7 +28,7 @@ def spm() -> Vocabulary:
         return Vocabulary("m", tiny_tokenizer.sentencepiece_like(Path(directory)))
 
 
-def run(stream: TextStream, groups: list[list[int]]) -> tuple[list[str], str, int]:
+def run(stream: Detokenizer, groups: list[list[int]]) -> tuple[list[str], str, int]:
     texts, num_tokens = [], 0
     for group in groups:
         piece = stream.add(group)
@@ -44,7 +44,7 @@ def run(stream: TextStream, groups: list[list[int]]) -> tuple[list[str], str, in
 @given(ids=st.lists(st.integers(0, 311), max_size=40), keep=st.booleans(), size=st.integers(1, 5))
 def test_pieces_add_up_to_the_whole_decode(vocabulary, ids, keep, size):
     groups = [ids[start : start + size] for start in range(0, len(ids), size)]
-    stream = TextStream(vocabulary, [], keep_special_tokens=keep)
+    stream = Detokenizer(vocabulary, [], keep_special_tokens=keep)
     texts, stop, num_tokens = run(stream, groups)
     assert "".join(texts) == vocabulary.decode(ids, keep_special_tokens=keep)
     assert (stop, num_tokens) == ("", len(ids))
@@ -54,7 +54,7 @@ def test_pieces_add_up_to_the_whole_decode(vocabulary, ids, keep, size):
 @given(text=st.text(max_size=40))
 def test_pieces_of_real_text_hold_whole_characters_only(vocabulary, text):
     ids = vocabulary.encode_text(text)
-    texts, _, _ = run(TextStream(vocabulary, [], keep_special_tokens=True), [[i] for i in ids])
+    texts, _, _ = run(Detokenizer(vocabulary, [], keep_special_tokens=True), [[i] for i in ids])
     assert "".join(texts) == text
     assert all("\ufffd" not in piece or "\ufffd" in text for piece in texts)
 
@@ -63,7 +63,7 @@ def test_pieces_of_real_text_hold_whole_characters_only(vocabulary, text):
 @given(text=st.text(alphabet="helo wrd,é日😀", max_size=30))
 def test_vocabularies_with_space_marks_stream_too(spm, text):
     ids = spm.encode_text(text)
-    texts, _, _ = run(TextStream(spm, [], keep_special_tokens=False), [[i] for i in ids])
+    texts, _, _ = run(Detokenizer(spm, [], keep_special_tokens=False), [[i] for i in ids])
     assert "".join(texts) == spm.decode(ids, keep_special_tokens=False)
 
 
@@ -94,7 +94,7 @@ def test_stop_is_found_where_it_first_completes_however_the_text_is_cut(text, st
 
 def test_stop_that_spans_tokens_ends_the_output_at_the_token_that_completes_it(vocabulary):
     ids = [i for character in "ab STOP now" for i in vocabulary.encode_text(character)]
-    stream = TextStream(vocabulary, ["STOP"], keep_special_tokens=False)
+    stream = Detokenizer(vocabulary, ["STOP"], keep_special_tokens=False)
     texts, stop, num_tokens = run(stream, [ids[:2], ids[2:5], ids[5:]])
     assert texts == ["ab", " ", ""]
     assert (stop, num_tokens) == ("STOP", 7)
@@ -102,7 +102,7 @@ def test_stop_that_spans_tokens_ends_the_output_at_the_token_that_completes_it(v
 
 def test_held_back_prefix_is_returned_when_it_was_no_stop(vocabulary):
     ids = vocabulary.encode_text("a ST")
-    stream = TextStream(vocabulary, ["STOP"], keep_special_tokens=False)
+    stream = Detokenizer(vocabulary, ["STOP"], keep_special_tokens=False)
     assert stream.add(ids).text == "a "
     assert stream.add([], is_last=True).text == "ST"
 
@@ -116,7 +116,7 @@ def test_incomplete_character_waits_and_is_replaced_at_the_end(vocabulary):
     ]
     assert not rest
     ids = sorted((one, two), key=vocabulary.token_bytes, reverse=True)
-    stream = TextStream(vocabulary, [], keep_special_tokens=False)
+    stream = Detokenizer(vocabulary, [], keep_special_tokens=False)
     assert stream.add(ids).text == ""
     assert stream.add([], is_last=True).text == "\ufffd"
 
@@ -124,18 +124,18 @@ def test_incomplete_character_waits_and_is_replaced_at_the_end(vocabulary):
 def test_special_tokens_are_left_out_unless_kept(vocabulary):
     ids = [*vocabulary.encode_text("hello"), 0]
     for keep, text in ((False, "hello"), (True, "hello<|endoftext|>")):
-        stream = TextStream(vocabulary, [], keep_special_tokens=keep)
+        stream = Detokenizer(vocabulary, [], keep_special_tokens=keep)
         assert stream.add(ids, is_last=True).text == text
 
 
 def test_ids_that_have_no_token_have_no_text(vocabulary, spm):
     for one in (vocabulary, spm):
         ids = one.encode_text("hello")
-        stream = TextStream(one, [], keep_special_tokens=False)
+        stream = Detokenizer(one, [], keep_special_tokens=False)
         assert stream.add([9_999, *ids, 9_999], is_last=True).text == "hello"
 
 
 @pytest.mark.parametrize("stops", [[""], ["x" * 1025], ["x"] * 17])
 def test_stops_are_checked(vocabulary, stops):
     with pytest.raises(InvalidRequest, match="stop must be"):
-        TextStream(vocabulary, stops, keep_special_tokens=False)
+        Detokenizer(vocabulary, stops, keep_special_tokens=False)

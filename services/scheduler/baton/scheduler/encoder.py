@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from baton.core.errors import DeadlineExceeded, NoWorker, WorkerDraining
-from baton.core.prompt import Prompt
-from baton.scheduler.peers import Peers, TokenizerPeer
+from baton.core.prompt import TextPrompt
+from baton.scheduler.peers import Peers
 from baton.scheduler.view import ClusterWatch
+from baton.wire.tokenizer import TokenizerCaller
 
 AnswerT = TypeVar("AnswerT")
 
@@ -22,7 +23,7 @@ class Encoder:
         self._timeout_s = timeout_s
         """Bound on one answer."""
 
-    async def encode(self, model: str, prompt: Prompt, timeout_s: float) -> tuple[int, ...]:
+    async def encode(self, model: str, prompt: TextPrompt, timeout_s: float) -> tuple[int, ...]:
         """Token ids of a text or a conversation.
 
         Raises:
@@ -39,7 +40,7 @@ class Encoder:
         return await self._ask(model, lambda peer: peer.decode_text(model, token_ids, bound_s))
 
     async def _ask(
-        self, model: str, question: Callable[[TokenizerPeer], Awaitable[AnswerT]]
+        self, model: str, question: Callable[[TokenizerCaller], Awaitable[AnswerT]]
     ) -> AnswerT:
         avoid: set[str] = set()
         while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baton.core.embedding import Pooling
-from baton.core.errors import BatonError
 from baton.core.hashing import Fingerprint
 from baton.core.output import TokenText, Usage
 from baton.core.prompt import Prompt
@@ -35,50 +34,6 @@ class GenerateJob:
     """Characters of its text that the caller has."""
     output_digest: bytes = b""
     """Fingerprint of what computed it; empty when the caller does not know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A tokenizer's answer."""
-
-    model: str
-    token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TextPiece:
-    """The next tokens of one output, on their way to the tokenizer."""
-
-    stream_id: int
-    token_ids: tuple[int, ...] = ()
-    open: OpenText | None = None
-    """On an output's first piece only."""
-    is_last: bool = False
-    describe_token_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OpenText:
-    """How an output is to be turned into text."""
-
-    model: str
-    stop: tuple[str, ...] = ()
-    keep_special_tokens: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TextReply:
-    """Text that became certain."""
-
-    stream_id: int
-    text: str
-    stop: str = ""
-    """Stop string that was found."""
-    num_tokens: int = 0
-    """How many of the piece's tokens belong to the output."""
-    token_texts: tuple[TokenText, ...] = ()
-    error: BatonError | None = None
-    """Why this output cannot go on."""
 
 
 @dataclass(frozen=True, slots=True)

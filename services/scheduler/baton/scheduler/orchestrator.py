@@ -27,11 +27,12 @@ from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
 from baton.scheduler.gate import Gate
 from baton.scheduler.live import LiveRequest, SchedulerMetrics, placement_attributes
-from baton.scheduler.messages import GenerateJob, OpenText
+from baton.scheduler.messages import GenerateJob
 from baton.scheduler.recent import RecentRequests
 from baton.scheduler.relay import Emit, OutputRelay
 from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch
+from baton.wire.tokenizer import OpenText
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Calls to tokenizers and workers: values in, values out, every failure a BatonError."""
+"""Calls to workers: values in, values out, every failure a BatonError."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from baton.core.cluster import Member
-from baton.core.errors import BatonError, error_for
-from baton.core.output import DecodeTimings, TokenBatch, TokenText
-from baton.core.prompt import Chat, Prompt
+from baton.core.output import DecodeTimings, TokenBatch
 from baton.core.sampling import TokenLogprob
 from baton.scheduler.messages import (
     EmbedOrder,
-    Encoded,
     FirstToken,
     PrefillDone,
     PrefillEvent,
     PrefillStarted,
     PushTarget,
     Reservation,
-    TextPiece,
-    TextReply,
     WorkOrder,
 )
 from baton.scheduler.streams import PeerStream
@@ -32,14 +27,13 @@ from baton.v1 import (
     decode_pb2_grpc,
     prefill_pb2,
     prefill_pb2_grpc,
-    tokenizer_pb2,
-    tokenizer_pb2_grpc,
 )
 from baton.wire.channel import ChannelPool
-from baton.wire.errors import error_from_rpc, reason_from_pb
+from baton.wire.errors import error_from_rpc
 from baton.wire.layout import fingerprint_to_pb
 from baton.wire.sampling import finish_from_pb, logprob_from_pb, sampling_to_pb
 from baton.wire.timing import duration_from_pb, slices_from_pb
+from baton.wire.tokenizer import RpcTokenizer
 
 AnswerT = TypeVar("AnswerT")
 
@@ -49,87 +43,6 @@ async def _answer(call: Awaitable[AnswerT]) -> AnswerT:
         return await call
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error) from error
-
-
-class TokenizerPeer:
-    """One tokenizer."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub: Any = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
-
-    async def encode(self, model: str, prompt: Prompt, timeout_s: float) -> Encoded:
-        """Token ids of a text or a conversation."""
-        request = tokenizer_pb2.EncodeRequest(model=model)
-        if isinstance(prompt, str):
-            request.text = prompt
-        elif isinstance(prompt, Chat):
-            request.chat.tools_json = prompt.tools_json
-            for turn in prompt.turns:
-                request.chat.messages.add(
-                    role=turn.role,
-                    content=turn.content,
-                    tool_calls_json=turn.tool_calls_json,
-                    tool_call_id=turn.tool_call_id,
-                    name=turn.name,
-                )
-        response = await _answer(self._stub.Encode(request, timeout=timeout_s))
-        return Encoded(response.model, tuple(response.token_ids))
-
-    async def decode_text(self, model: str, token_ids: Sequence[int], timeout_s: float) -> str:
-        """Text of token ids."""
-        request = tokenizer_pb2.DecodeTextRequest(model=model, token_ids=token_ids)
-        response = await _answer(self._stub.DecodeText(request, timeout=timeout_s))
-        return str(response.text)
-
-    def stream_text(self) -> TextCall:
-        """Starts a call that turns many outputs into text."""
-        return TextCall(self._stub.StreamText())
-
-
-class TextCall:
-    """A StreamText call. One writer and one reader at a time."""
-
-    # It has no deadline on purpose: it lives as long as the scheduler. Each wait for an answer has.
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    async def write(self, piece: TextPiece) -> None:
-        """Sends a piece."""
-        request = tokenizer_pb2.StreamTextRequest(
-            stream_id=piece.stream_id,
-            token_ids=piece.token_ids,
-            flush=piece.is_last,
-            describe_token_ids=piece.describe_token_ids,
-        )
-        if piece.open is not None:
-            request.open.model = piece.open.model
-            request.open.stop.extend(piece.open.stop)
-            request.open.keep_special_tokens = piece.open.keep_special_tokens
-        await _answer(self._call.write(request))
-
-    async def read(self) -> TextReply | None:
-        """The next answer, None when the tokenizer ended the call."""
-        response = await _answer(self._call.read())
-        if response is grpc.aio.EOF:  # type: ignore[attr-defined]
-            return None
-        error: BatonError | None = None
-        if response.error_reason:
-            error = error_for(reason_from_pb(response.error_reason), response.error_message)
-        return TextReply(
-            stream_id=response.stream_id,
-            text=response.text,
-            stop=response.stop,
-            num_tokens=response.num_tokens,
-            token_texts=tuple(
-                TokenText(entry.token_bytes, entry.text) for entry in response.token_texts
-            ),
-            error=error,
-        )
-
-    def cancel(self) -> None:
-        """Ends the call. Idempotent."""
-        self._call.cancel()
 
 
 class PrefillPeer:
@@ -250,9 +163,9 @@ class Peers:
     def __init__(self, channels: ChannelPool) -> None:
         self._channels = channels
 
-    def tokenizer(self, address: str) -> TokenizerPeer:
+    def tokenizer(self, address: str) -> RpcTokenizer:
         """The tokenizer at an address."""
-        return TokenizerPeer(self._channels.get(address))
+        return RpcTokenizer(self._channels.get(address))
 
     def prefill(self, member: Member) -> PrefillPeer:
         """A prefill worker."""

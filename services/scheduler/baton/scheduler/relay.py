@@ -8,8 +8,9 @@ from baton.core.output import TokenBatch, TokenText, Usage
 from baton.core.request import RequestStatus, Stage
 from baton.core.sampling import FinishReason, TokenLogprob
 from baton.scheduler.live import LiveRequest, SchedulerMetrics
-from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken, TextReply
+from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken
 from baton.scheduler.text import TextOutput
+from baton.wire.tokenizer import TextReply
 
 FIRST_DECODE_STAGE = "first_decode"
 Emit = Callable[[Output], Awaitable[None]]

@@ -12,7 +12,7 @@ from baton.core.embedding import MAX_INPUTS, pooling_of
 from baton.core.errors import InvalidRequest
 from baton.core.ids import check_request_id, make_id
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
-from baton.core.prompt import Chat, ChatTurn, Prompt
+from baton.core.prompt import Chat, Prompt
 from baton.rpc.logs import bind_request_id
 from baton.scheduler.callers import mark, salted, unsalted
 from baton.scheduler.convert import output_to_pb
@@ -30,6 +30,7 @@ from baton.scheduler.recent import RequestRecord
 from baton.scheduler.view import ClusterWatch
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baton.wire.cluster import status_to_pb
+from baton.wire.prompt import chat_from_pb
 from baton.wire.sampling import sampling_from_pb
 from baton.wire.timing import duration_from_pb, duration_to_pb, slice_to_pb, stage_to_pb
 
@@ -310,17 +311,7 @@ def _chat(chat: inference_pb2.ChatPrompt) -> Chat:
         raise InvalidRequest(
             f"chat must have 1 to {MAX_CHAT_MESSAGES} messages, got {len(chat.messages)}"
         )
-    turns = (
-        ChatTurn(
-            role=message.role,
-            content=message.content,
-            tool_calls_json=message.tool_calls_json,
-            tool_call_id=message.tool_call_id,
-            name=message.name,
-        )
-        for message in chat.messages
-    )
-    return Chat(tuple(turns), chat.tools_json)
+    return chat_from_pb(chat)
 
 
 def _placement(placement: PlacementTaken) -> inference_pb2.Placement:

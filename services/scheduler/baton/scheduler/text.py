@@ -16,8 +16,7 @@ from dataclasses import replace
 from itertools import count
 
 from baton.core.errors import BatonError, NoWorker, QueueFull, Stalled
-from baton.scheduler.messages import OpenText, TextPiece, TextReply
-from baton.scheduler.peers import TextCall
+from baton.wire.tokenizer import OpenText, TextCall, TextPiece, TextReply
 
 MAX_PENDING_PIECES = 4096
 _MIN_TRIES = 3
@@ -73,7 +72,7 @@ class TextLink:
     async def _run(self, work: Coroutine[None, None, None]) -> None:
         try:
             await work
-        except (BatonError, asyncio.InvalidStateError):
+        except BatonError:
             return
         finally:
             self._break()
@@ -103,7 +102,7 @@ class TextLink:
         for _, answer in self._pending:
             if not answer.done():
                 answer.set_exception(NoWorker(f"the tokenizer at {self.address} went away"))
-                answer.exception()  # Nobody may be waiting any more; that is no defect.
+                answer.exception()  # Read here: the caller may have gone.
         self._pending.clear()
 
 
@@ -116,7 +115,7 @@ class TextRelay:
         self._open_call = open_call
         self._pick = pick
         self._on_lost = on_lost
-        """Told the address of a tokenizer whose call broke."""
+        """Gets the address of a tokenizer whose call broke."""
         self._links: dict[str, TextLink] = {}
         self._stream_ids = count(1)
 
@@ -139,7 +138,7 @@ class TextRelay:
         return link
 
     def lost(self, link: TextLink) -> None:
-        """Says that a link broke, or that nobody answers on it."""
+        """Reports a link that broke or does not answer."""
         self._on_lost(link.address)
 
     def next_stream_id(self) -> int:
@@ -160,7 +159,7 @@ class TextRelay:
 
 
 def _ignore(answer: asyncio.Future[TextReply]) -> None:
-    """Marks an answer that nobody waits for as seen."""
+    """Reads the error of an answer without a reader, so that asyncio does not log it."""
     if not answer.cancelled():
         answer.exception()
 

@@ -6,24 +6,23 @@ import json
 from typing import Any
 
 from baton.core.errors import InvalidRequest
+from baton.core.prompt import ChatTurn
 
 
-def read_message(
-    role: str, content: str, tool_calls_json: str, tool_call_id: str, name: str
-) -> dict[str, Any]:
+def read_message(turn: ChatTurn) -> dict[str, Any]:
     """A message with only the keys that it has: templates ask whether a key is there.
 
     Raises:
-        InvalidRequest: the tool calls are not such.
+        InvalidRequest: the tool calls cannot be read.
     """
-    message: dict[str, Any] = {"role": role, "content": content}
-    if tool_calls_json:
-        calls = read_array(tool_calls_json, "tool_calls")
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.tool_calls_json:
+        calls = read_array(turn.tool_calls_json, "tool_calls")
         message["tool_calls"] = [_read_call(call) for call in calls]
-    if tool_call_id:
-        message["tool_call_id"] = tool_call_id
-    if name:
-        message["name"] = name
+    if turn.tool_call_id:
+        message["tool_call_id"] = turn.tool_call_id
+    if turn.name:
+        message["name"] = turn.name
     return message
 
 
@@ -31,7 +30,7 @@ def read_array(text: str, field: str) -> list[Any]:
     """A JSON array; an empty text is an empty one.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequest: it is something else.
     """
     if not text:
         return []

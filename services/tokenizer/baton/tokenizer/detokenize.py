@@ -1,7 +1,7 @@
 """Token ids to text while they come: whole characters only, nothing that may become a stop string.
 
 Three small machines in a row: tokens → characters (`Characters`), characters → text that is certain
-(`StopMatcher`), and `TextStream`, which runs both for one output. Pure; knows no transport.
+(`StopMatcher`), and `Detokenizer`, which runs both for one output. Pure; knows no transport.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class StopMatcher:
         return ""
 
 
-class TextStream:
+class Detokenizer:
     """One output's text."""
 
     def __init__(

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from baton.rpc.runtime import Runtime, ServiceSnapshot
-from baton.tokenizer.servicer import Limits, TokenizerMetrics, TokenizerServicer
+from baton.tokenizer.outputs import TokenizerMetrics
 from baton.tokenizer.settings import TokenizerSettings, parse_models
+from baton.tokenizer.tokenizer import Limits, LocalTokenizer
 from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
+from baton.wire.tokenizer import add_tokenizer
 
 
 class TokenizerService:
@@ -24,7 +26,7 @@ class TokenizerService:
         self._executor = ThreadPoolExecutor(settings.encode_threads, "encode")
         self._vocabularies = Vocabularies()
         metrics = runtime.metrics
-        self._servicer = TokenizerServicer(
+        self._tokenizer = LocalTokenizer(
             self._vocabularies,
             Limits(
                 max_text_chars=settings.max_text_chars,
@@ -45,8 +47,8 @@ class TokenizerService:
         )
 
     def register(self, server: Any) -> list[str]:
-        """Adds the servicer; returns the full names of what it serves."""
-        return self._servicer.add_to(server)
+        """Serves the tokenizer; returns the names of the gRPC services."""
+        return [add_tokenizer(server, self._tokenizer)]
 
     async def start(self) -> None:
         """Reads the vocabularies.

@@ -9,6 +9,15 @@ from baton.core.timeline import Slice
 
 
 @dataclass(frozen=True, slots=True)
+class TokenText:
+    """One token's bytes and text."""
+
+    token_bytes: bytes
+    text: str
+    """Incomplete UTF-8 is replaced."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeTimings:
     """Times at the decode worker up to the first token that it made."""
 

@@ -1,4 +1,4 @@
-"""What a model is asked to continue: text, a conversation, or token ids."""
+"""What a model is asked: text, a conversation, or token ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ class ChatTurn:
     role: str
     content: str
     tool_calls_json: str = ""
+    """The calls that the model made, as OpenAI writes them."""
     tool_call_id: str = ""
+    """The call that a tool's message answers."""
     name: str = ""
 
 
@@ -24,5 +26,7 @@ class Chat:
     tools_json: str = ""
 
 
-Prompt = str | Chat | tuple[int, ...]
-"""Text, a conversation, or token ids."""
+TextPrompt = str | Chat
+"""A prompt that a tokenizer has to encode."""
+Prompt = TextPrompt | tuple[int, ...]
+"""Any prompt; a tuple holds token ids."""

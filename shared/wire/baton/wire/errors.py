@@ -6,6 +6,7 @@ and `error_from_rpc` maps them back on the caller's side.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,11 +146,15 @@ def _retry_after_s(text: str) -> float | None:
 
 @contextmanager
 def rpc_errors() -> Iterator[None]:
-    """Within it, a failed call raises the BatonError that it means."""
+    """Maps what gRPC raises to a BatonError: a failed call, an ended one, a closed channel."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
         raise error_from_rpc(error) from error
+    except asyncio.InvalidStateError as error:
+        raise WorkerDraining("the peer ended the call") from error
+    except grpc.aio.UsageError as error:
+        raise error_for(ErrorReason.NO_WORKER, "the connection to the peer was closed") from error
 
 
 def reason_to_pb(reason: ErrorReason) -> common_pb2.ErrorReason:
