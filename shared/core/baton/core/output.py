@@ -47,15 +47,6 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenText:
-    """A single token's text."""
-
-    token_bytes: bytes
-    text: str
-    """Incomplete UTF-8 is replaced."""
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """What a request used, in tokens."""
 
