@@ -11,6 +11,8 @@ from baton.cache.service import CacheService
 from baton.cache.settings import CacheSettings
 from baton.core.errors import ErrorReason
 from baton.core.handoff.frames import KvEncoding
+from baton.core.sampling import SamplingParams
+from baton.core.sequence import SequenceSpec
 from baton.v1 import decode_pb2, kv_transfer_pb2
 from baton.wire.channel import ChannelPool
 from baton.wire.frames import encode_frame
@@ -38,7 +40,7 @@ async def test_kv_may_be_rounded_on_its_way(model_path: Path) -> None:
         assert out.done.bytes < 7 * layout.block_bytes / 3
         sent = pair.prefill.engine.transfer.read_blocks
         received = pair.decode.engine.transfer.export_blocks(
-            pair.decode.engine.block_hashes(prompt, "")
+            pair.decode.engine.block_hashes(SequenceSpec("", tuple(prompt), SamplingParams(), 1))
         )
         mine = np.frombuffer(sent("req/1", 0, 1, 0, layout.num_layers), np.float32)
         theirs = np.frombuffer(received[0][1], np.float32)

@@ -163,8 +163,8 @@ def test_blocks_move_through_a_store(tiny_model: TinyModel) -> None:
     with make_engine(directory) as source, make_engine(directory) as target:
         source.sequences.submit(make_spec("a", prompt, NUM_TOKENS))
         Driver(source).run()
-        hashes = source.block_hashes(prompt, "")
-        assert hashes == target.block_hashes(prompt, "")
+        hashes = source.block_hashes(make_spec("", prompt, 1))
+        assert hashes == target.block_hashes(make_spec("", prompt, 1))
         exported = source.transfer.export_blocks([*hashes, b"unknown"])
         assert [block_hash for block_hash, _ in exported] == hashes
         payloads = [memoryview(payload) for _, payload in exported]
@@ -227,3 +227,19 @@ def test_a_first_token_that_ends_the_output_ends_it_at_the_commit(tiny_model: Ti
         assert isinstance(event, Tokens)
         assert (event.token_ids, event.finish_reason) == ((), FinishReason.LENGTH)
         assert_idle(engine)
+
+
+def test_an_import_evicts_none_of_the_blocks_that_it_follows(tiny_model: TinyModel) -> None:
+    directory = tiny_model("llama")
+    (prompt,) = make_prompts([100], seed=9)
+    spec = make_spec("a", prompt, 1)
+    with make_engine(directory) as source, make_engine(directory, num_blocks=4) as target:
+        source.sequences.submit(spec)
+        Driver(source).run()
+        hashes = source.block_hashes(spec)
+        payloads = [payload for _, payload in source.transfer.export_blocks(hashes)]
+        assert target.transfer.import_blocks(hashes[:2], payloads[:2]) == 2
+        assert target.transfer.import_blocks(hashes[2:6], payloads[2:6], hashes[:2]) == 2
+        assert target.match_prefix(hashes) == 4
+        gone = [b"unknown" + bytes(9)]
+        assert target.transfer.import_blocks(hashes[4:5], payloads[4:5], gone) == 0

@@ -75,7 +75,7 @@ def test_it_hands_over_to_its_like_and_to_nothing_else(tiny_model: TinyModel) ->
         with pytest.raises(KvLayoutMismatch):
             plain.transfer.write_blocks("refused", 0, 1, 0, 3, payload)
         plain.sequences.release("refused")
-        hashes = [engine.block_hashes(prompt, "") for engine in (source, plain)]
+        hashes = [engine.block_hashes(make_spec("", prompt, 1)) for engine in (source, plain)]
         assert hashes[0] != hashes[1], "nor do they share prefixes"
         assert_idle(source)
         assert_idle(target)

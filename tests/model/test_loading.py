@@ -131,7 +131,7 @@ def test_requests_that_can_never_run_are_refused(tiny_model: TinyModel) -> None:
         with pytest.raises(InvalidRequest, match="empty"):
             engine.sequences.submit(make_spec("a", [], 5))
         with pytest.raises(InvalidRequest, match=r"\[0, 320\), got 1 to 320"):
-            engine.sequences.check_tokens([1, 320])
+            engine.sequences.check_tokens(make_spec("a", [1, 320], 1))
         with pytest.raises(InvalidRequest, match="seed"):
             engine.sequences.submit(make_spec("a", [1], 5, sampling=SamplingParams()))
         engine.sequences.submit(make_spec("a", [1], 5))

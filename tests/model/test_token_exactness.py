@@ -79,8 +79,9 @@ def test_a_cached_prefix_changes_nothing(tiny_model: TinyModel, kind: str) -> No
         assert [driver.outputs[name] for name in "0123"] == [*expected, expected[0]]
         cached = [event.num_cached_tokens for event in driver.events if isinstance(event, Started)]
         assert cached == [0, 64, 64, 48], "never the whole prompt"
-        assert engine.match_prefix(prompts[1], "") == 5
-        assert engine.match_prefix(prompts[1], "another tenant") == 0
+        assert engine.match_prefix(engine.block_hashes(make_spec("", prompts[1], 1))) == 5
+        other = make_spec("", prompts[1], 1, cache_salt="another tenant")
+        assert engine.match_prefix(engine.block_hashes(other)) == 0
 
 
 def test_another_salt_shares_nothing(tiny_model: TinyModel) -> None:

@@ -54,7 +54,10 @@ async def test_blocks_that_come_in_time_count(
 ) -> None:
     imported: list[bytes] = []
 
-    def import_blocks(hashes: Sequence[bytes], payloads: Sequence[memoryview]) -> int:
+    def import_blocks(
+        hashes: Sequence[bytes], payloads: Sequence[memoryview], parents: Sequence[bytes]
+    ) -> int:
+        assert parents == HASHES[:2]
         assert len(hashes) == len(payloads)
         imported.extend(hashes)
         return len(hashes)
@@ -63,7 +66,7 @@ async def test_blocks_that_come_in_time_count(
         block_hashes=lambda *_: HASHES,
         match_prefix=lambda *_: 2,
         transfer=SimpleNamespace(import_blocks=import_blocks),
-        fingerprint=SimpleNamespace(layout=None),
+        fingerprint=SimpleNamespace(layout=SimpleNamespace(block_size=16)),
     )
     cache: Any = Cache(num_sent, is_stalling=is_stalling)
     with ThreadPoolExecutor(1) as executor:

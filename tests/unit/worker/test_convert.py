@@ -9,6 +9,7 @@ import pytest
 
 from baton.core.errors import BatonError, InvalidRequest, KvLayoutMismatch, PromptTooLong
 from baton.core.hashing import Fingerprint, KvLayout
+from baton.core.sequence import SequenceSpec
 from baton.v1 import common_pb2, decode_pb2, prefill_pb2
 from baton.wire.layout import fingerprint_to_pb
 from baton.worker.convert import MAX_SALT_CHARS, seq_id_from_pb, spec_from_pb
@@ -18,8 +19,8 @@ OTHER = Fingerprint("demo", "a", "x", "c", KvLayout(16, "float32", (2,), (8,)))
 REQUESTS = (decode_pb2.ReserveRequest, prefill_pb2.PrefillRequest)
 
 
-def _check_tokens(token_ids: tuple[int, ...]) -> None:
-    if max(token_ids) > 99:
+def _check_tokens(spec: SequenceSpec) -> None:
+    if max(spec.token_ids) > 99:
         raise InvalidRequest("not in the vocabulary")
 
 

@@ -15,6 +15,7 @@ from baton.core.hashing import KvLayout
 from baton.engine.events import EngineStats
 from baton.engine.worker import EngineWorker
 from baton.worker.host import EngineHost
+from tests.support.eventually import eventually
 
 LAYOUT = KvLayout(16, "float32", (4,), (64,))
 
@@ -28,6 +29,7 @@ class _Worker:
         self.engine = SimpleNamespace(
             fingerprint=SimpleNamespace(model="demo", layout=LAYOUT),
             num_kv_blocks=9,
+            step_age_s=0.0,
             max_model_len_tokens=99,
             kv_counts=lambda: {"free": 9},
             drain_kv_events=list,
@@ -103,3 +105,19 @@ async def test_a_model_whose_blocks_fit_in_no_message_is_refused(
     await host.stop()
     with pytest.raises(InvalidRequest, match="max_message_bytes"):
         await EngineHost.load(_runtime(max_message_bytes=1024), num_copiers=1)
+
+
+async def test_a_step_that_hangs_ends_the_process() -> None:
+    worker: Any = _Worker()
+    runtime, stops = _runtime(), []
+    runtime.request_stop = lambda **how: stops.append(how)
+    host = EngineHost(runtime, worker, 1)
+    host.keep_house(lambda _now: None)
+    try:
+        await asyncio.sleep(0.2)
+        assert not stops
+        worker.engine.step_age_s = 1e6
+        assert host.snapshot({}).stats["step_age_s"] == 1e6
+        await eventually(lambda: stops == [{"exit_code": 1, "grace_s": 0.0}])
+    finally:
+        await host.stop()

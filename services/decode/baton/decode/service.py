@@ -163,10 +163,9 @@ class DecodeService:
         loaded = self._loaded
         # The store's blocks are exact: what came from a rounded hand-off stays here.
         if loaded is not None and session.output_ids and not loaded.intake.has_rounded_kv:
-            token_ids = (*session.spec.token_ids, *session.output_ids)
             # The last token has not been through the model: it has no KV.
             loaded.host.write_back.offer(
-                loaded.host.engine.block_hashes(token_ids[:-1], session.spec.cache_salt)
+                loaded.host.engine.block_hashes(session.spec, session.output_ids[:-1])
             )
 
 

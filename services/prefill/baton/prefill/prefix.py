@@ -35,7 +35,7 @@ class PrefixSource:
         cache = self._cache.replica(hashes[0]) if hashes else None
         if cache is None:
             return 0
-        num_local = self._engine.match_prefix(spec.token_ids, spec.cache_salt)
+        num_local = self._engine.match_prefix(hashes)
         if num_local >= len(hashes):
             return 0
         payloads: list[memoryview] = []
@@ -53,6 +53,7 @@ class PrefixSource:
             self._engine.transfer.import_blocks,
             hashes[num_local : num_local + len(payloads)],
             payloads,
+            hashes[:num_local],
         )
         self.num_fetched_blocks += num_imported
         return num_imported
@@ -63,7 +64,8 @@ class PrefixSource:
 
     def _hashes(self, spec: SequenceSpec) -> list[bytes]:
         """Hashes of the full blocks before the last token's."""
-        return self._engine.block_hashes(spec.token_ids[:-1], spec.cache_salt)
+        num_blocks = (len(spec.token_ids) - 1) // self._engine.fingerprint.layout.block_size
+        return self._engine.block_hashes(spec)[:num_blocks]
 
     async def _collect(
         self, cache: CachePeer, hashes: list[bytes], payloads: list[memoryview]

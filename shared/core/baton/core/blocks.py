@@ -78,6 +78,8 @@ class BlockPool:
         self._cached: OrderedDict[int, None] = OrderedDict()
         """Blocks in state CACHED, least recently used first."""
         self._by_hash: dict[bytes, int] = {}
+        self.num_evictions = 0
+        """Hashes removed so far: while it stays, a match can only grow."""
         self._counts = dict.fromkeys(BlockState, 0)
         self._counts[BlockState.FREE] = num_blocks
         self._changes: dict[bytes, bool] = {}
@@ -283,6 +285,7 @@ class BlockPool:
         block = self._blocks[block_id]
         if block.block_hash is not None:
             del self._by_hash[block.block_hash]
+            self.num_evictions += 1
             self._note(block.block_hash, is_stored=False)
             block.block_hash = None
         return block_id

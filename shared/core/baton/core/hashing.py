@@ -108,10 +108,15 @@ def chain(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return blake2b(parent + array("I", token_ids).tobytes(), digest_size=HASH_BYTES).digest()
 
 
-def block_hashes(root: bytes, token_ids: Sequence[int], block_size: int) -> Iterator[bytes]:
-    """Hashes of the full blocks of `token_ids`, first block first."""
-    parent = root
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
+def block_hashes(
+    root: bytes, token_ids: Sequence[int], block_size: int, known: Sequence[bytes] = ()
+) -> Iterator[bytes]:
+    """Hashes of the full blocks of `token_ids`, first block first.
+
+    `known` are those of its first blocks: the result begins behind them.
+    """
+    parent = known[-1] if known else root
+    for start in range(len(known) * block_size, len(token_ids) - block_size + 1, block_size):
         parent = chain(parent, token_ids[start : start + block_size])
         yield parent
 

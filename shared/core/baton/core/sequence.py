@@ -13,6 +13,7 @@ from typing import Protocol
 from baton.core.draft_policy import Acceptance
 from baton.core.embedding import Pooling
 from baton.core.errors import BatonError
+from baton.core.hashing import block_hashes, root_hash
 from baton.core.prompt_lookup import NgramIndex
 from baton.core.sampling import SamplingParams, TokenLogprob
 
@@ -56,6 +57,24 @@ class SequenceSpec:
     """Stop after the first token and keep the KV until it is released."""
     pooling: Pooling | None = None
     """Compute the prompt for its vector only; `max_tokens` is then not used."""
+    # Each pass over a long prompt takes milliseconds: done once. `dataclasses.replace` begins anew.
+    _token_range: list[int] = field(init=False, repr=False, compare=False, default_factory=list)
+    _hashes: dict[bytes, tuple[bytes, ...]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def token_range(self) -> tuple[int, int]:
+        """Lowest and highest of `token_ids`, of which there must be one."""
+        if not self._token_range:
+            self._token_range.extend((min(self.token_ids), max(self.token_ids)))
+        return self._token_range[0], self._token_range[1]
+
+    def block_hashes(self, digest: bytes, block_size: int) -> tuple[bytes, ...]:
+        """Chained hashes of the full blocks of `token_ids`, for a fingerprint of this `digest`."""
+        if digest not in self._hashes:
+            root = root_hash(digest, self.cache_salt)
+            self._hashes[digest] = tuple(block_hashes(root, self.token_ids, block_size))
+        return self._hashes[digest]
 
 
 class SequenceStatus(Enum):
@@ -103,6 +122,9 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of the leading full blocks of `token_ids`, as far as computed."""
+    matched_blocks: list[int] = field(default_factory=list)
+    """Cached blocks that the last match found, when the pool had seen `matched_at` evictions."""
+    matched_at: int = -1
     num_computed_tokens: int = 0
     """Leading tokens whose KV is in the blocks."""
     num_draft_computed_tokens: int = 0

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 from baton.core.blocks import BlockPool
 from baton.core.errors import BatonError, InvalidRequest, Unsupported
-from baton.core.hashing import Fingerprint, block_hashes
-from baton.core.sequence import SequenceStatus
+from baton.core.hashing import Fingerprint, block_hashes, root_hash
+from baton.core.sequence import SequenceSpec, SequenceStatus
 from baton.engine.config import EngineConfig, OnProgress
 from baton.engine.draft_model import DraftModel
 from baton.engine.drafts import Drafts
-from baton.engine.events import EngineEvent, EngineStats, Failed, KvChange
+from baton.engine.events import EngineEvent, EngineStats, KvChange
 from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
 from baton.engine.grammar import Grammars
 from baton.engine.kv_cache import choose_num_blocks, dtype_name
@@ -105,14 +105,16 @@ class Engine:
 
     # The prefix cache.
 
-    def block_hashes(self, token_ids: Sequence[int], cache_salt: str) -> list[bytes]:
-        """Chained hashes of the full blocks of `token_ids`. Needs no lock."""
-        root = self._state.root(cache_salt)
-        return list(block_hashes(root, token_ids, self.fingerprint.layout.block_size))
+    def block_hashes(self, spec: SequenceSpec, output_ids: Sequence[int] = ()) -> list[bytes]:
+        """Chained hashes of the full blocks of a prompt and its output. Needs no lock."""
+        known = self._state.prompt_hashes(spec)
+        token_ids = (*spec.token_ids, *output_ids) if output_ids else ()
+        root = root_hash(self._digest, spec.cache_salt)
+        block_size = self.fingerprint.layout.block_size
+        return [*known, *block_hashes(root, token_ids, block_size, known)]
 
-    def match_prefix(self, token_ids: Sequence[int], cache_salt: str) -> int:
-        """Leading full blocks of `token_ids` that are here."""
-        hashes = self.block_hashes(token_ids, cache_salt)
+    def match_prefix(self, hashes: Sequence[bytes]) -> int:
+        """How many of the leading `hashes` have their blocks here."""
         with self._state.lock:
             return len(self._state.pool.match(hashes))
 
@@ -176,6 +178,11 @@ class Engine:
         """Computes one step. Only the engine thread calls it. False if there was nothing to do."""
         return self._steps.step()
 
+    @property
+    def step_age_s(self) -> float:
+        """Seconds that the step under way has lasted; 0 between steps."""
+        return self._steps.age_s
+
     def wait(self, timeout_s: float) -> None:
         """Waits until something has changed since the last step began, or for `timeout_s`."""
         with self._state.changed:
@@ -203,8 +210,7 @@ class Engine:
             self._state.failure = error
             for sequence in list(self._state.sequences.values()):
                 sequence.num_pins = 0
-                self._state.end(sequence)
-                self._state.outbox.append(Failed(sequence.seq_id, error))
+                self._state.fail(sequence, error)
 
     def close(self) -> None:
         """Lets go of the KV tensors."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
-from baton.core.errors import BatonError, InvalidRequest, Unsupported
+from baton.core.errors import BatonError, InvalidRequest, QueueFull, Unsupported
 from baton.core.guide import Guide, GuideKind
 
 MAX_COMPILED = 64
@@ -27,6 +27,7 @@ pattern like (a{1000}){1000} held the engine's thread up for two seconds."""
 _MAX_RENEWALS = 2
 """In a row: the first may lead to a template that others have filled, the second one is new."""
 _MAX_MESSAGE_CHARS = 300
+_RETRY_AFTER_S = 0.5
 _JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,24}"
 """What people indent with. Without a bound, a model that likes whitespace writes nothing else up to
 its last token; small ones do, with blank lines where there are no spaces."""
@@ -167,6 +168,8 @@ class Grammars:
         self._tokenizer_lock = threading.Lock()
         self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
+        self.compiles_on_demand = True
+        """Whether `constraint` compiles a guide that is not kept, which takes long."""
 
     def __contains__(self, guide: Guide) -> bool:
         with self._lock:
@@ -185,11 +188,17 @@ class Grammars:
         self._template(guide)
 
     def constraint(self, guide: Guide, num_prompt_tokens: int) -> GrammarConstraint:
-        """A constraint for one sequence; compiles the guide unless that was done.
+        """A constraint for one sequence.
 
         Raises:
             InvalidRequest, Unsupported: see `compile`.
+            QueueFull: other guides displaced the compiled grammar since; compile it again.
         """
+        if not self.compiles_on_demand and guide not in self:
+            raise QueueFull(
+                "other guides displaced this one's compiled grammar; send the request again",
+                retry_after_s=_RETRY_AFTER_S,
+            )
         return GrammarConstraint(
             self._template(guide),
             num_prompt_tokens,

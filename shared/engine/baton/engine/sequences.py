@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 
 from baton.core.blocks import BlockState
-from baton.core.errors import InvalidRequest, KvCacheFull, PromptTooLong
+from baton.core.errors import BatonError, InvalidRequest, KvCacheFull, PromptTooLong
 from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
 from baton.core.sequence import Sequence, SequenceSpec, SequenceStatus
 from baton.engine.events import Grant, Tokens
@@ -36,19 +36,15 @@ class Sequences:
         self._max_len = max_model_len_tokens
         self._eos_token_ids = eos_token_ids
 
-    def check_tokens(self, token_ids: Collection[int]) -> None:
+    def check_tokens(self, spec: SequenceSpec) -> None:
         """Checks a prompt's tokens.
 
         Raises:
             InvalidRequest: there are none, or one is not in the vocabulary.
         """
-        if not token_ids:
+        if not spec.token_ids:
             raise InvalidRequest("the prompt is empty; give at least one token")
-        low, high = min(token_ids), max(token_ids)
-        if low < 0 or high >= self._vocab_size:
-            raise InvalidRequest(
-                f"token ids must be in [0, {self._vocab_size}), got {low} to {high}"
-            )
+        self._check_range(*spec.token_range())
 
     def resolve_max_tokens(self, num_prompt_tokens: int, sampling: SamplingParams) -> int:
         """Most output tokens of a request.
@@ -79,8 +75,7 @@ class Sequences:
             InvalidRequest, PromptTooLong: it can never run.
             QueueFull: too many wait.
         """
-        self._check(spec)
-        constraint = self._constraint(spec)
+        constraint = self._prepared(spec)
         with self._state.lock:
             sequence = self._state.add(spec, SequenceStatus.WAITING)
             sequence.constraint = constraint
@@ -97,8 +92,7 @@ class Sequences:
             InvalidRequest, PromptTooLong: it can never run.
             KvCacheFull, QueueFull: no room now.
         """
-        self._check(spec)
-        constraint = self._constraint(spec)
+        constraint = self._prepared(spec)
         state = self._state
         num_output = max(1, spec.max_tokens - spec.num_output_tokens)
         headroom = min(state.config.headroom_tokens, num_output)
@@ -148,7 +142,7 @@ class Sequences:
             RequestNotFound: it is not known.
             InvalidRequest: it is not waiting for KV, or the token is not in the vocabulary.
         """
-        self.check_tokens((first_token_id,))
+        self._check_range(first_token_id, first_token_id)
         state = self._state
         with state.lock:
             sequence = self._reserved(seq_id)
@@ -204,6 +198,14 @@ class Sequences:
             self._state.outbox = [e for e in self._state.outbox if e.seq_id != seq_id]
             return self._state.end(sequence, quarantine=quarantine)
 
+    def fail(self, seq_id: str, error: BatonError) -> None:
+        """Ends a sequence with an error, which is its last event. Idempotent."""
+        with self._state.lock:
+            sequence = self._state.sequences.get(seq_id)
+            if sequence is not None:
+                self._state.outbox = [e for e in self._state.outbox if e.seq_id != seq_id]
+                self._state.fail(sequence, error)
+
     def end_quarantine(self, seq_id: str) -> None:
         """Frees the quarantined blocks of a released sequence. Idempotent."""
         with self._state.lock:
@@ -215,11 +217,20 @@ class Sequences:
             raise InvalidRequest(f"{seq_id} is {sequence.status.value}, not waiting for KV")
         return sequence
 
-    def _constraint(self, spec: SequenceSpec) -> GrammarConstraint | None:
+    def _prepared(self, spec: SequenceSpec) -> GrammarConstraint | None:
+        """Checks a spec and hashes its prompt, before the lock is taken."""
+        self._check(spec)
+        self._state.prompt_hashes(spec)
         guide = spec.sampling.guide
         if guide is None:
             return None
         return self._grammars.constraint(guide, len(spec.token_ids) - spec.num_output_tokens)
+
+    def _check_range(self, low: int, high: int) -> None:
+        if low < 0 or high >= self._vocab_size:
+            raise InvalidRequest(
+                f"token ids must be in [0, {self._vocab_size}), got {low} to {high}"
+            )
 
     def _check_named_ids(self, field: str, token_ids: Collection[int]) -> None:
         for token_id in token_ids:
@@ -229,7 +240,7 @@ class Sequences:
                 )
 
     def _check(self, spec: SequenceSpec) -> None:
-        self.check_tokens(spec.token_ids)
+        self.check_tokens(spec)
         self._check_named_ids("logit_bias", spec.sampling.logit_bias)
         self._check_named_ids("stop_token_ids", spec.sampling.stop_token_ids)
         if spec.sampling.seed is None and not spec.sampling.is_greedy:

@@ -6,13 +6,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 
 from baton.core.blocks import BlockPool, BlockState
 from baton.core.errors import BatonError, InvalidRequest, QueueFull, RequestNotFound
-from baton.core.hashing import chain, root_hash
+from baton.core.hashing import block_hashes, root_hash
 from baton.core.sequence import Sequence, SequenceSpec, SequenceStatus
 from baton.engine.config import EngineConfig
-from baton.engine.events import EngineEvent
+from baton.engine.events import EngineEvent, Failed
 
 _RETRY_AFTER_S = 0.5
 
@@ -64,6 +65,7 @@ class EngineState:
             )
         self._num_arrived += 1
         sequence = Sequence(spec, self._num_arrived, time.monotonic(), status)
+        sequence.block_hashes.extend(self.prompt_hashes(spec))
         self.sequences[spec.seq_id] = sequence
         return sequence
 
@@ -78,29 +80,33 @@ class EngineState:
             raise RequestNotFound(f"sequence {seq_id} is not known here")
         return sequence
 
-    def root(self, cache_salt: str) -> bytes:
-        """Parent of a first block. Needs no lock."""
-        return root_hash(self._digest, cache_salt)
+    def prompt_hashes(self, spec: SequenceSpec) -> tuple[bytes, ...]:
+        """Hashes of a prompt's full blocks. Needs no lock; the first call for a spec takes long."""
+        return spec.block_hashes(self._digest, self.pool.block_size)
 
-    def hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
-        """Hashes of the sequence's first blocks, which must be full."""
-        known = sequence.block_hashes
-        size = self.pool.block_size
-        while len(known) < num_blocks:
-            start = len(known) * size
-            parent = known[-1] if known else self.root(sequence.spec.cache_salt)
-            known.append(chain(parent, sequence.token_ids[start : start + size]))
-        return known[:num_blocks]
+    def hashes(self, sequence: Sequence) -> list[bytes]:
+        """Hashes of all full blocks of a sequence. Only those of new output are computed."""
+        known, size = sequence.block_hashes, self.pool.block_size
+        if len(known) < sequence.num_tokens // size:
+            root = root_hash(self._digest, sequence.spec.cache_salt)
+            known.extend(block_hashes(root, sequence.token_ids, size, known))
+        return known
 
     def match(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the longest prefix, which leaves at least one token to compute.
 
-        None if cached KV does not tell what is asked for.
+        Empty if cached KV lacks what was asked for.
         """
         if sequence.is_computed_whole:
             return []
+        if sequence.matched_at != self.pool.num_evictions:
+            sequence.matched_at = self.pool.num_evictions
+            sequence.matched_blocks.clear()
+        found = sequence.matched_blocks
         num_blocks = (sequence.num_tokens - 1) // self.pool.block_size
-        return self.pool.match(self.hashes(sequence, num_blocks))
+        # Waiting prompts are matched in every step: only what the last match lacked is looked up.
+        found += self.pool.match(islice(self.hashes(sequence), len(found), num_blocks))
+        return list(found)
 
     def fork(self, sequence: Sequence, origin_seq_id: str) -> bool:
         """Gives a new sequence the KV of another one with the same prompt, all but the last token.
@@ -145,7 +151,7 @@ class EngineState:
         num_full = sequence.num_computed_tokens // self.pool.block_size
         if num_full <= sequence.num_published_blocks:
             return
-        hashes = self.hashes(sequence, num_full)
+        hashes = self.hashes(sequence)
         for index in range(sequence.num_published_blocks, num_full):
             self.pool.publish(sequence.block_table[index], hashes[index])
         sequence.num_published_blocks = num_full
@@ -175,6 +181,11 @@ class EngineState:
             self._quarantined[seq_id] = []
         self._let_go(sequence)
         return num_blocks
+
+    def fail(self, sequence: Sequence, error: BatonError) -> None:
+        """Ends a sequence with an error, which is its last event."""
+        self.outbox.append(Failed(sequence.seq_id, error))
+        self.end(sequence)
 
     def unpin(self, sequence: Sequence) -> None:
         """A step or transfer is done with the sequence's blocks."""

@@ -15,7 +15,7 @@ from baton.core.sequence import SequenceStatus
 from baton.engine.config import EngineConfig
 from baton.engine.draft_model import DraftRequest, count_accepted, sample_row
 from baton.engine.drafts import Drafts
-from baton.engine.events import BlocksReady, Embedded, Failed, Started, Tokens
+from baton.engine.events import BlocksReady, Embedded, Started, Tokens
 from baton.engine.inputs import Row
 from baton.engine.layers import Completed, layer_news
 from baton.engine.pooling import pooled
@@ -90,6 +90,7 @@ class StepLoop:
         eos_token_ids: frozenset[int],
     ) -> None:
         self.speeds = Speeds()
+        self._began_at_s: float | None = None
         self._config = config
         self._state = state
         self._runner = runner
@@ -97,9 +98,21 @@ class StepLoop:
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
 
+    @property
+    def age_s(self) -> float:
+        """Seconds that the step under way has lasted; 0 between steps. Any thread."""
+        began_at_s = self._began_at_s
+        return 0.0 if began_at_s is None else time.monotonic() - began_at_s
+
     def step(self) -> bool:
         """Computes one step. False if there was nothing to compute."""
-        started_at_s = time.monotonic()
+        self._began_at_s = started_at_s = time.monotonic()
+        try:
+            return self._step(started_at_s)
+        finally:
+            self._began_at_s = None
+
+    def _step(self, started_at_s: float) -> bool:
         with self._state.lock:
             work = self._plan(started_at_s)
         if not work:
@@ -213,7 +226,7 @@ class StepLoop:
             state.pool.set_stage(sequence.block_table, BlockState.IN_USE)
         else:
             state.pool.share(matched)
-            sequence.block_table = list(matched)
+            sequence.block_table = matched
             sequence.num_computed_tokens = len(matched) * state.pool.block_size
             sequence.num_published_blocks = len(matched)
         if not sequence.has_started:
@@ -302,8 +315,7 @@ class StepLoop:
             if entry.sequence.is_released:
                 pass
             elif constraint is not None and constraint.failure is not None:
-                state.outbox.append(Failed(entry.sequence.seq_id, constraint.failure))
-                state.end(entry.sequence)
+                state.fail(entry.sequence, constraint.failure)
             else:
                 self._advance(entry, now)
             state.unpin(entry.sequence)

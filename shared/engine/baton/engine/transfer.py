@@ -68,8 +68,15 @@ class Transfer:
                 )
             self._kv.write(block_ids, layer_start, layer_end, payload)
 
-    def import_blocks(self, hashes: Sequence[bytes], payloads: Sequence[memoryview]) -> int:
+    def import_blocks(
+        self,
+        hashes: Sequence[bytes],
+        payloads: Sequence[memoryview],
+        parents: Sequence[bytes] = (),
+    ) -> int:
         """Puts blocks from elsewhere into the prefix cache, until it is full.
+
+        `parents` are the blocks before them, which must be here: they are kept meanwhile.
 
         Returns:
             Blocks that are there now, of the leading ones of `hashes`.
@@ -83,6 +90,12 @@ class Transfer:
         """Index among `hashes` by block."""
         try:
             with self._state.lock:
+                # Else the imported blocks could take the place of those that they follow.
+                pinned += pool.match(parents)
+                pool.share(pinned)
+                num_parents = len(pinned)
+                if num_parents < len(parents):
+                    return 0
                 for index, block_hash in enumerate(hashes):
                     found = pool.match([block_hash])
                     pool.share(found)
@@ -98,7 +111,7 @@ class Transfer:
                 pool.set_stage(fresh, BlockState.IN_USE)
                 for block_id, index in fresh.items():
                     pool.publish(block_id, hashes[index])
-            return len(pinned)
+            return len(pinned) - num_parents
         finally:
             with self._state.lock:
                 pool.release(pinned)

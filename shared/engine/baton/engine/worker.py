@@ -11,20 +11,17 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from baton.core.errors import Internal, InvalidRequest, QueueFull
+from baton.core.errors import Internal
 from baton.core.guide import Guide
 from baton.engine.config import EngineConfig, OnProgress
 from baton.engine.engine import Engine
-from baton.engine.events import EngineEvent
+from baton.engine.events import EngineEvent, Failed
+from baton.engine.guide_compiler import GuideCompiler
 
 _IDLE_WAIT_S = 0.5
 _JOIN_TIMEOUT_S = 10.0
-_COMPILE_TIMEOUT_S = 10.0
-_MAX_COMPILING = 64
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +36,8 @@ class EngineWorker:
         self._loaded: asyncio.Future[Engine] = self._loop.create_future()
         self._on_progress = on_progress
         self._callbacks: dict[str, Callback] = {}
-        self._compiler = ThreadPoolExecutor(1, "baton-grammar")
-        self._num_compiling = 0
+        self._compiler = GuideCompiler(lambda guide: self.engine.grammars.compile(guide))
         self._is_stopping = False
-        self._last_step_at_s = time.monotonic()
         self._thread = threading.Thread(
             target=self._run, args=(config,), name="baton-engine", daemon=True
         )
@@ -75,10 +70,6 @@ class EngineWorker:
         """True while the thread computes."""
         return self._thread.is_alive() and not self._is_stopping
 
-    def last_step_age_s(self) -> float:
-        """Seconds since the thread last showed life: small when idle, a step's length when busy."""
-        return time.monotonic() - self._last_step_at_s
-
     def subscribe(self, seq_id: str, callback: Callback) -> None:
         """Has a sequence's events delivered, in order. Call it before the sequence starts."""
         self._callbacks[seq_id] = callback
@@ -88,35 +79,18 @@ class EngineWorker:
         self._callbacks.pop(seq_id, None)
 
     async def prepare(self, guide: Guide | None) -> None:
-        """Compiles a guide beside the engine; do it before the sequence comes in.
+        """Compiles a guide. Call it before the sequence is submitted or reserved.
 
         Raises:
-            InvalidRequest: it is refused, or takes too long.
-            Unsupported: the model has no tokenizer for guides.
-            QueueFull: too many are being compiled.
+            InvalidRequest, Unsupported, QueueFull: see GuideCompiler.compile.
         """
-        if guide is None or guide in self.engine.grammars:
-            return
-        if self._num_compiling >= _MAX_COMPILING:
-            raise QueueFull("too many guides are being compiled", retry_after_s=1.0)
-        self._num_compiling += 1
-        try:
-            async with asyncio.timeout(_COMPILE_TIMEOUT_S):
-                await self._loop.run_in_executor(
-                    self._compiler, self.engine.grammars.compile, guide
-                )
-        except TimeoutError:
-            raise InvalidRequest(
-                f"guide.{guide.kind.value} took longer than {_COMPILE_TIMEOUT_S:g} s to compile; "
-                "make it smaller"
-            ) from None
-        finally:
-            self._num_compiling -= 1
+        if guide is not None and guide not in self.engine.grammars:
+            await self._compiler.compile(guide)
 
     async def stop(self) -> None:
         """Ends the thread after the step under way, and lets go of the KV. Idempotent."""
         self._is_stopping = True
-        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._compiler.close()
         if self._loaded.done() and not self._loaded.cancelled() and not self._loaded.exception():
             self.engine.notify()
         await asyncio.to_thread(self._thread.join, _JOIN_TIMEOUT_S)
@@ -127,12 +101,13 @@ class EngineWorker:
         except Exception as error:  # noqa: BLE001 - whoever awaits `start` gets it
             self._call(self._set_loaded, None, error)
             return
+        # A compile on the event loop or on this thread would hold up every stream.
+        engine.grammars.compiles_on_demand = False
         engine.deliver_with(lambda: self._send(engine.drain_events()))
         self._call(self._set_loaded, engine, None)
         try:
             while not self._is_stopping:
                 has_stepped = engine.step()
-                self._last_step_at_s = time.monotonic()
                 self._send(engine.drain_events())
                 if not has_stepped:
                     engine.wait(_IDLE_WAIT_S)
@@ -166,5 +141,15 @@ class EngineWorker:
     def _deliver(self, events: Sequence[EngineEvent]) -> None:
         for event in events:
             callback = self._callbacks.get(event.seq_id)
-            if callback is not None:
+            if callback is None:
+                continue
+            try:
                 callback(event)
+            except Exception:
+                # The other events of this step belong to other requests.
+                logger.exception("a sequence's callback failed", extra={"seq_id": event.seq_id})
+                if isinstance(event, Failed):
+                    self.unsubscribe(event.seq_id)
+                else:
+                    error = Internal("the sequence's reader failed")
+                    self.engine.sequences.fail(event.seq_id, error)

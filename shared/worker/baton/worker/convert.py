@@ -43,11 +43,10 @@ def spec_from_pb(engine: Engine, request: _Attempt, *, prefill_only: bool = Fals
     num_prompt_tokens = len(token_ids) - request.num_output_tokens
     if num_prompt_tokens < 1:
         raise InvalidRequest("token_ids must hold at least one prompt token")
-    engine.sequences.check_tokens(token_ids)
     sampling = sampling_from_pb(request.sampling)
     if sampling.seed is None:
         raise InvalidRequest("sampling.seed must be set")
-    return SequenceSpec(
+    spec = SequenceSpec(
         seq_id=seq_id,
         token_ids=token_ids,
         sampling=sampling,
@@ -57,3 +56,5 @@ def spec_from_pb(engine: Engine, request: _Attempt, *, prefill_only: bool = Fals
         cache_salt=request.cache_salt,
         prefill_only=prefill_only,
     )
+    engine.sequences.check_tokens(spec)
+    return spec

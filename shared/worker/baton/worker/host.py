@@ -21,6 +21,8 @@ from baton.worker.write_back import WriteBack
 
 logger = logging.getLogger(__name__)
 _HOUSEKEEPING_INTERVAL_S = 0.05
+_HUNG_STEP_S = 300.0
+"""Far beyond the longest step, a full batch at the end of a long context on a slow CPU."""
 
 
 class EngineHost:
@@ -81,6 +83,7 @@ class EngineHost:
             stats={
                 **stats.counters,
                 "num_kv_blocks": self.engine.num_kv_blocks,
+                "step_age_s": self.engine.step_age_s,
                 "stored_blocks": self.write_back.num_stored_blocks,
                 "dropped_blocks": self.write_back.num_dropped_blocks,
                 "cache_failures": self.cache.num_failures,
@@ -107,7 +110,7 @@ class EngineHost:
     async def _keep_house(self, sweep: Callable[[float], None]) -> None:
         """Until the engine dies; then the process has to end."""
         subject = kv_events_of(self._runtime.worker_id)
-        while self.worker.is_alive:
+        while self.worker.is_alive and self.engine.step_age_s < _HUNG_STEP_S:
             sweep(time.monotonic())
             for change in self.engine.drain_kv_events():
                 event = KvEvent(
@@ -115,5 +118,8 @@ class EngineHost:
                 )
                 await self._runtime.bus.publish(subject, kv_event_to_bytes(event))
             await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
-        logger.error("engine stopped; the process exits")
+        logger.error(
+            "engine stopped or hangs; the process exits",
+            extra={"step_age_s": self.engine.step_age_s},
+        )
         self._runtime.request_stop(exit_code=1, grace_s=0.0)
