@@ -242,9 +242,7 @@ class Sessions:
         Raises:
             BatonError: the engine takes no such sequence; nothing has changed.
         """
-        self._engine.sequences.commit(
-            session.seq_id, manifest.first_token_id, manifest.first_logprob
-        )
+        self._engine.sequences.commit(session.seq_id, manifest.first_token_id)
         session.reservation.transition(ReservationState.COMMITTED)
         session.committed_at_s = time.monotonic()
         self._table.touch(session.reservation, session.committed_at_s)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from torch.nn.functional import pad
@@ -57,10 +58,8 @@ def sample_row(
 
 def count_accepted(drafts: Sequence[int], sampled: Sequence[Sampled]) -> int:
     """Leading drafts that are the target's own samples."""
-    for index, (draft, own) in enumerate(zip(drafts, sampled, strict=False)):
-        if draft != own.token_id:
-            return index
-    return min(len(drafts), len(sampled))
+    pairs = zip(drafts, sampled, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1].token_id, pairs))
 
 
 @dataclass(frozen=True, slots=True)

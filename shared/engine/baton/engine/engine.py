@@ -46,7 +46,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, on_progress: OnProgress | None = None) -> None:
         use_threads(config.num_threads)
-        report = on_progress or _ignore
+        report: OnProgress = on_progress or (lambda _fraction, _text: None)
         model = self._load(config.model_path, config, report, 0.0, 0.8)
         draft = None
         if config.draft_model_path is not None:
@@ -249,10 +249,6 @@ def _quantization(config: EngineConfig) -> Quantization | None:
         group_size=config.quantization_group_size,
         has_lm_head=config.quantize_lm_head,
     )
-
-
-def _ignore(fraction: float, text: str) -> None:
-    del fraction, text
 
 
 def _max_model_len(config: EngineConfig, model: LoadedModel, num_blocks: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from baton.core.blocks import BlockState
 from baton.core.errors import BatonError, InvalidRequest, KvCacheFull, PromptTooLong
-from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
+from baton.core.sampling import FinishReason, SamplingParams
 from baton.core.sequence import Sequence, SequenceSpec, SequenceStatus
 from baton.engine.events import Grant, Tokens
 from baton.engine.grammar import GrammarConstraint, Grammars
@@ -127,12 +127,7 @@ class Sequences:
             sequence = self._reserved(seq_id)
             self._state.pool.set_stage(sequence.block_table, BlockState.FILLING)
 
-    def commit(
-        self,
-        seq_id: str,
-        first_token_id: int,
-        first_logprob: TokenLogprob | None = None,  # noqa: ARG002
-    ) -> None:
+    def commit(self, seq_id: str, first_token_id: int) -> None:
         """Says that a reservation's KV is complete: it joins the running batch.
 
         The first token is not emitted again. If it ends the output, an event without tokens and
@@ -152,19 +147,9 @@ class Sequences:
             state.make_ready(sequence)
             reason, stop_token_id = finish_reason(sequence, self._eos_token_ids)
             if reason is not None:
-                state.outbox.append(
-                    Tokens(
-                        seq_id=seq_id,
-                        token_index=sequence.num_output_tokens,
-                        token_ids=(),
-                        logprobs=(),
-                        finish_reason=reason,
-                        stop_token_id=stop_token_id,
-                        draft_tokens=0,
-                        accepted_tokens=0,
-                        at_s=time.monotonic(),
-                    )
-                )
+                index, now = sequence.num_output_tokens, time.monotonic()
+                # No tokens: the sender of the KV has reported the first one.
+                state.outbox.append(Tokens(seq_id, index, (), (), reason, stop_token_id, 0, 0, now))
                 state.end(sequence)
             state.touch()
 

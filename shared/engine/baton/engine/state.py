@@ -35,7 +35,7 @@ class EngineState:
         self.waiting: dict[str, Sequence] = {}
         """To be computed, or ready for a place in the batch."""
         self.outbox: list[EngineEvent] = []
-        self.deliver: Callable[[], None] = _nobody_listens
+        self.deliver: Callable[[], None] = lambda: None
         """Has the outbox emptied while a step computes. Called without `lock`."""
         self.counters: Counter[str] = Counter()
         self._digest = digest
@@ -220,7 +220,3 @@ class EngineState:
         self.pool.set_stage(sequence.block_table, BlockState.READY)
         self.waiting[sequence.seq_id] = sequence
         self.publish(sequence)
-
-
-def _nobody_listens() -> None:
-    """Events wait for the end of the step."""
