@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.system import System
+from tests.support.tiers import representatives
 from tests.support.tiny_models import make_tiny_model
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ async def system(
 
 @pytest.mark.timeout(180)
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", representatives(KINDS, {"llama", "mixtral"}))
 async def test_tokens_equal_transformers_through_the_whole_relay(system: System, kind: str) -> None:
     path = system.models[kind]
     prefill = await system.worker("prefill", kind, max_num_batched_tokens=128)

@@ -8,6 +8,7 @@ import pytest
 
 from baton.client import AsyncClient, RetryPolicy
 from tests.support.system import System, free_port
+from tests.support.tiers import representatives
 from tests.support.tiny_models import make_tiny_model
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ NUM_TOKENS = 400
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("temperature", representatives([0.0, 0.9], {0.9}))
 async def test_the_answer_is_the_same_as_without_the_crash(
     tmp_path: Path, temperature: float
 ) -> None:

@@ -297,6 +297,13 @@ def _explore(start: World) -> Explored:
     return found
 
 
+def test_no_behaviour_without_faults_corrupts_or_leaks() -> None:
+    found = _explore(World(Decoder(), faults_left=0))
+    assert found.num_ends > 0
+    assert ("finished", "finished") in found.outcomes
+
+
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_no_behaviour_of_two_handoffs_corrupts_or_leaks() -> None:
     found = _explore(World(Decoder(), faults_left=1))
