@@ -16,7 +16,7 @@ SERVICE ?= decode
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
-LIBRARIES := protos shared/core shared/wire shared/rpc shared/engine shared/worker shared/client
+LIBRARIES := protos shared/core shared/wire shared/handoff shared/rpc shared/engine shared/worker shared/client
 SERVICES := services/gateway services/tokenizer services/scheduler services/prefill services/decode services/cache
 PARTS := $(LIBRARIES) $(SERVICES) shared/cli
 STAMP := $(VENV)/.baton-setup

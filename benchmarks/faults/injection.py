@@ -34,7 +34,7 @@ class Injection:
 
     kind: str
     faults: str = ""
-    """For the prefill worker: see baton.prefill.faults."""
+    """For the prefill worker: see tests.support.faults."""
     kill_role: str = ""
     kill_after_s: float = 0.0
     cancel_after_s: float | None = None

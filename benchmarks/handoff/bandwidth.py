@@ -28,24 +28,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from baton.core.handoff.frames import Manifest
+from baton.core.handoff.frames import Manifest, Span
 from baton.core.handoff.reservation import Reservation, ReservationState
 from baton.core.handoff.verification import Expected
 from baton.core.hashing import Fingerprint, KvLayout, tokens_hash
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
-from baton.decode.intake import Intake
-from baton.decode.regions import Regions
-from baton.decode.servicer import KvTransferServicer
 from baton.decode.sessions import Session
 from baton.decode.settings import DecodeSettings
 from baton.engine.events import Grant
 from baton.engine.kv_cache import KvCache
-from baton.prefill.handoff import Push, PushReport, PushTarget
-from baton.prefill.peers import PushCall
-from baton.prefill.transports import Transports
+from baton.handoff.push_stream import PushStream
+from baton.handoff.receiver import Intake
+from baton.handoff.sender import PushReport, PushSender, PushTarget, SenderParts
+from baton.handoff.transports.registry import ReceiverTransports, SenderTransports
 from baton.rpc.server import create_server, listen
 from baton.wire.channel import ChannelPool
+from baton.wire.clock import SystemClock
+from baton.wire.push import RpcPushCall, add_push_server
 
 TRANSPORTS = ("nixl", "shm", "grpc")
 _BLOCK_SIZE = 16
@@ -105,10 +105,9 @@ def _memcpy_gb_per_s(num_bytes: int) -> float:
 
 
 class _Receiver:
-    """In place of a decode worker's engine, its transfer and sessions: every reservation exists."""
+    """In place of a decode worker's engine and sessions: every reservation exists."""
 
     def __init__(self, num_blocks: int) -> None:
-        self.engine = self.transfer = self
         self._num_blocks = num_blocks
         self.fingerprint = _FINGERPRINT
         self._kv = KvCache(_LAYOUT, num_blocks, torch.device("cpu"))
@@ -120,10 +119,8 @@ class _Receiver:
             tokens_hash(_spec(num_blocks).token_ids),
         )
 
-    def write_blocks(
-        self, _seq_id: str, start: int, count: int, first: int, end: int, payload: memoryview
-    ) -> None:
-        self._kv.write(range(start, start + count), first, end, payload)
+    def write(self, _seq_id: str, span: Span, _encoding: Any, payload: memoryview) -> None:
+        self._kv.write(_blocks(span), span.layer_start, span.layer_end, payload)
 
     def find(self, reservation_id: str, epoch: int) -> Any:
         reservation = Reservation(reservation_id, "request", 1, epoch, 0.0)
@@ -151,15 +148,14 @@ def _receive(ready: Connection, transport: str, num_blocks: int) -> None:
         intake = Intake(
             receiver,
             receiver,
-            Regions(_ordered(transport).split(","), settings.transport_bytes),
+            ReceiverTransports(_ordered(transport).split(","), settings.transport_bytes),
             num_credits=settings.credits,
             progress_timeout_s=_TIMEOUT_S,
+            clock=SystemClock(),
         )
-        service: Any = SimpleNamespace(
-            loaded=lambda: SimpleNamespace(intake=intake), count_push=lambda *_: None
-        )
+        service: Any = SimpleNamespace(receive=intake.receive, push_ended=lambda *_: None)
         server = create_server(settings)
-        server.add_generic_rpc_handlers((KvTransferServicer(service).handlers(),))
+        add_push_server(server, service, SystemClock())
         port = listen(server, settings)
         await server.start()
         ready.send(f"127.0.0.1:{port}")
@@ -173,33 +169,32 @@ async def _send(address: str, transport: str, num_blocks: int, repeats: int) -> 
     for part in (*kv.keys, *kv.values):
         part.normal_()
 
-    def read_blocks(_seq_id: str, start: int, count: int, *layers_and_out: Any) -> memoryview:
-        return kv.read(range(start, start + count), *layers_and_out)
+    def read(_seq_id: str, span: Span, _encoding: Any, out: memoryview) -> None:
+        kv.read(_blocks(span), span.layer_start, span.layer_end, out)
 
-    transfer = SimpleNamespace(read_blocks=read_blocks)
-    engine: Any = SimpleNamespace(fingerprint=_FINGERPRINT, transfer=transfer)
+    store: Any = SimpleNamespace(fingerprint=_FINGERPRINT, read=read)
     channels = ChannelPool(max_message_bytes=4 << 20)
-    transports = Transports(
-        _ordered(transport).split(","), clock=time.monotonic, on_fallback=lambda *_: None
+    transports = SenderTransports(
+        _ordered(transport).split(","), clock=SystemClock(), on_fallback=lambda *_: None
     )
     reports = []
     with ThreadPoolExecutor(2) as readers:
         for epoch in range(1, repeats + 1):
-            push = Push(
-                engine,
+            push = PushSender(
+                SenderParts(store, readers, SystemClock(), _TIMEOUT_S),
                 _spec(num_blocks),
                 PushTarget("receiver", address, "reservation", epoch, 0),
-                connect=lambda: PushCall(
-                    channels, address, timeout_s=_TIMEOUT_S, transports=transports
-                ),
-                readers=readers,
-                progress_timeout_s=_TIMEOUT_S,
+                lambda: PushStream(RpcPushCall(channels, address, _TIMEOUT_S), address, transports),
             )
             push.ready(num_blocks)
             push.finish(1, None, time.monotonic())
             reports.append(await push.run("request", 1, "sender"))
     await channels.close()
     return reports
+
+
+def _blocks(span: Span) -> range:
+    return range(span.block_start, span.block_start + span.num_blocks)
 
 
 def _ordered(transport: str) -> str:

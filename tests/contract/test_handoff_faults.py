@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import ErrorReason, KvLayoutMismatch
-from baton.core.handoff.frames import Chunk, Opening, Span
-from baton.prefill.peers import PushCall
+from baton.core.handoff.frames import Chunk, ChunkFrame, Opening, Span
 from baton.v1 import decode_pb2, kv_transfer_pb2, prefill_pb2
 from baton.wire.channel import ChannelPool
+from baton.wire.push import RpcPushCall
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
 from tests.support.transports import TRANSPORTS
@@ -176,13 +176,13 @@ async def test_a_push_cannot_write_outside_of_its_reservation(pair: Pair) -> Non
     prompt = prompt_of(40)
     grant = await pair.reserve(prompt)
     channels = ChannelPool(max_message_bytes=4 << 20)
-    call = PushCall(channels, grant.push_address, timeout_s=10)
+    call = RpcPushCall(channels, grant.push_address, timeout_s=10)
     fingerprint = pair.prefill.engine.fingerprint
-    await call.open(Opening(grant.reservation_id, "req", 1, grant.epoch, fingerprint, "me"))
+    await call.write(Opening(grant.reservation_id, "req", 1, grant.epoch, fingerprint, "me"))
     await call.read()
     span = Span(0, fingerprint.layout.num_layers, 3, 1)
     payload = bytes(span.num_bytes(fingerprint.layout))
-    await call.chunk(Chunk(grant.epoch, 0, span, 0), memoryview(payload))
+    await call.write(ChunkFrame(Chunk(grant.epoch, 0, span, 0), memoryview(payload)))
     with pytest.raises(KvLayoutMismatch, match=r"blocks \[3, 4\) are outside"):
         await call.read()
     call.cancel()

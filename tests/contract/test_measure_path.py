@@ -11,9 +11,9 @@ import pytest
 
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus
 from baton.core.errors import ErrorReason
-from baton.prefill.peers import Path as Measured
 from baton.v1 import prefill_pb2
 from baton.wire.errors import error_from_rpc
+from baton.wire.push import PathMeasurement as Measured
 from tests.support.tiny_models import make_tiny_model
 from tests.support.workers import Pair, worker_pair
 

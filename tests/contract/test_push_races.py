@@ -11,12 +11,12 @@ import pytest
 import xxhash
 
 from baton.core.errors import ErrorReason, StaleEpoch
-from baton.core.handoff.frames import Chunk, Credit, Opening, Span
-from baton.decode.intake import _end
-from baton.prefill.peers import PushCall
+from baton.core.handoff.frames import Chunk, ChunkFrame, Credit, Opening, Span
+from baton.handoff.receiver import _end
 from baton.v1 import decode_pb2
 from baton.wire.channel import ChannelPool
 from baton.wire.errors import error_from_rpc
+from baton.wire.push import RpcPushCall
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model
 from tests.support.workers import worker_pair
@@ -50,14 +50,14 @@ async def test_a_release_during_a_write_ends_the_push_when_the_write_has_ended(
 
         monkeypatch.setattr(engine.transfer, "write_blocks", slow_write)
         channels = ChannelPool(max_message_bytes=4 << 20)
-        call = PushCall(channels, grant.push_address, timeout_s=20)
+        call = RpcPushCall(channels, grant.push_address, timeout_s=20)
         fingerprint = engine.fingerprint
-        await call.open(Opening(grant.reservation_id, "req", 1, grant.epoch, fingerprint, "me"))
+        await call.write(Opening(grant.reservation_id, "req", 1, grant.epoch, fingerprint, "me"))
         assert isinstance(await call.read(), Credit)
         span = Span(0, fingerprint.layout.num_layers, 0, 1)
         payload = bytes(span.num_bytes(fingerprint.layout))
         checksum = xxhash.xxh3_64_intdigest(payload)
-        await call.chunk(Chunk(grant.epoch, 0, span, checksum), memoryview(payload))
+        await call.write(ChunkFrame(Chunk(grant.epoch, 0, span, checksum), memoryview(payload)))
         await eventually(is_writing.is_set)
 
         released = await pair.to_decode.Release(

@@ -13,11 +13,13 @@ import xxhash
 
 from baton.core.errors import KvChecksum, StaleEpoch
 from baton.core.handoff.frames import Chunk, Committed, Credit, Opening, Span
-from baton.prefill.peers import PushCall
-from baton.prefill.transports import Transports
-from baton.rpc.nixl import NixlAgent
+from baton.handoff.push_stream import PushStream
+from baton.handoff.transports.nixl import NixlAgent
+from baton.handoff.transports.registry import SenderTransports
 from baton.v1 import decode_pb2, prefill_pb2
 from baton.wire.channel import ChannelPool
+from baton.wire.clock import SystemClock
+from baton.wire.push import RpcPushCall
 from tests.support.eventually import eventually
 from tests.support.shared_memory import num_held
 from tests.support.tiny_models import load_reference, reference_greedy
@@ -99,7 +101,7 @@ async def test_memory_that_is_not_seen_here_is_not_asked_for_again(
             raise FileNotFoundError(path)
         return real_open(path, *args)
 
-    monkeypatch.setattr("baton.rpc.shared_memory.os.open", other_namespace)
+    monkeypatch.setattr("baton.handoff.transports.shm.os.open", other_namespace)
     await _expect_reference(pair, model_path, "a")
     await _expect_reference(pair, model_path, "b")
     assert _count(pair, "handoff_fallbacks", transport="shm", at="open") == 1
@@ -137,7 +139,7 @@ async def test_memory_that_nixl_cannot_read_is_left_for_the_next_transport(
 
     setting = {"kv_transports": transports.replace("grpc", "shm,grpc")}
     async with worker_pair(model_path, prefill=setting, decode=setting) as pair:
-        monkeypatch.setattr("baton.rpc.nixl.NixlAgent.read", unreachable)
+        monkeypatch.setattr("baton.handoff.transports.nixl.NixlAgent.read", unreachable)
         await _expect_reference(pair, model_path)
         assert _used(pair) == {"shm"}
         assert _count(pair, "handoff_fallbacks", transport="nixl", at="declined") == 1
@@ -156,7 +158,7 @@ async def test_a_read_that_fails_in_mid_push_costs_one_attempt(
 
     setting = {"kv_transports": transports.replace("grpc", "shm,grpc")}
     async with worker_pair(model_path, prefill=setting, decode=setting) as pair:
-        monkeypatch.setattr("baton.rpc.nixl.NixlAgent.read", fail_on_chunks)
+        monkeypatch.setattr("baton.handoff.transports.nixl.NixlAgent.read", fail_on_chunks)
         grant = await pair.reserve(PROMPT)
         with pytest.raises(grpc.aio.AioRpcError, match="could not be read"):
             await pair.run_prefill(pair.prefill_request(PROMPT, grant))
@@ -169,7 +171,7 @@ async def test_a_read_that_fails_in_mid_push_costs_one_attempt(
 async def test_without_nixl_workers_start_and_use_the_next_transport(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.rpc.nixl._MODULES", ("no_such_library",))
+    monkeypatch.setattr("baton.handoff.transports.nixl._MODULES", ("no_such_library",))
     setting = {"kv_transports": "nixl,shm,grpc"}
     async with worker_pair(model_path, prefill=setting, decode=setting) as pair:
         await _expect_reference(pair, model_path)
@@ -182,10 +184,11 @@ class _Writer:
 
     def __init__(self, pair: Pair) -> None:
         self.channels = ChannelPool(max_message_bytes=4 << 20)
-        transports = Transports(["shm"], clock=lambda: 0.0, on_fallback=lambda *_: None)
-        self.call = PushCall(
-            self.channels, pair.decode.address, timeout_s=20, transports=transports
+        transports = SenderTransports(
+            ("shm", "grpc"), clock=SystemClock(), on_fallback=lambda *_: None
         )
+        address = pair.decode.address
+        self.call = PushStream(RpcPushCall(self.channels, address, 20), address, transports)
         self.fingerprint = pair.decode.engine.fingerprint
         self.worker_id = "me"
         self.span = Span(0, self.fingerprint.layout.num_layers, 0, 1)

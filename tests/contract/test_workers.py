@@ -282,7 +282,7 @@ async def test_probe_counts_bytes(pair: Pair) -> None:
 async def test_a_probe_is_bounded_in_bytes_and_in_time(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.decode.servicer._MAX_PROBE_BYTES", 2000)
+    monkeypatch.setattr("baton.wire.push._MAX_PROBE_BYTES", 2000)
     channels = ChannelPool(max_message_bytes=4 << 20)
     stub = kv_transfer_pb2_grpc.KvTransferServiceStub(channels.get(pair.decode.address))
 
@@ -291,7 +291,7 @@ async def test_a_probe_is_bounded_in_bytes_and_in_time(
         await asyncio.Event().wait()
 
     await refused(ErrorReason.INVALID_REQUEST, stub.Probe(requests(2001), timeout=20))
-    monkeypatch.setattr("baton.decode.servicer._PROBE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("baton.wire.push._PROBE_TIMEOUT_S", 0.05)
     await refused(ErrorReason.STALLED, stub.Probe(requests(1), timeout=20))
     await channels.close()
 

@@ -65,7 +65,11 @@ def test_copies_only_what_is_in_the_repository_and_not_ignored() -> None:
 def test_shared_parts_that_a_service_needs_are_installed_with_it() -> None:
     """A distribution of ours that is missing from the build would be looked for in an index."""
     always = set(re.findall(r"\./(?:shared/)?(\w+)", re.search(r'parts="(.*?)"', _text())[1]))  # type: ignore[index]
-    extra = {"gateway": {"client"}, "prefill": {"engine", "worker"}, "decode": {"engine", "worker"}}
+    extra = {
+        "gateway": {"client"},
+        "prefill": {"handoff", "engine", "worker"},
+        "decode": {"handoff", "engine", "worker"},
+    }
     for part in parts():
         if part.name not in SERVICES:
             continue

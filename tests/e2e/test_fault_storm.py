@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from baton.prefill.faults import NO_FAULTS, parse_faults
 from benchmarks.faults.__main__ import main, table, totals
 from benchmarks.faults.injection import WEIGHTS, draw, make
 from benchmarks.faults.storm import Outcome
+from tests.support.faults import NO_FAULTS, parse_faults
 
 HANDOFFS, SEED = 64, 17
 

@@ -23,6 +23,7 @@ from baton.client import AsyncClient
 from baton.v1.control_pb2 import GetStatusRequest
 from baton.v1.control_pb2_grpc import ControlServiceStub
 from tests.support.eventually import eventually
+from tests.support.repository import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from baton.v1.inference_pb2 import ServiceStatus
 
 START_TIMEOUT_S = 90.0
+FAULTS_VARIABLE = "BATON_TEST_FAULTS"
+"""See tests.support.faulty_prefill, which this process does not import: it loads torch."""
 KEPT_STATES = frozenset({"free", "cached"})
 
 
@@ -136,8 +139,8 @@ class System:
             self.nats.wait(10)
             self.nats = None
 
-    def spawn(self, role: str, **settings: object) -> Process:
-        """Starts one service; `wait_ready` waits for it."""
+    def spawn(self, role: str, *, fault: str = "", **settings: object) -> Process:
+        """Starts one service, a prefill worker with faults if asked; `wait_ready` waits for it."""
         self.num_started += 1
         number = self.num_started
         log = self.directory / f"{role}-{number}.log"
@@ -153,9 +156,12 @@ class System:
         }
         for name, value in settings.items():
             env[f"BATON_{role.upper()}_{name.upper()}"] = str(value)
+        module = f"baton.{role}"
+        if fault:
+            module, env[FAULTS_VARIABLE] = "tests.support.faulty_prefill", fault
         with log.open("wb") as out:
             popen = subprocess.Popen(
-                [sys.executable, "-m", f"baton.{role}"], stdout=out, stderr=out, env=env
+                [sys.executable, "-m", module], stdout=out, stderr=out, env=env, cwd=ROOT
             )
         process = Process(role, popen, log, ready_file)
         self.processes.append(process)

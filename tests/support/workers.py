@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from baton.wire.channel import ChannelPool
 from baton.wire.clock import SystemClock
 from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
+from tests.support.faulty_prefill import faulty
 
 
 class RecordingBus(Bus):
@@ -79,7 +80,7 @@ class Hosted:
 
 @asynccontextmanager
 async def hosted(
-    settings: ServiceSettings, service_cls: type[Any], cache_address: str = ""
+    settings: ServiceSettings, service_cls: Callable[[Any], Any], cache_address: str = ""
 ) -> AsyncIterator[Hosted]:
     """Runs a service behind a gRPC server of its own."""
     worker_id = f"{settings.role}-test"
@@ -294,10 +295,12 @@ async def worker_pair(
                 cache_address,
             )
         )
+        settings = dict(prefill or {})
+        fault = settings.pop("fault", "")
         hosted_prefill = await stack.enter_async_context(
             hosted(
-                worker_settings(PrefillSettings, model_path, **(prefill or {})),
-                PrefillService,
+                worker_settings(PrefillSettings, model_path, **settings),
+                faulty(fault) if fault else PrefillService,
                 cache_address,
             )
         )

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 import grpc
 from opentelemetry.context import Context
 
 from baton.core.errors import BatonError, WorkerDraining
-from baton.core.handoff.frames import KvEncoding
+from baton.core.handoff.frames import KvEncoding, PushAnswer, PushFrame
 from baton.decode import spans
-from baton.decode.intake import Intake
-from baton.decode.regions import Regions
-from baton.decode.servicer import DecodeServicer, KvTransferServicer, register
+from baton.decode.servicer import DecodeServicer, register
 from baton.decode.sessions import Session, Sessions
 from baton.decode.settings import DecodeSettings
+from baton.handoff.receiver import Intake
+from baton.handoff.transports.registry import ReceiverTransports, parse_transports
 from baton.rpc.runtime import Runtime, ServiceSnapshot
-from baton.rpc.shared_memory import parse_transports
+from baton.wire.push import add_push_server
+from baton.worker.engine_store import EngineStore
 from baton.worker.host import EngineHost
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ class Loaded:
 
     host: EngineHost
     sessions: Sessions
-    intake: Intake
+    intake: Intake[Session]
 
 
 class DecodeService:
@@ -59,7 +61,10 @@ class DecodeService:
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Adds DecodeService and KvTransferService."""
-        return register(server, DecodeServicer(self), KvTransferServicer(self))
+        return [
+            register(server, DecodeServicer(self)),
+            add_push_server(server, self, self._runtime.clock),
+        ]
 
     async def start(self) -> None:
         """Loads the model."""
@@ -74,11 +79,12 @@ class DecodeService:
             encodings=frozenset(KvEncoding if settings.take_int8_kv else [KvEncoding.NATIVE]),
         )
         intake = Intake(
-            host.worker,
+            EngineStore(host.engine),
             sessions,
-            Regions(parse_transports(settings.kv_transports), settings.transport_bytes),
+            ReceiverTransports(parse_transports(settings.kv_transports), settings.transport_bytes),
             num_credits=settings.credits,
             progress_timeout_s=settings.progress_timeout_s,
+            clock=self._runtime.clock,
         )
         self._loaded = Loaded(host, sessions, intake)
         host.keep_house(sessions.sweep_once)
@@ -116,7 +122,11 @@ class DecodeService:
         """Records a finished Decode call's stages."""
         spans.record(self._runtime.telemetry, session, parent, time.monotonic())
 
-    def count_push(self, num_bytes: int, error: BatonError | None) -> None:
+    def receive(self, frames: AsyncIterator[PushFrame]) -> AsyncGenerator[PushAnswer, None]:
+        """Serves one push."""
+        return self.loaded().intake.receive(frames)
+
+    def push_ended(self, num_bytes: int, error: BatonError | None) -> None:
         """Counts a push that ended."""
         self._received.inc(num_bytes)
         if error is not None:

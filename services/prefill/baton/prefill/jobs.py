@@ -20,8 +20,7 @@ from baton.core.sequence import SequenceSpec
 from baton.core.timeline import Slice
 from baton.engine.events import BlocksReady, EngineEvent, Failed, LayersReady, Started, Tokens
 from baton.engine.worker import EngineWorker
-from baton.prefill.faults import Faults
-from baton.prefill.handoff import Push, PushReport, PushTarget
+from baton.handoff.sender import PushReport, PushSender, PushTarget
 from baton.prefill.holds import Hold, Holds
 from baton.prefill.prefix import PrefixSource
 from baton.prefill.progress import Progress
@@ -75,7 +74,7 @@ class JobDone:
 
 
 JobEvent = JobStarted | JobFirstToken | JobDone
-MakePush = Callable[[SequenceSpec, PushTarget, Faults], Push]
+MakeSender = Callable[[SequenceSpec, PushTarget], PushSender]
 
 
 class _Running:
@@ -130,16 +129,14 @@ class Jobs:
         *,
         worker_id: str,
         hold_lease_s: float,
-        make_push: MakePush,
-        next_faults: Callable[[str, int], Faults],
+        make_sender: MakeSender,
     ) -> None:
         self._worker = worker
         self._engine = worker.engine
         self._block_size = worker.engine.fingerprint.layout.block_size
         self._prefix = prefix
         self._worker_id = worker_id
-        self._make_push = make_push
-        self._next_faults = next_faults
+        self._make_sender = make_sender
         self._running: dict[str, _Running] = {}
         self._holds = Holds(hold_lease_s)
         self._is_idle = asyncio.Event()
@@ -246,16 +243,13 @@ class Jobs:
     async def _compute(self, running: _Running) -> AsyncGenerator[JobEvent, None]:
         job = running.job
         arrived_at_s = time.monotonic()
-        faults = self._next_faults(job.request_id, job.attempt)
-        if faults.delay_start_s:
-            await asyncio.sleep(faults.delay_start_s)
         num_fetched = await self._prefix.fetch(job.spec)
         self._worker.subscribe(job.spec.seq_id, running.put)
         self._engine.sequences.submit(job.spec)
         started_at_s = arrived_at_s
         block_size = self._engine.fingerprint.layout.block_size
         progress = Progress(len(job.spec.token_ids), block_size)
-        async with _Pushing(self, running, faults) as pushing:
+        async with _Pushing(self, running) as pushing:
             while True:
                 event = await running.next(self._worker)
                 match event:
@@ -265,12 +259,10 @@ class Jobs:
                         pushing.start()
                         pushing.ready(event.num_cached_tokens // self._block_size)
                         yield self._started(event, arrived_at_s, num_fetched)
-                    case LayersReady() if not faults.delay_chunk_s:
+                    case LayersReady():
                         pushing.layers_ready(event.num_blocks, event.layer_end)
                     case BlocksReady():
                         progress.computed(event.num_blocks, event.at_s)
-                        if faults.delay_chunk_s:
-                            await asyncio.sleep(faults.delay_chunk_s)
                         pushing.ready(event.num_blocks)
                     case Tokens():
                         break
@@ -305,11 +297,11 @@ class Jobs:
             fetched_tokens=min(num_fetched * self._block_size, event.num_cached_tokens),
         )
 
-    def begin_push(self, job: Job, faults: Faults) -> Push | None:
+    def make_sender(self, job: Job) -> PushSender | None:
         """The push of a job, if it has a target."""
-        return None if job.target is None else self._make_push(job.spec, job.target, faults)
+        return None if job.target is None else self._make_sender(job.spec, job.target)
 
-    def run_push(self, push: Push, job: Job) -> asyncio.Task[PushReport]:
+    def run_push(self, push: PushSender, job: Job) -> asyncio.Task[PushReport]:
         """Runs a push beside the computation."""
         return asyncio.create_task(push.run(job.request_id, job.attempt, self._worker_id))
 
@@ -326,10 +318,10 @@ class Jobs:
 class _Pushing:
     """A job's push, if it has a target: never outlives the job, and fails it when it fails."""
 
-    def __init__(self, jobs: Jobs, running: _Running, faults: Faults) -> None:
+    def __init__(self, jobs: Jobs, running: _Running) -> None:
         self._jobs = jobs
         self._running = running
-        self._push = jobs.begin_push(running.job, faults)
+        self._push = jobs.make_sender(running.job)
         self._task: asyncio.Task[PushReport] | None = None
 
     async def __aenter__(self) -> _Pushing:

@@ -13,18 +13,18 @@ from baton.core.errors import RequestNotFound, WorkerDraining
 from baton.core.handoff.frames import KvEncoding
 from baton.core.sequence import SequenceSpec
 from baton.engine.kv_int8 import int8_layout
+from baton.handoff.push_stream import PushStream
+from baton.handoff.sender import PushSender, PushTarget, SenderParts
+from baton.handoff.transports.registry import SenderTransports, parse_transports
 from baton.prefill.embeddings import Embeddings
-from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, FaultyCall
-from baton.prefill.handoff import Push, PushTarget
 from baton.prefill.jobs import Job, JobDone, Jobs
-from baton.prefill.peers import Path, PushCall, measure_path
 from baton.prefill.prefix import PrefixSource
 from baton.prefill.servicer import PrefillServicer, register
 from baton.prefill.settings import PrefillSettings
 from baton.prefill.spans import Recorder
-from baton.prefill.transports import Transports
 from baton.rpc.runtime import Runtime, ServiceSnapshot
-from baton.rpc.shared_memory import parse_transports
+from baton.wire.push import PathMeasurement, RpcPushCall, probe
+from baton.worker.engine_store import EngineStore
 from baton.worker.host import EngineHost
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,6 @@ class PrefillService:
     def __init__(self, runtime: Runtime[PrefillSettings]) -> None:
         self._runtime = runtime
         self._settings = runtime.settings
-        self._faults = FaultPlan(runtime.settings.fault)
         runtime.members.on_change(self._warm_channels)
         self._loaded: Loaded | None = None
         self._sent = runtime.metrics.counter(
@@ -58,9 +57,9 @@ class PrefillService:
         fallbacks = runtime.metrics.counter(
             "handoff_fallbacks", "Transports that were not used though wanted", ("transport", "at")
         )
-        self._transports = Transports(
+        self._transports = SenderTransports(
             parse_transports(runtime.settings.kv_transports),
-            clock=runtime.clock.now,
+            clock=runtime.clock,
             on_fallback=lambda name, at: fallbacks.labels(name, at).inc(),
         )
         self._transfer_s = runtime.metrics.histogram(
@@ -79,8 +78,6 @@ class PrefillService:
     async def start(self) -> None:
         """Loads the model."""
         settings = self._settings
-        if self._faults.is_on:
-            logger.warning("prompts go wrong on purpose", extra={"fault": settings.fault})
         host = await EngineHost.load(self._runtime, num_copiers=_NUM_COPIERS)
         if settings.kv_encoding == "int8":
             int8_layout(host.engine.fingerprint.layout)  # says so if it cannot be
@@ -90,8 +87,7 @@ class PrefillService:
             prefix,
             worker_id=self._runtime.worker_id,
             hold_lease_s=settings.hold_lease_s,
-            make_push=self._make_push,
-            next_faults=self._faults.next,
+            make_sender=self._make_sender,
         )
         self._loaded = Loaded(host, jobs, Embeddings(host.worker, prefix), prefix)
         host.keep_house(jobs.sweep_once)
@@ -140,7 +136,7 @@ class PrefillService:
             push_bytes_per_s=loaded.jobs.push_bytes_per_s,
         )
 
-    async def measure_path(self, decode_worker_id: str, num_bytes: int) -> Path:
+    async def measure_path(self, decode_worker_id: str, num_bytes: int) -> PathMeasurement:
         """What the way to a decode worker is like.
 
         Raises:
@@ -150,7 +146,11 @@ class PrefillService:
         member = self._runtime.members.view().get(decode_worker_id)
         if member is None or member.status.role != "decode":
             raise RequestNotFound(f"decode worker {decode_worker_id!r} is not known here")
-        return await measure_path(self._runtime.channels, member.status.address, num_bytes)
+        to = self._runtime.channels, member.status.address
+        await probe(*to, 0, self._runtime.clock)  # connects
+        _, round_trip_s = await probe(*to, 0, self._runtime.clock)
+        num_arrived, transfer_s = await probe(*to, num_bytes, self._runtime.clock)
+        return PathMeasurement(num_arrived, transfer_s, round_trip_s)
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:
         """Hashes in the prefix cache."""
@@ -178,27 +178,21 @@ class PrefillService:
             await loaded.host.stop()
         self._transports.close()
 
-    def _make_push(self, spec: SequenceSpec, target: PushTarget, faults: Faults) -> Push:
-        loaded = self.loaded()
+    def connect(self, spec: SequenceSpec, target: PushTarget) -> PushStream:  # noqa: ARG002
+        """Opens the stream of a sequence's push."""
+        call = RpcPushCall(self._runtime.channels, target.address, _MAX_PUSH_S)
+        return PushStream(call, target.address, self._transports)
 
-        def connect() -> PushCall:
-            call = PushCall(
-                self._runtime.channels,
-                target.address,
-                timeout_s=_MAX_PUSH_S,
-                transports=self._transports,
-            )
-            return call if faults == NO_FAULTS else FaultyCall(call, faults)
-
-        return Push(
-            loaded.host.engine,
-            spec,
-            target,
-            connect=connect,
-            readers=loaded.host.copiers,
+    def _make_sender(self, spec: SequenceSpec, target: PushTarget) -> PushSender:
+        host = self.loaded().host
+        parts = SenderParts(
+            store=EngineStore(host.engine),
+            readers=host.copiers,
+            clock=self._runtime.clock,
             progress_timeout_s=self._settings.progress_timeout_s,
             encoding=KvEncoding[self._settings.kv_encoding.upper()],
         )
+        return PushSender(parts, spec, target, lambda: self.connect(spec, target))
 
 
 def build(runtime: Runtime[PrefillSettings]) -> PrefillService:

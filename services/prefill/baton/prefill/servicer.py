@@ -13,7 +13,7 @@ from baton.core.errors import InvalidRequest, QueueFull
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
-from baton.prefill.handoff import PushTarget
+from baton.handoff.sender import PushTarget
 from baton.prefill.jobs import Job, JobDone, JobEvent, JobFirstToken, JobStarted
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from baton.wire.sampling import finish_to_pb, logprob_to_pb

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from baton.engine.config import EngineConfig
-from baton.prefill.faults import FaultPlan
 from baton.worker.settings import WorkerSettings
 
 
@@ -29,14 +28,6 @@ class PrefillSettings(WorkerSettings):
     """A prompt's KV is kept for a fail-over for at most this long after its hand-off."""
     cache_timeout_s: float = Field(default=0.5, gt=0.0, le=60.0)
     """Time that a prompt may wait for blocks of the cache service."""
-    fault: str = ""
-    """Faults to make on purpose, for tests, such as "corrupt_chunk=1,times=1"; empty for none."""
-
-    @field_validator("fault")
-    @classmethod
-    def _check_fault(cls, value: str) -> str:
-        FaultPlan(value)
-        return value
 
     def engine_config(self) -> EngineConfig:
         """What the engine is told."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from baton.engine.config import EngineConfig
+from baton.handoff.transports.registry import parse_transports
 from baton.rpc.settings import ServiceSettings, parse_cores
-from baton.rpc.shared_memory import TransportList
+
+
+def _check_transports(text: str) -> str:
+    parse_transports(text)
+    return text
 
 
 class WorkerSettings(ServiceSettings):
@@ -51,7 +56,7 @@ class WorkerSettings(ServiceSettings):
     """Inputs that share a scale; for int4."""
     quantize_lm_head: bool = False
     """Round the output layer too."""
-    kv_transports: TransportList = "shm,grpc"
+    kv_transports: Annotated[str, AfterValidator(_check_transports)] = "shm,grpc"
     """Ways for KV, best first, the last one "grpc": "shm" is memory shared on one machine."""
     progress_timeout_s: float = Field(default=10.0, gt=0.0, le=3600.0)
     """A push that makes no progress for so long has failed."""

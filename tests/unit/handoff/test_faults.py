@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from baton.core.errors import InvalidRequest
-from baton.prefill.faults import NO_FAULTS, FaultPlan, Faults, parse_faults
+from tests.support.faults import NO_FAULTS, FaultPlan, Faults, parse_faults
 
 
 def test_faults_are_read_from_text() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import KvLayoutMismatch
-from baton.rpc.shared_memory import ReceiverSlots, SenderSlots, parse_transports
+from baton.handoff.transports.registry import parse_transports
+from baton.handoff.transports.shm import ReceiverSlots, SenderSlots
 from tests.support.shared_memory import num_held
 
 

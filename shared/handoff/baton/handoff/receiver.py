@@ -1,17 +1,19 @@
 """Receives pushes: verifies every chunk, writes it, and commits when all of it is there.
 
 The rules are those of `baton.core.handoff`. What is added here: credits, time limits, threads that
-write, and that blocks stay quarantined until the last of those threads is done.
+copy, hash and write, and that blocks stay quarantined until the last of those threads is done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, Protocol, TypeVar
 
 import xxhash
 
+from baton.core.clock import Clock, TimeLimit
 from baton.core.errors import (
     BatonError,
     InvalidRequest,
@@ -21,6 +23,7 @@ from baton.core.errors import (
     Stalled,
 )
 from baton.core.handoff.frames import (
+    Chunk,
     ChunkFrame,
     Committed,
     Credit,
@@ -29,34 +32,100 @@ from baton.core.handoff.frames import (
     Opening,
     PushAnswer,
     PushFrame,
-    Span,
 )
-from baton.core.handoff.verification import Receiver
-from baton.decode.regions import Region, Regions
-from baton.decode.sessions import Session, Sessions
-from baton.engine.kv_rounding import restore_kv
-from baton.engine.worker import EngineWorker
+from baton.core.handoff.reservation import Reservation
+from baton.core.handoff.verification import Expected, Receiver
+from baton.handoff.kv_store import KvStore
+from baton.handoff.transports.registry import ReceiverTransports
+from baton.handoff.transports.transport import Inlet
 
 _NUM_WRITERS = 2
 
 
-class Intake:
+class PushSession(Protocol):
+    """A reservation that a push may fill."""
+
+    reservation: Reservation
+    error: BatonError | None
+    """Why it was released, once it was."""
+    on_release: Callable[[], None] | None
+    """Wakes the push that waits for its next frame."""
+    progressed_at_s: float
+    """Last sign of life of the push."""
+
+    @property
+    def seq_id(self) -> str:
+        """Name of its sequence in the store."""
+        ...
+
+
+SessionT = TypeVar("SessionT", bound=PushSession)
+
+
+class PushSessions(Protocol[SessionT]):
+    """The owner of all reservations of a worker."""
+
+    def find(self, reservation_id: str, epoch: int) -> SessionT:
+        """The live session of a reservation.
+
+        Raises:
+            RequestNotFound: there never was one.
+            StaleEpoch: it has ended, or has another epoch.
+        """
+        ...
+
+    def expected(self, session: SessionT) -> Expected:
+        """What a push into the session must bring."""
+        ...
+
+    def push_opened(self, session: SessionT) -> None:
+        """From now on the push may write to the session's blocks."""
+        ...
+
+    def push_progressed(self, session: SessionT) -> None:
+        """The push gave a sign of life."""
+        ...
+
+    def chunk_arrived(self, session: SessionT, since_s: float, num_bytes: int) -> None:
+        """A chunk, received at `since_s`, is verified and written."""
+        ...
+
+    def commit(self, session: SessionT, manifest: Manifest) -> None:
+        """All KV is here, verified.
+
+        Raises:
+            BatonError: the engine takes no such sequence; nothing has changed.
+        """
+        ...
+
+    def push_ended(self, session: SessionT, error: BatonError) -> None:
+        """No more frames come. Ends the session with `error` unless it was committed."""
+        ...
+
+    def writes_ended(self, session: SessionT) -> None:
+        """No thread writes for the push any longer."""
+        ...
+
+
+class Intake(Generic[SessionT]):
     """All pushes into this worker."""
 
     def __init__(
         self,
-        worker: EngineWorker,
-        sessions: Sessions,
-        regions: Regions,
+        store: KvStore,
+        sessions: PushSessions[SessionT],
+        transports: ReceiverTransports,
         *,
         num_credits: int,
         progress_timeout_s: float,
+        clock: Clock,
     ) -> None:
-        self._engine = worker.engine
+        self._store = store
         self._sessions = sessions
-        self._regions = regions
+        self._transports = transports
         self._num_credits = num_credits
         self._progress_timeout_s = progress_timeout_s
+        self._clock = clock
         self._writers = ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="baton-intake")
         self.num_bytes = 0
         """Payload bytes written."""
@@ -66,7 +135,7 @@ class Intake:
     def close(self) -> None:
         """Waits for the writing threads."""
         self._writers.shutdown()
-        self._regions.stop()
+        self._transports.close()
 
     async def receive(self, frames: AsyncIterator[PushFrame]) -> AsyncGenerator[PushAnswer, None]:
         """Serves one push to its end.
@@ -85,16 +154,15 @@ class Intake:
         receiver = Receiver(session.reservation, expected, xxhash.xxh3_64_intdigest)
         receiver.open(opening)
         self.has_rounded_kv |= receiver.encoding is KvEncoding.INT8
-        push = _Push(self, self._sessions, session, receiver)
+        push = _IncomingPush(self, self._sessions, session, receiver)
         num_credits = self._num_credits
         try:
             self._sessions.push_opened(session)
-            region = await self._regions.open(opening, num_credits)
+            push.inlet = inlet = await self._transports.open(opening, num_credits)
             self._sessions.push_progressed(session)
-            if region is not None:
-                push.region = region
-                num_credits = min(num_credits, region.offer.num_slots)
-                yield region.offer
+            if inlet.offer is not None:
+                num_credits = min(num_credits, inlet.offer.num_slots)
+                yield inlet.offer
             yield Credit(num_credits)
             while True:
                 frame = await self._next(frames, session)
@@ -109,8 +177,7 @@ class Intake:
                 elif isinstance(frame, Manifest):
                     receiver.manifest(frame)
                     self._sessions.commit(session, frame)
-                    if region is not None:
-                        region.is_settled = True
+                    push.is_committed = True
                     break
                 elif isinstance(frame, Opening):
                     raise KvTransferLost("a push can be opened only once")
@@ -122,13 +189,13 @@ class Intake:
         yield Committed(receiver.received.num_bytes, receiver.received.num_chunks)
 
     async def _next(
-        self, frames: AsyncIterator[PushFrame], session: Session | None = None
+        self, frames: AsyncIterator[PushFrame], session: SessionT | None = None
     ) -> PushFrame:
         """The next frame. A session that is or gets released ends the waiting at once."""
         if session is not None and session.error is not None:
             raise _ended(session.error)
         try:
-            async with asyncio.timeout(self._progress_timeout_s) as limit:
+            async with self._clock.timeout(self._progress_timeout_s) as limit:
                 if session is not None:
                     session.on_release = lambda: _end(limit)
                 return await anext(frames)
@@ -143,56 +210,62 @@ class Intake:
                 session.on_release = None
 
     def start_write(
-        self, session: Session, span: Span, payload: memoryview, encoding: KvEncoding
+        self,
+        session: SessionT,
+        receiver: Receiver,
+        chunk: Chunk,
+        content: Callable[[], memoryview],
     ) -> asyncio.Future[None]:
-        """Starts writing a verified chunk on a thread."""
-        self.num_bytes += payload.nbytes
-        return asyncio.get_running_loop().run_in_executor(
-            self._writers, self._write, session.seq_id, span, payload, encoding
-        )
+        """Starts copying, verifying and writing a checked chunk on a thread, in this order."""
 
-    def _write(self, seq_id: str, span: Span, payload: memoryview, encoding: KvEncoding) -> None:
-        layout = self._engine.fingerprint.layout
-        if encoding.layout(layout) != layout:
-            payload = restore_kv(payload, layout, span)
-        self._engine.transfer.write_blocks(
-            seq_id,
-            span.block_start,
-            span.num_blocks,
-            span.layer_start,
-            span.layer_end,
-            payload,
-        )
+        def write() -> None:
+            payload = content()
+            receiver.verify(chunk, payload)
+            self._store.write(session.seq_id, chunk.span, receiver.encoding, payload)
+
+        return asyncio.get_running_loop().run_in_executor(self._writers, write)
 
 
-class _Push:
+class _IncomingPush(Generic[SessionT]):
     """One push, and its write under way."""
 
     def __init__(
-        self, intake: Intake, sessions: Sessions, session: Session, receiver: Receiver
+        self,
+        intake: Intake[SessionT],
+        sessions: PushSessions[SessionT],
+        session: SessionT,
+        receiver: Receiver,
     ) -> None:
         self._intake = intake
         self._sessions = sessions
         self._session = session
         self._receiver = receiver
-        self.region: Region | None = None
-        """Where its chunks lie, if not in their frames."""
+        self.inlet: Inlet | None = None
+        """How its chunks come, once that is agreed on."""
+        self.is_committed = False
         self._writing: asyncio.Future[None] | None = None
         self._is_closed = False
 
     async def write(self, frame: ChunkFrame) -> None:
         """Verifies and writes a chunk. When this is cancelled the write goes on: see `close`."""
-        payload = await self._taken(frame) if frame.slot_bytes else frame.payload
-        self._receiver.chunk(frame.chunk, payload)
-        self._writing = self._intake.start_write(
-            self._session, frame.chunk.span, payload, self._receiver.encoding
-        )
+        chunk, num_bytes = frame.chunk, frame.payload.nbytes
+
+        def content() -> memoryview:
+            return frame.payload
+
+        if frame.slot_bytes and self.inlet is not None:
+            num_bytes = frame.slot_bytes
+            content = await self.inlet.take(chunk.sequence, num_bytes)
+        self._receiver.check(chunk, num_bytes)
+        self._writing = self._intake.start_write(self._session, self._receiver, chunk, content)
         try:
             await asyncio.shield(self._writing)
         except (RequestNotFound, InvalidRequest) as error:
             # The session was released after the check above: its blocks were out of reach.
             raise _ended(error) from error
         self._writing = None
+        self._receiver.accept(chunk)
+        self._intake.num_bytes += num_bytes
 
     def close(self, error: BatonError) -> None:
         """Fences the push at once, and ends its quarantine when its write is done.
@@ -202,33 +275,28 @@ class _Push:
         if self._is_closed:
             return
         self._is_closed = True
-        if self.region is not None:
-            self.region.close()
+        if self.inlet is not None:
+            self.inlet.close(is_committed=self.is_committed)
         self._sessions.push_ended(self._session, error)
         if self._writing is None or self._writing.done():
             self._sessions.writes_ended(self._session)
         else:
             self._writing.add_done_callback(self._after_write)
 
-    async def _taken(self, frame: ChunkFrame) -> memoryview:
-        if self.region is None:
-            raise KvTransferLost("a chunk came in a slot, and none were offered")
-        return await self.region.take(frame.chunk.sequence, frame.slot_bytes)
-
     def _after_write(self, done: asyncio.Future[None]) -> None:
         if not done.cancelled():
-            done.exception()  # looked at, so that asyncio does not complain
+            done.exception()  # seen here, else asyncio logs it
         self._sessions.writes_ended(self._session)
 
 
-def _end(limit: asyncio.Timeout) -> None:
-    """Ends a wait now; one that just ends by itself cannot be changed any more."""
+def _end(limit: TimeLimit) -> None:
+    """Ends a wait now, unless its time has just run out: that cannot be changed."""
     if not limit.expired():
         limit.reschedule(0.0)
 
 
 def _ended(error: BatonError) -> BatonError:
-    """What to tell the sender. The reader of the tokens may have noticed its silence first."""
+    """The sender's answer. The reader of the tokens may have noticed its silence first."""
     return (
         error
         if isinstance(error, Stalled)

@@ -11,7 +11,8 @@ import pytest
 
 from baton.core.errors import Cancelled, StaleEpoch
 from baton.core.handoff.frames import Chunk, ChunkFrame, Span
-from baton.decode.intake import Intake, _Push
+from baton.handoff.receiver import Intake, _IncomingPush
+from baton.wire.clock import SystemClock
 
 
 async def test_a_release_may_come_as_the_time_limit_ends() -> None:
@@ -25,9 +26,10 @@ async def test_a_release_may_come_as_the_time_limit_ends() -> None:
             session.on_release()
         yield None
 
-    worker: Any = SimpleNamespace(engine=None)
-    nobody: Any = SimpleNamespace(stop=lambda: None)
-    intake = Intake(worker, nobody, nobody, num_credits=1, progress_timeout_s=0.01)
+    nobody: Any = SimpleNamespace(close=lambda: None)
+    intake = Intake(
+        nobody, nobody, nobody, num_credits=1, progress_timeout_s=0.01, clock=SystemClock()
+    )
     async with aclosing(frames()) as stream:
         with pytest.raises(StaleEpoch, match="the reader went away"):
             await intake._next(stream, session)
@@ -39,7 +41,7 @@ async def test_blocks_stay_quarantined_while_a_write_of_an_ended_push_goes_on() 
     sessions = mock.Mock()
     intake: Any = mock.Mock()
     writing = intake.start_write.return_value = asyncio.get_running_loop().create_future()
-    push = _Push(intake, sessions, mock.sentinel.session, mock.Mock())
+    push = _IncomingPush(intake, sessions, mock.sentinel.session, mock.Mock())
     chunk = ChunkFrame(Chunk(1, 0, Span(0, 1, 0, 1), 0), memoryview(b"kv"))
     task = asyncio.create_task(push.write(chunk))
     await asyncio.sleep(0)

@@ -1,30 +1,37 @@
 """Pushes one prompt's KV to the decode worker that reserved room for it, while it is computed.
 
 Chunks go out as blocks become ready, as many as the receiver has given credit for. The push ends
-with the manifest and the receiver's commit; anything else is an error, and the receiver has then
+with the manifest and the receiver's commit. Anything else is an error, and the receiver has then
 changed nothing that a reader can see.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import xxhash
 
+from baton.core.clock import Clock
 from baton.core.errors import BatonError, InvalidRequest, KvTransferLost, Stalled
-from baton.core.handoff.frames import Chunk, Committed, KvEncoding, Manifest, Opening, Span
+from baton.core.handoff.frames import (
+    Chunk,
+    Committed,
+    KvEncoding,
+    Manifest,
+    Opening,
+    SignOfLife,
+    Span,
+)
 from baton.core.handoff.outgoing import Outgoing
 from baton.core.handoff.verification import Ledger
 from baton.core.hashing import tokens_hash
 from baton.core.sampling import TokenLogprob
 from baton.core.sequence import SequenceSpec
-from baton.engine.engine import Engine
-from baton.engine.kv_rounding import round_kv
-from baton.prefill.peers import PushCall
+from baton.handoff.kv_store import KvStore
+from baton.handoff.push_stream import PushStream
 
 _MAX_SIGN_OF_LIFE_INTERVAL_S = 2.0
 _LAST_WORD_S = 1.0
@@ -55,7 +62,7 @@ class PushReport:
     num_blocks: int
     num_chunks: int
     began_at_s: float
-    """First chunk's write, `time.monotonic()`."""
+    """First chunk's write, `Clock.now()` seconds."""
     ended_at_s: float
     """Commit's acknowledgement."""
     exposed_s: float
@@ -72,39 +79,49 @@ class PushReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _FirstToken:
+class _ChosenToken:
     token_id: int
     logprob: TokenLogprob | None
     at_s: float
 
 
-class Push:
-    """One push. `run` does it; `ready` and `finish` tell it how far the computation is."""
+@dataclass(frozen=True, slots=True)
+class SenderParts:
+    """What all pushes of a worker share."""
+
+    store: KvStore
+    readers: Executor
+    """Threads that read KV."""
+    clock: Clock
+    progress_timeout_s: float
+    """The push fails when the receiver is silent for so long."""
+    encoding: KvEncoding = KvEncoding.NATIVE
+
+
+class PushSender:
+    """One push. `run` does it; `ready` and `finish` report how far the computation is."""
 
     def __init__(
         self,
-        engine: Engine,
+        parts: SenderParts,
         spec: SequenceSpec,
         target: PushTarget,
-        *,
-        connect: Callable[[], PushCall],
-        readers: Executor,
-        progress_timeout_s: float,
-        encoding: KvEncoding = KvEncoding.NATIVE,
+        connect: Callable[[], PushStream],
     ) -> None:
         """Connects when it runs.
 
         Raises:
-            InvalidRequest: the target says to have more blocks than the prompt has.
+            InvalidRequest: the target names more cached blocks than the prompt has.
         """
-        self._engine = engine
-        self._encoding = encoding
+        self._store = parts.store
+        self._readers = parts.readers
+        self._clock = parts.clock
+        self._progress_timeout_s = parts.progress_timeout_s
+        self._encoding = parts.encoding
         self._spec = spec
         self._target = target
         self._connect = connect
-        self._readers = readers
-        self._progress_timeout_s = progress_timeout_s
-        self._layout = engine.fingerprint.layout
+        self._layout = parts.store.fingerprint.layout
         self._num_blocks = -(-len(spec.token_ids) // self._layout.block_size)
         if target.num_cached_blocks > self._num_blocks:
             raise InvalidRequest(
@@ -112,7 +129,7 @@ class Push:
                 f"{self._num_blocks} blocks"
             )
         self._outgoing = Outgoing(self._layout, target.num_cached_blocks, self._num_blocks)
-        self._first: _FirstToken | None = None
+        self._first: _ChosenToken | None = None
         self._num_credits = 0
         self._committed: Committed | None = None
         self._failure: BatonError | None = None
@@ -134,7 +151,7 @@ class Push:
 
     def finish(self, token_id: int, logprob: TokenLogprob | None, at_s: float) -> None:
         """All blocks can be read, and this is the first token."""
-        self._first = _FirstToken(token_id, logprob, at_s)
+        self._first = _ChosenToken(token_id, logprob, at_s)
         self.ready(self._num_blocks)
 
     async def run(self, request_id: str, attempt: int, worker_id: str) -> PushReport:
@@ -151,12 +168,12 @@ class Push:
                 request_id,
                 attempt,
                 self._target.epoch,
-                self._engine.fingerprint,
+                self._store.fingerprint,
                 worker_id,
                 encoding=self._encoding,
             )
             try:
-                async with asyncio.timeout(self._progress_timeout_s):
+                async with self._clock.timeout(self._progress_timeout_s):
                     await call.open(opening)
                 return await self._send(call)
             except TimeoutError:
@@ -171,7 +188,7 @@ class Push:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
-    async def _read(self, call: PushCall) -> None:
+    async def _read(self, call: PushStream) -> None:
         """Takes the receiver's answers, to the last one."""
         try:
             while self._committed is None:
@@ -190,7 +207,7 @@ class Push:
         await asyncio.wait({reader}, timeout=_LAST_WORD_S)
         return self._failure or error
 
-    async def _send(self, call: PushCall) -> PushReport:
+    async def _send(self, call: PushStream) -> PushReport:
         block_start = self._target.num_cached_blocks
         await self._until(lambda: self._num_credits > 0)  # and then the transport is known
         num_bytes = self._layout.block_bytes * (self._num_blocks - block_start)
@@ -203,10 +220,10 @@ class Push:
                 await self._send_chunk(call, span)
         while self._first is None:
             await self._wait_for_computation(call)
-        await call.manifest(self._manifest(self._first, block_start))
+        await call.send(self._manifest(self._first, block_start))
         await call.end()
         await self._until(lambda: self._committed is not None)
-        ended_at_s = time.monotonic()
+        ended_at_s = self._clock.now()
         return PushReport(
             transport=call.transport,
             num_bytes=self._sent.num_bytes,
@@ -219,10 +236,10 @@ class Push:
             idle_s=self._idle_s,
         )
 
-    async def _send_chunk(self, call: PushCall, span: Span) -> None:
-        waits_since_s = time.monotonic()
+    async def _send_chunk(self, call: PushStream, span: Span) -> None:
+        waits_since_s = self._clock.now()
         await self._until(lambda: self._num_credits > 0)
-        now = time.monotonic()
+        now = self._clock.now()
         self._num_credits -= 1
         if self._began_at_s:
             self._starved_s += now - waits_since_s
@@ -239,20 +256,15 @@ class Push:
             await asyncio.wait({reading})  # Else it might still write into another push's room.
         chunk = Chunk(self._target.epoch, sequence, span, checksum)
         self._sent.add(payload.nbytes, checksum)
-        async with asyncio.timeout(self._progress_timeout_s):
+        async with self._clock.timeout(self._progress_timeout_s):
             await call.chunk(chunk, payload)
 
     def _read_kv(self, span: Span, out: memoryview) -> int:
         """Puts KV into `out` as it is sent; returns its checksum."""
-        blocks = span.block_start, span.num_blocks, span.layer_start, span.layer_end
-        if self._encoding.layout(self._layout) == self._layout:
-            self._engine.transfer.read_blocks(self._spec.seq_id, *blocks, out)
-        else:
-            content = self._engine.transfer.read_blocks(self._spec.seq_id, *blocks)
-            round_kv(content, self._layout, span, out)
+        self._store.read(self._spec.seq_id, span, self._encoding, out)
         return xxhash.xxh3_64_intdigest(out)
 
-    def _manifest(self, first: _FirstToken, block_start: int) -> Manifest:
+    def _manifest(self, first: _ChosenToken, block_start: int) -> Manifest:
         return Manifest(
             epoch=self._target.epoch,
             num_chunks=self._sent.num_chunks,
@@ -266,15 +278,15 @@ class Push:
             first_logprob=first.logprob,
         )
 
-    async def _wait_for_computation(self, call: PushCall) -> None:
+    async def _wait_for_computation(self, call: PushStream) -> None:
         """Waits for news of it, and gives the receiver a sign of life when there are none."""
         interval_s = min(_MAX_SIGN_OF_LIFE_INTERVAL_S, self._progress_timeout_s / 3)
-        waits_since_s = time.monotonic()
+        waits_since_s = self._clock.now()
         if not await self._has_news(interval_s):
-            async with asyncio.timeout(self._progress_timeout_s):
-                await call.sign_of_life(self._target.epoch)
+            async with self._clock.timeout(self._progress_timeout_s):
+                await call.send(SignOfLife(self._target.epoch))
         if self._began_at_s:
-            self._idle_s += time.monotonic() - waits_since_s
+            self._idle_s += self._clock.now() - waits_since_s
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
         """Waits for the receiver.
@@ -295,7 +307,7 @@ class Push:
         self._raise_failure()
         self._news.clear()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._clock.timeout(timeout_s):
                 await self._news.wait()
         except TimeoutError:
             return False

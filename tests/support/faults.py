@@ -1,8 +1,4 @@
-"""Faults made on purpose, so that tests can show what the other side does about them.
-
-Off unless the `fault` setting names some, or lets requests name their own; the service warns in its
-log when it does. Faults of a push are made on its frames, between the push and whatever carries it.
-"""
+"""Faults made on purpose, so that tests can show what the other side does about them."""
 
 from __future__ import annotations
 
@@ -11,11 +7,11 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from baton.core.errors import BatonError, InvalidRequest
-from baton.core.handoff.frames import Chunk, Committed, Credit, Manifest, Opening
-from baton.prefill.peers import PushCall
+from baton.core.handoff.frames import Chunk, Committed, Credit, Manifest, Opening, PushFrame
+from baton.handoff.push_stream import PushStream
 
 FROM_REQUEST_ID = "from_request_id"
-"""Setting: faults are those that a request's id names after MARK, on its first attempt."""
+"""In place of faults: they are those that a request's id names after MARK, on its first attempt."""
 MARK = "~"
 _SECONDS = re.compile(r"\d{1,4}(\.\d{1,6})?")
 
@@ -83,7 +79,7 @@ class FaultPlan:
     """Hands out each prompt's faults."""
 
     def __init__(self, text: str) -> None:
-        """Takes the setting's value.
+        """Takes faults, or FROM_REQUEST_ID.
 
         Raises:
             ValueError: it is not made of faults.
@@ -120,11 +116,11 @@ def _named(request_id: str) -> Faults:
         raise InvalidRequest(f"faults in the request_id: {error}") from None
 
 
-class FaultyCall(PushCall):
-    """A push whose frames go wrong on their way to the call that carries them."""
+class FaultyStream(PushStream):
+    """A push whose frames go wrong between the sender and the stream that carries them."""
 
-    def __init__(self, call: PushCall, faults: Faults) -> None:
-        self._inner = call
+    def __init__(self, stream: PushStream, faults: Faults) -> None:
+        self._inner = stream
         self._faults = faults
         self._late: tuple[Chunk, memoryview] | None = None
         self._is_over = asyncio.Event()
@@ -134,7 +130,7 @@ class FaultyCall(PushCall):
         await self._inner.open(opening)
 
     @property
-    def transport(self) -> str:
+    def transport(self) -> str:  # type: ignore[override]
         """Name of what carries the bytes of chunks."""
         return self._inner.transport
 
@@ -166,15 +162,12 @@ class FaultyCall(PushCall):
         if sequence == faults.stall_after_chunk:
             await self._is_over.wait()
 
-    async def sign_of_life(self, epoch: int) -> None:
-        """Tells the receiver that there will be more."""
-        await self._inner.sign_of_life(epoch)
-
-    async def manifest(self, manifest: Manifest) -> None:
-        """Sends the last frame."""
-        if not self._faults.drop_manifest:
-            await self._inner.manifest(manifest)
-        await self._send_late()
+    async def send(self, frame: PushFrame) -> None:
+        """Sends a frame, or leaves out the manifest."""
+        if not (isinstance(frame, Manifest) and self._faults.drop_manifest):
+            await self._inner.send(frame)
+        if isinstance(frame, Manifest):
+            await self._send_late()
 
     async def end(self) -> None:
         """Sends nothing more."""

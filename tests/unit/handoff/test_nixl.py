@@ -9,7 +9,7 @@ import pytest
 
 from baton.core.errors import KvLayoutMismatch
 from baton.core.handoff.frames import Staged
-from baton.decode.pulls import Pulls
+from baton.handoff.transports.nixl import NixlReceiver
 from tests.support.eventually import eventually
 
 TOKEN = b"t" * 16
@@ -34,11 +34,11 @@ class _Agent:
 
 
 @pytest.fixture
-def pulls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulls]:
-    monkeypatch.setattr("baton.decode.pulls.NixlAgent", _Agent)
-    pulls = Pulls()
+def pulls(monkeypatch: pytest.MonkeyPatch) -> Iterator[NixlReceiver]:
+    monkeypatch.setattr("baton.handoff.transports.nixl.NixlAgent", _Agent)
+    pulls = NixlReceiver(0)
     yield pulls
-    pulls.thread.shutdown()
+    pulls.close()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,9 @@ def pulls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulls]:
     ],
     ids=range(8),
 )
-async def test_memory_that_cannot_be_is_not_read(pulls: Pulls, wrong: dict[str, object]) -> None:
+async def test_memory_that_cannot_be_is_not_read(
+    pulls: NixlReceiver, wrong: dict[str, object]
+) -> None:
     num_free = len(pulls.free)
     with pytest.raises(OSError, match="not one that can be read"):
         await pulls.open(replace(GOOD, **wrong))  # type: ignore[arg-type]
@@ -65,14 +67,16 @@ async def test_memory_that_cannot_be_is_not_read(pulls: Pulls, wrong: dict[str, 
     assert len(pulls.free) == num_free
 
 
-async def test_memory_with_another_token_is_not_used(pulls: Pulls) -> None:
+async def test_memory_with_another_token_is_not_used(pulls: NixlReceiver) -> None:
     num_free = len(pulls.free)
     with pytest.raises(OSError, match="another token"):
         await pulls.open(replace(GOOD, token=b"u" * 16))
     await eventually(lambda: len(pulls.free) == num_free)
 
 
-async def test_a_chunk_is_read_from_its_slot_into_the_buffer_of_its_push(pulls: Pulls) -> None:
+async def test_a_chunk_is_read_from_its_slot_into_the_buffer_of_its_push(
+    pulls: NixlReceiver,
+) -> None:
     first, second = await pulls.open(GOOD), await pulls.open(GOOD)
     assert first is not None
     assert second is not None
@@ -87,7 +91,7 @@ async def test_a_chunk_is_read_from_its_slot_into_the_buffer_of_its_push(pulls: 
 
 
 async def test_a_sender_that_is_silent_costs_one_buffer_and_no_more(
-    pulls: Pulls, monkeypatch: pytest.MonkeyPatch
+    pulls: NixlReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silent(*_: object) -> memoryview:
         raise TimeoutError("nothing was read")
@@ -103,5 +107,5 @@ async def test_a_sender_that_is_silent_costs_one_buffer_and_no_more(
             await pulls.open(GOOD)
     region = await pulls.open(other)
     assert region is not None
-    region.close()
+    region.close(is_committed=False)
     await eventually(lambda: len(pulls.free) == num_free - 1)

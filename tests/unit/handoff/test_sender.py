@@ -11,11 +11,12 @@ from unittest import mock
 import pytest
 
 from baton.core.errors import InvalidRequest
+from baton.core.handoff.frames import Credit
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
-from baton.prefill.handoff import Push, PushTarget
-from baton.prefill.peers import Credit
+from baton.handoff.sender import PushSender, PushTarget, SenderParts
+from baton.wire.clock import SystemClock
 from tests.support.eventually import eventually
 
 LAYOUT = KvLayout(4, "float32", (1, 1), (2, 2))
@@ -26,12 +27,11 @@ class _Engine:
     """Its reads last until they may end."""
 
     def __init__(self) -> None:
-        self.transfer = self
         self.fingerprint = Fingerprint("demo", "c", "w", "t", LAYOUT)
         self.is_reading = threading.Event()
         self.may_end = threading.Event()
 
-    def read_blocks(self, *_: object) -> None:
+    def read(self, *_: object) -> None:
         self.is_reading.set()
         assert self.may_end.wait(20)
 
@@ -48,14 +48,12 @@ def _call(num_credits: int = 4) -> Any:
 
 def _push(
     engine: _Engine, call: Any, readers: ThreadPoolExecutor, num_cached_blocks: int = 0
-) -> Push:
-    push = Push(
-        engine,  # type: ignore[arg-type]
+) -> PushSender:
+    push = PushSender(
+        SenderParts(engine, readers, SystemClock(), progress_timeout_s=20.0),  # type: ignore[arg-type]
         SPEC,
         PushTarget("d", "d:1", "res", 1, num_cached_blocks),
-        connect=lambda: call,
-        readers=readers,
-        progress_timeout_s=20.0,
+        lambda: call,
     )
     push.ready(2)
     return push
