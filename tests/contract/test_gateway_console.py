@@ -15,7 +15,7 @@ import pytest
 
 from baton.client import AsyncClient, NoWorker, RetryPolicy
 from baton.gateway.console import routes
-from baton.gateway.console.feed import Feed
+from baton.gateway.console.feed import ConsoleFeed
 from tests.support.eventually import eventually
 from tests.support.gateway_rig import running_gateway
 
@@ -141,7 +141,7 @@ async def test_a_scheduler_that_does_not_answer_hides_nothing_of_the_others() ->
         schedulers = edge.gateway._schedulers
         both = [dead, await schedulers.client()]
         schedulers.clients = AsyncMock(return_value=both)  # type: ignore[method-assign]
-        feed = Feed(schedulers)
+        feed = ConsoleFeed(schedulers)
         state = await feed.now("")
         assert [service["worker_id"] for service in state["services"]] == ["d1"]
         assert [record["request_id"] for record in state["requests"]] == ["req-1"]

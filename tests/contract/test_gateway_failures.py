@@ -22,6 +22,8 @@ from baton.gateway.schedulers import Schedulers
 from tests.support.eventually import eventually
 from tests.support.gateway_rig import Edge, NoMembers, running_gateway
 
+JSON = {"content-type": "application/json"}
+
 
 @pytest_asyncio.fixture
 async def edge() -> AsyncIterator[Edge]:
@@ -129,12 +131,14 @@ async def test_bad_bodies_name_what_is_wrong(edge, path, body, message):
 
 
 async def test_bodies_are_bounded_and_must_be_json(edge):
-    response = await edge.raw.post("/v1/completions", content=b"{")
+    response = await edge.raw.post("/v1/completions", content=b"{", headers=JSON)
     assert response.status_code == 400
     response = await edge.raw.post("/v1/completions", json={"prompt": "x" * 30_000})
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "request_too_large"
-    response = await edge.raw.post("/v1/completions", content=bytes(100 * 1024 * 1024))
+    response = await edge.raw.post(
+        "/v1/completions", content=bytes(100 * 1024 * 1024), headers=JSON
+    )
     assert response.status_code == 413
     assert not edge.fake.requests
 

@@ -23,6 +23,9 @@ HERMES = ("Let me see.\n", '<tool_call>\n{"name": "weather", "argum', 'ents": {"
           '\n</tool_call>\n<tool_call>{"name": "time"}', "</tool_call>")  # fmt: skip
 
 
+JSON = {"content-type": "application/json"}
+
+
 @pytest_asyncio.fixture
 async def edge() -> AsyncIterator[Edge]:
     async with running_gateway() as running:
@@ -216,6 +219,6 @@ async def test_bad_tools_are_refused(edge, fields, message):
 async def test_a_body_that_is_nested_too_deeply_is_refused(edge):
     deep = "[" * 900 + "]" * 900
     body = f'{{"messages": [{{"role": "user", "content": "x"}}], "tools": {deep}}}'
-    response = await edge.raw.post("/v1/chat/completions", content=body.encode())
+    response = await edge.raw.post("/v1/chat/completions", content=body.encode(), headers=JSON)
     assert response.status_code == 400
     assert "nested" in response.json()["error"]["message"]

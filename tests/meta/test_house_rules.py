@@ -25,7 +25,7 @@ BROAD_EXCEPT_ALLOWED = {
     "shared/rpc/baton/rpc/bus.py": "a subscription's edge: one bad message must not end it",
     "shared/engine/baton/engine/worker.py": "the engine's loop: its sequences must be told",
     "services/gateway/baton/gateway/generation.py": "a stream's edge: its client must be told",
-    "services/gateway/baton/gateway/fan_in.py": "a task's edge: its reader raises it again",
+    "services/gateway/baton/gateway/merged_streams.py": "a task's edge: its reader raises it again",
 }
 EDGES = {"gateway": "app.py", "tokenizer": "tokenizer.py"}
 """What answers a service's calls, where that is not a servicer."""

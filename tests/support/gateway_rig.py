@@ -37,6 +37,7 @@ class Edge:
     client: openai.AsyncOpenAI
     raw: httpx.AsyncClient
     spans: InMemorySpanExporter
+    metrics: Metrics
 
 
 @asynccontextmanager
@@ -56,7 +57,9 @@ async def running_gateway(**fields: Any) -> AsyncIterator[Edge]:
     metrics = Metrics("gateway", "g1", "0")
     schedulers = Schedulers(settings.scheduler, NoMembers(), 20.0)  # type: ignore[arg-type]
     gateway = Gateway(settings, schedulers, metrics)
-    http = HttpServer(make_app(gateway, telemetry, metrics, Random(1)), "127.0.0.1", 0)
+    http = HttpServer(
+        make_app(gateway, telemetry, metrics, Random(1)), "127.0.0.1", 0, settings.max_connections
+    )
     url = f"http://{await http.start()}"
     client = openai.AsyncOpenAI(
         base_url=f"{url}/v1",
@@ -67,7 +70,7 @@ async def running_gateway(**fields: Any) -> AsyncIterator[Edge]:
     )
     raw = httpx.AsyncClient(base_url=url, timeout=10, verify=False)
     try:
-        yield Edge(fake, gateway, http, url, client, raw, spans)
+        yield Edge(fake, gateway, http, url, client, raw, spans, metrics)
     finally:
         await raw.aclose()
         await client.close()

@@ -5,24 +5,26 @@ import pytest
 
 from baton.client import Chunk, Completion, InvalidRequest, Logprob, TopLogprob, Usage
 from baton.core.errors import ErrorReason, error_for
+from baton.gateway.answers import AnswerHeader, usage_json
+from baton.gateway.chat import ChatBody, ChatFormat
+from baton.gateway.completions import CompletionBody, CompletionFormat
 from baton.gateway.failures import error_response
-from baton.gateway.openai import ChatBody, CompletionBody, parse
-from baton.gateway.render import ChatRenderer, CompletionRenderer, Head, usage_json
+from baton.gateway.sampling_body import parse
 from baton.gateway.settings import GatewaySettings
 from baton.wire.errors import CATALOGUE
 
-HEAD = Head(answer_id="cmpl-1", created=5, model="demo")
+HEAD = AnswerHeader(answer_id="cmpl-1", created=5, model="demo")
 HALF = Logprob(7, "\ufffd", b"\xe2\x82", float("-inf"), (TopLogprob(7, "\ufffd", b"\xe2", -0.1),))
 
 
 def test_logprobs_are_valid_json_whatever_the_model_said():
     answer = Completion(text="", finish_reason="stop", usage=Usage(), logprobs=(HALF,))
-    body = CompletionRenderer().whole(HEAD, [answer], {})
+    body = CompletionFormat(HEAD).whole([answer], {})
     logprobs = orjson.loads(orjson.dumps(body))["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["bytes:\\xe2\\x82"]
     assert logprobs["token_logprobs"] == [-9999.0]
     assert logprobs["top_logprobs"] == [{"bytes:\\xe2": -0.1}]
-    chat = ChatRenderer().whole(HEAD, [answer], {})["choices"][0]["logprobs"]["content"][0]
+    chat = ChatFormat(HEAD).whole([answer], {})["choices"][0]["logprobs"]["content"][0]
     assert (chat["bytes"], chat["logprob"]) == ([0xE2, 0x82], -9999.0)
 
 
@@ -42,18 +44,18 @@ def test_prompt_logprobs_have_the_shape_of_vllm():
             "7": {"logprob": -1.5, "rank": 2, "decoded_token": "a"},
         },
     ]
-    body = CompletionRenderer().whole(HEAD, [answer], {})
+    body = CompletionFormat(HEAD).whole([answer], {})
     assert body["choices"][0]["prompt_logprobs"] == expected
-    assert ChatRenderer().whole(HEAD, [answer], {})["prompt_logprobs"] == expected
+    assert ChatFormat(HEAD).whole([answer], {})["prompt_logprobs"] == expected
 
 
 def test_message_without_text_makes_no_chunk():
-    assert CompletionRenderer().pieces(HEAD, 0, Chunk(request_id="r")) == []
-    assert ChatRenderer().pieces(HEAD, 0, Chunk(num_tokens=1)) == []
+    assert CompletionFormat(HEAD).pieces(0, Chunk(request_id="r")) == []
+    assert ChatFormat(HEAD).pieces(0, Chunk(num_tokens=1)) == []
 
 
 def test_last_text_and_finish_reason_are_told_apart_in_a_chat():
-    text, last = ChatRenderer().pieces(HEAD, 0, Chunk(text="x", finish_reason="length"))
+    text, last = ChatFormat(HEAD).pieces(0, Chunk(text="x", finish_reason="length"))
     assert text["choices"][0]["delta"] == {"content": "x"}
     assert text["choices"][0]["finish_reason"] is None
     assert last["choices"][0]["delta"] == {}
@@ -69,26 +71,26 @@ def test_prompts_count_once_however_many_outputs_they_have():
 
 def test_negative_and_large_seeds_are_seeds():
     body = parse(CompletionBody, {"prompt": "x", "seed": -1, "n": 2})
-    assert [job.options["seed"] for job in body.jobs()] == [2**64 - 1, 0]
+    assert [choice.options["seed"] for choice in body.choices(8)] == [2**64 - 1, 0]
 
 
 def test_top_k_of_minus_one_means_all():
-    [job] = parse(CompletionBody, {"prompt": "x", "top_k": -1}).jobs()
-    assert job.options["top_k"] == 0
+    [choice] = parse(CompletionBody, {"prompt": "x", "top_k": -1}).choices(8)
+    assert choice.options["top_k"] == 0
 
 
 def test_logprobs_of_zero_asks_for_the_chosen_tokens_only():
-    [job] = parse(CompletionBody, {"prompt": "x", "logprobs": 0}).jobs()
-    assert job.options["logprobs"]
-    assert job.options["top_logprobs"] == 0
+    [choice] = parse(CompletionBody, {"prompt": "x", "logprobs": 0}).choices(8)
+    assert choice.options["logprobs"]
+    assert choice.options["top_logprobs"] == 0
 
 
 def test_tools_may_be_listed_when_they_are_not_to_be_used():
     tool = {"type": "function", "function": {"name": "f"}}
     body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool], "tool_choice": "none"}
     parsed = parse(ChatBody, body)
-    assert [job.options["tools"] for job in parsed.jobs()] == [[]]
-    assert parsed.tool_use().reader() is None
+    assert [choice.options["tools"] for choice in parsed.choices(8)] == [[]]
+    assert parsed.tool_use().parser_factory() is None
 
 
 @pytest.mark.parametrize("reason", list(ErrorReason))

@@ -1,11 +1,12 @@
-"""POST /v1/embeddings: vectors of texts or token ids, in the shapes of OpenAI's API.
+"""/v1/embeddings: its request body, and its answers in OpenAI's shape.
 
-`pooling` and `normalize` are beyond OpenAI's own fields; vLLM takes `normalize`, too.
+`pooling` and `normalize` are not OpenAI's; vLLM has `normalize`, too.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from baton.client import AsyncClient, BatonError, Embeddings, EmbedOptions, InvalidRequest
 from baton.core.embedding import MAX_INPUTS
+from baton.core.errors import Internal
 from baton.gateway.failures import error_response, json_response
 from baton.gateway.generation import until_disconnected
 
@@ -34,19 +36,19 @@ class EmbeddingsBody(BaseModel):
     cache_salt: str | None = None
 
     def check(self) -> None:
-        """Checks how many inputs there are.
+        """Checks the inputs.
 
         Raises:
-            InvalidRequest: none, too many, or an empty one.
+            InvalidRequest: there are none or too many, or one is empty.
         """
         inputs = [self.input] if isinstance(self.input, str) else self.input
         if not inputs or "" in inputs or [] in inputs:
-            raise InvalidRequest("input must not be empty, nor hold anything that is")
+            raise InvalidRequest("input must not be empty, nor contain an empty input")
         if not isinstance(inputs[0], int) and len(inputs) > MAX_INPUTS:
             raise InvalidRequest(f"input must hold at most {MAX_INPUTS} inputs, got {len(inputs)}")
 
     def options(self) -> EmbedOptions:
-        """What it asks the SDK for."""
+        """The SDK's options."""
         return EmbedOptions(
             model=self.model,
             pooling=self.pooling,
@@ -58,7 +60,7 @@ class EmbeddingsBody(BaseModel):
 
 
 def embeddings_answer(client: AsyncClient, body: EmbeddingsBody, options: EmbedOptions) -> ASGIApp:
-    """Answers one request; a client that goes away takes it along."""
+    """The ASGI application that answers one request; a disconnect of the client cancels it."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -76,7 +78,14 @@ def embeddings_answer(client: AsyncClient, body: EmbeddingsBody, options: EmbedO
 
 
 def embeddings_json(embeddings: Embeddings, *, is_base64: bool) -> dict[str, Any]:
-    """The answer as one object."""
+    """The answer as one object.
+
+    Raises:
+        Internal: a vector has a component that is not finite, which JSON cannot hold.
+    """
+    # A sum is finite only if all components are, and much faster than a test of each.
+    if not all(math.isfinite(sum(vector)) for vector in embeddings.vectors):
+        raise Internal("the model computed an embedding that is not finite")
     return {
         "object": "list",
         "model": embeddings.model,

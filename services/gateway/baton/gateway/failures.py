@@ -1,18 +1,23 @@
-"""Errors as OpenAI's clients expect them."""
+"""Failures as OpenAI's clients expect them."""
 
 from __future__ import annotations
 
+import logging
 import math
 from types import MappingProxyType
 from typing import Any
 
 import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from baton.core.errors import BatonError, ErrorReason, error_for
+from baton.rpc.logs import log_failure
 from baton.rpc.tenants import RateLimited
 from baton.wire.errors import CATALOGUE, Retry, public_message
 
+logger = logging.getLogger(__name__)
 _CODES = MappingProxyType({
     ErrorReason.INVALID_REQUEST: "invalid_value",
     ErrorReason.PROMPT_TOO_LONG: "context_length_exceeded",
@@ -31,16 +36,13 @@ DEFAULT_RETRY_AFTER_S = 1.0
 
 
 class HttpError(Exception):
-    """A failure that only HTTP knows, such as an unknown path."""
+    """A failure specific to HTTP, such as an unknown path."""
 
-    def __init__(
-        self, status: int, message: str, code: str, *, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, code: str) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
-        self.retry_after_s = retry_after_s
 
 
 def error_body(error: BatonError) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def error_body(error: BatonError) -> dict[str, Any]:
 
 
 def error_response(error: BatonError) -> Response:
-    """The error as a response; a refusal says when to come back."""
+    """The error as a response; overload says when to retry."""
     spec = CATALOGUE[error.reason]
     headers: dict[str, str] = {}
     if spec.http_status in {429, 503}:
@@ -70,12 +72,11 @@ def error_response(error: BatonError) -> Response:
 def http_error_response(error: HttpError) -> Response:
     """The error as a response."""
     body = _body(error.message, _TYPES.get(error.status, "invalid_request_error"), error.code)
-    delay_s = error.retry_after_s
-    return json_response(body, error.status, _retry_headers(delay_s) if delay_s else None)
+    return json_response(body, error.status)
 
 
 def internal_error_response() -> Response:
-    """A defect's response: it tells nothing."""
+    """The response to a defect; it reveals nothing."""
     return error_response(error_for(ErrorReason.INTERNAL, ""))
 
 
@@ -84,6 +85,27 @@ def json_response(
 ) -> Response:
     """A JSON response."""
     return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+async def respond_to_failure(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler, for every exception of a handler."""
+    match error:
+        case BatonError():
+            return error_response(error)
+        case HttpError():
+            return http_error_response(error)
+        case HTTPException(status_code=404):
+            return http_error_response(HttpError(404, "no such path here", "not_found"))
+        case HTTPException(status_code=405):
+            text = f"{request.method} is not allowed on this path"
+            return http_error_response(HttpError(405, text, "method_not_allowed"))
+        case HTTPException(status_code=status):
+            text = "the request cannot be served"
+            return http_error_response(HttpError(status, text, "http_error"))
+        case ClientDisconnect():
+            return Response(status_code=499)  # the client is gone; this is for the metrics
+    log_failure(logger, "request failed", error, route=request.url.path)
+    return internal_error_response()
 
 
 def _retry_headers(delay_s: float) -> dict[str, str]:

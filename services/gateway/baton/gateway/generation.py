@@ -1,8 +1,4 @@
-"""One generation over HTTP: calls the SDK, writes JSON or server-sent events, ends with its client.
-
-It is an ASGI application by itself, so that one scope owns the calls from the first byte asked for
-to the last one written, and a client that goes away takes them along.
-"""
+"""One generation over HTTP: calls the SDK, and writes JSON or server-sent events."""
 
 from __future__ import annotations
 
@@ -10,25 +6,24 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from baton.client import AsyncClient, AsyncTextStream, BatonError, Completion, Usage
+from baton.client import AsyncClient, AsyncTextStream, BatonError, Usage
 from baton.core.errors import ErrorReason, error_for
+from baton.gateway.answers import AnswerFormat, Json, usage_json
 from baton.gateway.failures import error_body, error_response, json_response
-from baton.gateway.fan_in import Event, FanIn, merged
-from baton.gateway.openai import Job
-from baton.gateway.render import Head, Json, Renderer, usage_json
-from baton.gateway.watch import Watch
+from baton.gateway.generation_telemetry import GenerationTelemetry
+from baton.gateway.merged_streams import ChoiceChunk, MergedStreams, joined_per_choice
+from baton.gateway.sampling_body import ChoiceRequest
 from baton.rpc.logs import log_failure
 
 logger = logging.getLogger(__name__)
 SLOW_WRITE_S = 0.02
-"""A socket that keeps a write waiting for so long gets fewer and larger chunks."""
+"""A client whose socket blocks a write for longer gets fewer and larger chunks."""
 _DONE = b"data: [DONE]\n\n"
 _PING = b": ping\n\n"
 _STREAM_HEADERS = (
@@ -38,128 +33,120 @@ _STREAM_HEADERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to generate, and how to show it."""
+@dataclass(slots=True)
+class Generation:
+    """The ASGI application that answers one request.
 
+    It owns the SDK's calls from the first to the last byte, and cancels them when the client
+    disconnects.
+    """
+
+    client: AsyncClient
     request_id: str
-    jobs: Sequence[Job]
-    renderer: Renderer
-    head: Head
+    choices: Sequence[ChoiceRequest]
+    format: AnswerFormat
+    telemetry: GenerationTelemetry
     is_stream: bool
     outputs_per_prompt: int
     timeout_s: float
     ping_interval_s: float
-
-
-class Generation:
-    """Answers one request that `plan` describes."""
-
-    def __init__(self, client: AsyncClient, plan: Plan, watch: Watch) -> None:
-        self._client = client
-        self._plan = plan
-        self._head = plan.head
-        self._watch = watch
-        self._opened: set[int] = set()
+    _opened: set[int] = field(default_factory=set)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application."""
+        """Serves the request."""
         await until_disconnected(receive, self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = None
         try:
-            streams = self._streams()
-            async with FanIn(streams) as fan_in:
+            streams = self._start_streams()
+            async with MergedStreams(streams) as merged:
                 try:
-                    if self._plan.is_stream:
-                        events = await fan_in.read()
-                        await self._write_stream(streams, fan_in, events, send)
+                    if self.is_stream:
+                        # An error before the first chunk still gets its own status line.
+                        chunks = await merged.read()
+                        await self._write_stream(streams, merged, chunks, send)
                         return
-                    while fan_in.is_open:
-                        self._look_at(await fan_in.read())
+                    while merged.is_open:
+                        self._observe(await merged.read())
                 finally:
-                    self._watch.ended([stream.completion for stream in streams])
-            response = self._whole([stream.completion for stream in streams])
+                    self.telemetry.ended([stream.completion for stream in streams])
+            answers = [stream.completion for stream in streams]
+            self.format.header.model = self.format.header.model or answers[0].model
+            response = json_response(self.format.whole(answers, self._usage_json(streams)))
         except BatonError as error:
             response = error_response(error)
         await response(scope, receive, send)
 
-    def _streams(self) -> list[AsyncTextStream]:
-        request_id = self._plan.request_id
-        num_jobs = len(self._plan.jobs)
+    def _start_streams(self) -> list[AsyncTextStream]:
+        """One call of the SDK per choice; further choices of a prompt fork from its first."""
         streams = []
-        for index, job in enumerate(self._plan.jobs):
-            job.options["timeout_s"] = self._plan.timeout_s
-            job.options["request_id"] = request_id if num_jobs == 1 else f"{request_id}-{index}"
-            first = index - index % self._plan.outputs_per_prompt
+        for index, choice in enumerate(self.choices):
+            choice.options["timeout_s"] = self.timeout_s
+            has_siblings = len(self.choices) > 1
+            choice.options["request_id"] = self.request_id + (f"-{index}" if has_siblings else "")
+            first = index - index % self.outputs_per_prompt
             if index != first:
-                job.options["fork_of"] = f"{request_id}-{first}"
-            streams.append(self._client.generate(job.prompt, stream=True, **job.options))
+                choice.options["fork_of"] = f"{self.request_id}-{first}"
+            streams.append(self.client.generate(choice.prompt, stream=True, **choice.options))
         return streams
-
-    def _whole(self, answers: Sequence[Completion]) -> Response:
-        head = replace(self._head, model=self._head.model or answers[0].model)
-        usage = self._usage([answer.usage for answer in answers])
-        return json_response(self._plan.renderer.whole(head, answers, usage))
 
     async def _write_stream(
         self,
         streams: Sequence[AsyncTextStream],
-        fan_in: FanIn,
-        events: list[Event],
+        merged: MergedStreams,
+        chunks: list[ChoiceChunk],
         send: Send,
     ) -> None:
-        """Writes everything from the status line to `[DONE]`; errors go into the stream."""
+        """Writes everything from the status line to `[DONE]`; errors become events."""
         start = {"type": "http.response.start", "status": 200, "headers": list(_STREAM_HEADERS)}
         await send(start)
         try:
-            while events or fan_in.is_open:
+            while chunks or merged.is_open:
                 started_s = time.monotonic()
-                await send(_body(self._encode(events) if events else _PING))
+                await send(_body(self._encode(chunks) if chunks else _PING))
                 is_slow = time.monotonic() - started_s > SLOW_WRITE_S
-                events = await fan_in.read(self._plan.ping_interval_s)
-                events = merged(events) if is_slow else events
+                chunks = await merged.read(self.ping_interval_s)
+                chunks = joined_per_choice(chunks) if is_slow else chunks
             tail = b""
-            if self._head.has_usage:
-                usage = self._usage([stream.completion.usage for stream in streams])
-                tail = _event(self._plan.renderer.ending(self._head, usage))
+            if self.format.header.has_usage:
+                tail = _event(self.format.usage_chunk(self._usage_json(streams)))
         except BatonError as error:
             tail = _event(error_body(error))
-        except Exception as error:  # noqa: BLE001 - the status line is out; only the stream can tell
+        except Exception as error:  # noqa: BLE001 - the status is out: report in the stream
             log_failure(logger, "stream failed", error)
             tail = _event(error_body(error_for(ErrorReason.INTERNAL, "")))
         await send(_body(tail + _DONE, is_last=True))
 
-    def _encode(self, events: Sequence[Event]) -> bytes:
-        self._look_at(events)
-        renderer, parts = self._plan.renderer, []
-        for event in events:
-            if event.index not in self._opened:
-                self._opened.add(event.index)
-                parts += renderer.opening(self._head, event.index)
-            parts += renderer.pieces(self._head, event.index, event.chunk)
-        return b"".join(_event(part) for part in parts)
+    def _encode(self, chunks: Sequence[ChoiceChunk]) -> bytes:
+        self._observe(chunks)
+        bodies: list[Json] = []
+        for entry in chunks:
+            if entry.index not in self._opened:
+                self._opened.add(entry.index)
+                bodies += self.format.opening(entry.index)
+            bodies += self.format.pieces(entry.index, entry.chunk)
+        return b"".join(map(_event, bodies))
 
-    def _look_at(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if not self._head.model and event.chunk.model:
-                self._head = replace(self._head, model=event.chunk.model)
-            if event.chunk.text or event.chunk.num_tokens:
-                self._watch.token(self._head.model)
+    def _observe(self, chunks: Sequence[ChoiceChunk]) -> None:
+        header = self.format.header
+        for entry in chunks:
+            header.model = header.model or entry.chunk.model
+            if entry.chunk.text or entry.chunk.num_tokens:
+                self.telemetry.has_token(header.model)
 
-    def _usage(self, usages: Sequence[Usage]) -> Json:
-        return usage_json(usages, self._plan.outputs_per_prompt)
+    def _usage_json(self, streams: Sequence[AsyncTextStream]) -> Json:
+        usages: list[Usage] = [stream.completion.usage for stream in streams]
+        return usage_json(usages, self.outputs_per_prompt)
 
 
 async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Runs `work`, and cancels it when the client goes away. The body must have been read."""
+    """Runs `work` until the client disconnects. The request's body must have been read."""
     worker = asyncio.create_task(work)
     listener = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({worker, listener}, return_when=asyncio.FIRST_COMPLETED)
         if not worker.done():
-            logger.debug("client went away")
+            logger.debug("client disconnected")
     finally:
         worker.cancel()
         listener.cancel()

@@ -1,4 +1,4 @@
-"""What an output must match, in OpenAI's words (`response_format`) and in vLLM's."""
+"""The request fields that constrain an output: OpenAI's `response_format` and vLLM's own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from baton.client import Guide, GuideKind, InvalidRequest
+from baton.gateway.compatibility import refuse_unsupported
 
 
 class JsonSchemaFormat(BaseModel):
-    """`response_format.json_schema`. A schema is always kept to, `strict` or not."""
+    """`response_format.json_schema`; the output keeps to the schema, `strict` or not."""
 
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
@@ -20,22 +21,30 @@ class ResponseFormat(BaseModel):
 
     type: str = "text"
     json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """The schema where llama.cpp and others put it."""
 
     def guide(self) -> Guide | None:
-        """What it asks for; None for plain text.
+        """The guide requested; None for plain text.
 
         Raises:
-            InvalidRequest: its type is not supported, or its schema is missing.
+            InvalidRequest: the type is not supported, or the schema is missing or contradicted.
         """
+        nested = self.json_schema.schema_ if self.json_schema else None
+        schema = self.schema_ if nested is None else nested
+        if None not in (nested, self.schema_) and nested != self.schema_:
+            raise InvalidRequest("response_format has two schemas; leave out one of them")
         match self.type:
-            case "text":
+            case "text" if schema is None:
                 return None
-            case "json_object":
+            case "text":
+                raise InvalidRequest("response_format.type must be json_schema for a schema")
+            case "json_object" if schema is None:
                 return Guide.json_object()
+            case "json_object" | "json_schema" if schema is not None:
+                return Guide.json_schema(schema)
             case "json_schema":
-                if self.json_schema is None or self.json_schema.schema_ is None:
-                    raise InvalidRequest("response_format.json_schema.schema must be set")
-                return Guide.json_schema(self.json_schema.schema_)
+                raise InvalidRequest("response_format.json_schema.schema must be set")
         raise InvalidRequest(
             "response_format.type must be text, json_object or json_schema; "
             "for other grammars see structured_outputs"
@@ -43,7 +52,9 @@ class ResponseFormat(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """VLLM's `structured_outputs`."""
+    """`structured_outputs` of vLLM."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     json_object: bool | None = None
@@ -53,11 +64,12 @@ class StructuredOutputs(BaseModel):
     structural_tag: Any = None
 
     def guides(self) -> list[Guide]:
-        """All that it asks for.
+        """All guides requested.
 
         Raises:
-            InvalidRequest: it asks for structural tags.
+            InvalidRequest: a field is not supported.
         """
+        refuse_unsupported(self.model_extra or {}, (), "structured_outputs.")
         if self.structural_tag is not None:
             raise InvalidRequest("structured_outputs.structural_tag is not supported")
         found = []
@@ -75,23 +87,23 @@ class StructuredOutputs(BaseModel):
 
 
 class GuideBody(BaseModel):
-    """The fields of a body that ask for a guide."""
+    """The fields that request a guide."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = None
-    """This and those below are vLLM's older names of what is in `structured_outputs`."""
+    """This and the following are vLLM's older names of the fields of `structured_outputs`."""
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
 
     def guide(self) -> Guide | None:
-        """What the output must match.
+        """The guide of the output; None when it is free.
 
         Raises:
-            InvalidRequest: more than one is asked for, or one that is not supported.
+            InvalidRequest: the request has more than one guide, or one that is not supported.
         """
         older = StructuredOutputs(
             json=self.guided_json,

@@ -1,33 +1,16 @@
-"""The OpenAPI document of the gateway, from the models that check its bodies."""
+"""The OpenAPI document, derived from the table of endpoints and the models of their bodies."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from baton.gateway.embeddings import EmbeddingsBody
-from baton.gateway.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from baton.gateway.endpoints import Access, Endpoint
 from baton.rpc.version import VERSION
 
-_POSTS: tuple[tuple[str, str, type[BaseModel]], ...] = (
-    ("/v1/chat/completions", "Answers a conversation", ChatBody),
-    ("/v1/completions", "Completes a prompt", CompletionBody),
-    ("/v1/embeddings", "Turns texts or token ids into vectors", EmbeddingsBody),
-    ("/tokenize", "Text or a conversation to token ids", TokenizeBody),
-    ("/detokenize", "Token ids to text", DetokenizeBody),
-)
-_STREAMS = frozenset({"/v1/chat/completions", "/v1/completions"})
-_GETS = (
-    ("/v1/models", "The models served", True),
-    ("/v1/models/{model}", "One model", True),
-    ("/health", "The process answers", False),
-    ("/ready", "A generation sent now has somewhere to run", False),
-    ("/version", "Version of Baton", False),
-    ("/metrics", "Metrics in Prometheus's format", False),
-    ("/openapi.json", "This document", False),
-)
+_SCHEMAS = "#/components/schemas/{model}"
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -44,34 +27,20 @@ _ERROR = {
         }
     },
 }
-_KEY: list[dict[str, list[str]]] = [{"apiKey": []}, {}]
 
 
-def document() -> dict[str, Any]:
+def openapi_document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     """The whole document."""
-    template = "#/components/schemas/{model}"
-    bodies = [(model, "validation") for _, _, model in _POSTS]
-    _, schemas = models_json_schema(bodies, ref_template=template)  # type: ignore[arg-type]
-    paths: dict[str, Any] = {}
-    for path, summary, model in _POSTS:
-        schema = {"$ref": template.format(model=model.__name__)}
-        content = ["application/json", *(["text/event-stream"] if path in _STREAMS else [])]
-        operation = _operation(summary, content, needs_key=True)
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        }
-        paths[path] = {"post": operation}
-    for path, summary, needs_key in _GETS:
-        content = ["text/plain" if path == "/metrics" else "application/json"]
-        paths[path] = {"get": _operation(summary, content, needs_key=needs_key)}
-    paths["/v1/models/{model}"]["parameters"] = [
-        {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-    ]
+    endpoints = list(endpoints)
+    bodies = [(endpoint.body, "validation") for endpoint in endpoints if endpoint.body]
+    _, schemas = models_json_schema(bodies, ref_template=_SCHEMAS)  # type: ignore[arg-type]
     return {
         "openapi": "3.1.0",
         "info": {"title": "Baton", "version": VERSION},
-        "paths": paths,
+        "paths": {
+            endpoint.path.replace(":path", ""): {endpoint.method.lower(): _operation(endpoint)}
+            for endpoint in endpoints
+        },
         "components": {
             "schemas": {**schemas.get("$defs", {}), "Error": _ERROR},
             "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer"}},
@@ -79,18 +48,29 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(summary: str, content: list[str], *, needs_key: bool) -> dict[str, Any]:
-    error = {"schema": {"$ref": "#/components/schemas/Error"}}
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    kinds = ["application/json"]
+    if endpoint.body and "stream" in endpoint.body.model_fields:
+        kinds.append("text/event-stream")
     operation: dict[str, Any] = {
-        "summary": summary,
+        "summary": (endpoint.handler.__doc__ or "").rstrip("."),
         "responses": {
-            "200": {"description": "The answer", "content": {kind: {} for kind in content}},
-            "default": {
-                "description": "What went wrong",
-                "content": {"application/json": error},
-            },
+            "200": {"description": "The answer", "content": {kind: {} for kind in kinds}},
+            "default": {"description": "The failure", "content": _content("Error")},
         },
     }
-    if needs_key:
-        operation["security"] = _KEY
+    names = [part.split(":")[0] for part in endpoint.path.replace("}", "{").split("{")[1::2]]
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    if endpoint.body:
+        operation["requestBody"] = {"required": True, "content": _content(endpoint.body.__name__)}
+    if endpoint.access is not Access.OPEN:
+        operation["security"] = [{"apiKey": []}, {}]
     return operation
+
+
+def _content(model: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _SCHEMAS.format(model=model)}}}

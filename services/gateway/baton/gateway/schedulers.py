@@ -1,4 +1,4 @@
-"""Which scheduler a request goes to, and the clients to them."""
+"""Selects a scheduler for each request, and owns the clients to them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from baton.client import AsyncClient, NoWorker, RetryPolicy, Tls
 from baton.rpc.membership import MembershipView
 
 MAX_CLIENTS = 16
-"""Schedulers used at a time; further ones take over when one of these is gone."""
+"""Schedulers used at once; others replace those that disappear."""
 
 
 class Schedulers:
-    """Hands out a client per request, by turns among the usable schedulers."""
+    """Hands out clients, round robin over the usable schedulers."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Schedulers:
         self._turns = count()
 
     async def client(self) -> AsyncClient:
-        """A client to a scheduler; it stays the owner's, do not close it.
+        """A client to a scheduler; do not close it.
 
         Raises:
             NoWorker: none is known.
@@ -51,7 +51,7 @@ class Schedulers:
     async def _client_to(self, address: str) -> AsyncClient:
         client = self._clients.pop(address, None)
         if client is None:
-            # A refusal goes back to the HTTP caller, who is told when to come again.
+            # No retries: the HTTP client gets a refusal with the delay after which to retry.
             client = AsyncClient(
                 address,
                 timeout_s=self._timeout_s,
@@ -78,5 +78,5 @@ class Schedulers:
         usable = self._members.view().usable("scheduler", time.monotonic())
         if not usable:
             raise NoWorker("no scheduler is known yet; try again soon", retry_after_s=1.0)
-        # Not more than stay open, or each request would close a client that others use.
+        # At most as many as stay open, or each request would close a client in use.
         return [member.status.address for member in usable[:MAX_CLIENTS]]

@@ -1,4 +1,4 @@
-"""uvicorn inside a process that has its own signals, start and end."""
+"""uvicorn inside a process that owns signals, start and end."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from baton.gateway.http_protocol import BoundedHttpProtocol
+
 KEEP_ALIVE_S = 30
 STOP_S = 2.0
-"""Time that cancelled requests get to end."""
+"""Time for cancelled requests to end."""
 UNREAD_S = 60.0
-"""A client that reads nothing of what is sent to it for so long is cut off, and its request with
-it. By the kernel, where it can (Linux)."""
+"""The kernel, where it can (Linux), disconnects a client that reads nothing for this long."""
 
 
 class _Server(uvicorn.Server):
-    """Leaves the process's signals alone, and says when it accepts."""
+    """Leaves signals to the process, and reports when it accepts connections."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -27,11 +28,11 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Nothing: rpc.process owns the signals."""
+        """Captures none: rpc.process owns them."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts to accept."""
+        """Starts accepting connections."""
         await super().startup(sockets)
         self.accepting.set()
 
@@ -39,13 +40,13 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves an ASGI application until it is drained or stopped."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, max_connections: int = 4096) -> None:
         self._host = host
         self._port = port
         config = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=type("Protocol", (BoundedHttpProtocol,), {"max_connections": max_connections}),
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -67,8 +68,8 @@ class HttpServer:
         """
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listener = socket.create_server((self._host, self._port), family=family, backlog=2048)
-        # Inherited by every connection. asyncio sets it only where a socket names its protocol, and
-        # without it an answer waits 40 ms for the acknowledgement of its own status line.
+        # Every connection inherits it. asyncio sets it only on sockets with an explicit protocol,
+        # and without it an answer waits 40 ms for the acknowledgement of its status line.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             unread_ms = round(UNREAD_S * 1000)
@@ -84,13 +85,13 @@ class HttpServer:
         return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
     async def drain(self, grace_s: float) -> None:
-        """Accepts nothing new, and returns when the running requests have ended or time is up."""
+        """Stops accepting, and waits up to `grace_s` for running requests to end."""
         self._server.should_exit = True
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=grace_s)
 
     async def stop(self) -> None:
-        """Cuts off what still runs."""
+        """Cancels running requests."""
         if self._task is None:
             return
         self._server.should_exit = True

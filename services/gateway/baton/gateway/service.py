@@ -1,4 +1,4 @@
-"""The gateway's process: an HTTP server that is a member of the cluster like any other service."""
+"""The gateway's process: an HTTP server, and a member of the cluster like any other service."""
 
 from __future__ import annotations
 
@@ -30,34 +30,36 @@ class GatewayService:
         )
         self._gateway = Gateway(settings, self._schedulers, runtime.metrics)
         app = make_app(self._gateway, runtime.telemetry, runtime.metrics, runtime.rng)
-        self._http = HttpServer(app, settings.http_host, settings.http_port)
+        self._http = HttpServer(
+            app, settings.http_host, settings.http_port, settings.max_connections
+        )
 
     def register(self, server: Any) -> list[str]:
-        """Nothing: gRPC is for health and control only."""
+        """Registers none: the gateway serves only health and control over gRPC."""
         del server
         return []
 
     async def start(self) -> None:
-        """Accepts HTTP."""
+        """Starts serving HTTP."""
         address = await self._http.start()
         logger.info("serving http", extra={"http_address": address})
 
     def snapshot(self) -> ServiceSnapshot:
-        """How many requests run."""
+        """The number of running requests."""
         return ServiceSnapshot(num_running=self._gateway.num_running)
 
     async def drain(self, grace_s: float) -> None:
-        """Lets running requests end."""
+        """Waits for running requests to end."""
         self._gateway.is_draining = True
         await self._http.drain(grace_s)
 
     async def stop(self) -> None:
-        """Cuts off what still runs."""
+        """Cancels running requests, and closes the clients."""
         await self._http.stop()
         await self._schedulers.close()
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:
-        """No KV here."""
+        """Empty: the gateway holds no KV."""
         return 0, []
 
 

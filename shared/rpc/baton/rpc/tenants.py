@@ -83,17 +83,30 @@ class Tenants:
             Unauthenticated: the key is missing or not known.
             RateLimited: the tenant has sent too many requests.
         """
-        if not self._owners:
-            return ""
-        tenant = self._owner(authorization)
+        tenant = self.identify(authorization)
+        self.count(tenant, now)
+        return tenant
+
+    def count(self, tenant: str, now: float) -> None:
+        """Counts one request of a tenant.
+
+        Raises:
+            RateLimited: the tenant has sent too many requests.
+        """
         bucket = self._buckets.get(tenant)
         delay_s = bucket.take(now) if bucket is not None else 0.0
         if delay_s:
             text = f"the rate limit of the tenant {tenant!r} is reached"
             raise RateLimited(text, retry_after_s=delay_s)
-        return tenant
 
-    def _owner(self, authorization: str) -> str:
+    def identify(self, authorization: str) -> str:
+        """The tenant whose key the header holds; "" without tenants. Counts nothing.
+
+        Raises:
+            Unauthenticated: the key is missing or not known.
+        """
+        if not self._owners:
+            return ""
         if authorization[: len(_SCHEME)].lower() != _SCHEME:
             raise Unauthenticated("send an API key: 'Authorization: Bearer KEY'")
         given = _digest(authorization[len(_SCHEME) :].strip())

@@ -1,4 +1,4 @@
-"""What the console shows: the cluster and the latest requests, asked of all schedulers."""
+"""The console's data: the cluster and the latest requests, collected from all schedulers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TIMEOUT_S = 3.0
 Json = dict[str, Any]
 
 
-class Feed:
-    """Asks, and puts the answers together as JSON."""
+class ConsoleFeed:
+    """Collects from all schedulers, as JSON."""
 
     def __init__(self, schedulers: Schedulers) -> None:
         self._schedulers = schedulers
 
     async def now(self, tenant: str) -> Json:
-        """Everything that the page shows without being asked: the cluster, the tenant's requests.
+        """The cluster and the tenant's latest requests.
 
         Raises:
             BatonError: no scheduler answers.
@@ -51,10 +51,10 @@ class Feed:
         }
 
     async def request(self, request_id: str, tenant: str) -> Json:
-        """One request of the tenant, with its time line.
+        """One request of the tenant, with its timeline.
 
         Raises:
-            RequestNotFound: no scheduler that answers remembers it.
+            RequestNotFound: no scheduler that answers remembers the request.
         """
         for client in await self._schedulers.clients():
             try:
@@ -68,7 +68,7 @@ class Feed:
 
 
 async def _status(clients: Sequence[AsyncClient]) -> ClusterStatus:
-    """The cluster, by the word of the first scheduler that answers."""
+    """The cluster as the first scheduler that answers sees it."""
     for client in clients[:-1]:
         with suppress(BatonError):
             return await client.status(timeout_s=_TIMEOUT_S)
@@ -76,7 +76,7 @@ async def _status(clients: Sequence[AsyncClient]) -> ClusterStatus:
 
 
 async def _requests(client: AsyncClient, tenant: str) -> RequestList:
-    """Those of one scheduler; none when it does not answer, for the others still do."""
+    """The requests of one scheduler; none if it does not answer, so as not to hide the others."""
     try:
         return await client.requests(limit=MAX_REQUESTS, tenant=tenant, timeout_s=_TIMEOUT_S)
     except BatonError:

@@ -1,4 +1,4 @@
-"""The console's own files, as they are sent: from memory, under a strict content policy."""
+"""The console's files, served from memory under a strict content security policy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TYPES = MappingProxyType({
     ".svg": "image/svg+xml",
 })
 _HEADERS = MappingProxyType({
-    # Nothing but what this gateway serves: no inline scripts or styles, no frames, no other hosts.
+    # Only files of this gateway: no inline scripts or styles, no frames, no other hosts.
     "content-security-policy": "; ".join((
         "default-src 'none'",
         "script-src 'self'",
@@ -38,8 +38,8 @@ _HEADERS = MappingProxyType({
 })
 
 
-class Pages:
-    """The page and its parts."""
+class ConsolePages:
+    """The console's page and its parts."""
 
     def __init__(self) -> None:
         self._files = {
@@ -49,7 +49,7 @@ class Pages:
         }
 
     def get(self, request: Request) -> Response:
-        """GET /console and /console/{name}."""
+        """The file that the path names; index.html without a name."""
         name = request.path_params.get("name", _INDEX)
         content = self._files.get(name)
         if content is None:

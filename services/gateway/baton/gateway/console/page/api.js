@@ -1,5 +1,7 @@
 // Calls to the gateway that served this page. The API key, if one is needed, lives in this tab only.
 
+import { forget, recall, remember } from "./storage.js";
+
 const KEY = "baton-key";
 
 export class HttpFailure extends Error {
@@ -9,11 +11,11 @@ export class HttpFailure extends Error {
   }
 }
 
-export const setKey = (key) => sessionStorage.setItem(KEY, key);
-export const dropKey = () => sessionStorage.removeItem(KEY);
+export const setKey = (key) => remember("sessionStorage", KEY, key);
+export const dropKey = () => forget("sessionStorage", KEY);
 
 async function call(path, options = {}) {
-  const key = sessionStorage.getItem(KEY);
+  const key = recall("sessionStorage", KEY);
   const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
   const response = await fetch(path, { ...options, headers, credentials: "omit" });
   if (response.ok) return response;

@@ -1,13 +1,14 @@
 // Light, dark, or as the system says; the choice outlives the page.
 
 import { byId } from "./dom.js";
+import { recall, remember } from "./storage.js";
 
 const NAMES = ["auto", "light", "dark"];
 const STORE = "baton-theme";
 
 export function startTheme() {
   const button = byId("theme");
-  let name = localStorage.getItem(STORE);
+  let name = recall("localStorage", STORE);
   const show = () => {
     if (!NAMES.includes(name)) name = "auto";
     document.documentElement.dataset.theme = name;
@@ -15,7 +16,7 @@ export function startTheme() {
   };
   button.addEventListener("click", () => {
     name = NAMES[(NAMES.indexOf(name) + 1) % NAMES.length];
-    localStorage.setItem(STORE, name);
+    remember("localStorage", STORE, name);
     show();
   });
   show();

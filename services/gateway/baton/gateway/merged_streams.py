@@ -1,4 +1,4 @@
-"""Several streamed answers read as one sequence of events."""
+"""Several streams of the SDK, read as one."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ CAPACITY = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """A piece of one of the answers."""
+class ChoiceChunk:
+    """A chunk of one of the streams."""
 
     index: int
-    """Which answer."""
+    """The stream's, and so the choice's, number."""
     chunk: Chunk
 
 
-def merged(events: Sequence[Event]) -> list[Event]:
-    """One event per answer that says what all of them say."""
-    chunks: dict[int, Chunk] = {}
-    for event in events:
-        before, chunk = chunks.get(event.index), event.chunk
-        chunks[event.index] = chunk if before is None else _joined(before, chunk)
-    return [Event(index, chunk) for index, chunk in chunks.items()]
+def joined_per_choice(chunks: Sequence[ChoiceChunk]) -> list[ChoiceChunk]:
+    """Joins the chunks of each choice into one."""
+    joined: dict[int, Chunk] = {}
+    for entry in chunks:
+        before = joined.get(entry.index)
+        joined[entry.index] = entry.chunk if before is None else _joined(before, entry.chunk)
+    return [ChoiceChunk(index, chunk) for index, chunk in joined.items()]
 
 
 def _joined(first: Chunk, second: Chunk) -> Chunk:
     return replace(
-        second,  # what only the last message carries is there
+        second,  # fields that only the last chunk carries
         text=first.text + second.text,
         token_index=first.token_index,
         num_tokens=first.num_tokens + second.num_tokens,
@@ -47,19 +47,19 @@ def _joined(first: Chunk, second: Chunk) -> Chunk:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """One of the answers ended, well or not."""
+    """A stream ended, with `error` if it failed."""
 
     error: BaseException | None = None
 
 
-class FanIn:
-    """Reads streams side by side through a bounded queue; leaving it cancels all of them."""
+class MergedStreams:
+    """Reads streams concurrently through a bounded queue; leaving the context cancels them all."""
 
     def __init__(self, streams: Sequence[AsyncTextStream]) -> None:
         self._streams = streams
         self._num_open = len(streams)
         self._error: BaseException | None = None
-        self._queue: asyncio.Queue[Event | _End] = asyncio.Queue(CAPACITY)
+        self._queue: asyncio.Queue[ChoiceChunk | _End] = asyncio.Queue(CAPACITY)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -76,31 +76,31 @@ class FanIn:
 
     @property
     def is_open(self) -> bool:
-        """False when all answers have ended."""
+        """At least one stream has not ended."""
         return self._num_open > 0
 
-    async def read(self, timeout_s: float | None = None) -> list[Event]:
-        """All events that are there, waiting for the first; empty after the timeout or at the end.
+    async def read(self, timeout_s: float | None = None) -> list[ChoiceChunk]:
+        """Waits for a chunk, and returns all available; empty on timeout and when all have ended.
 
         Raises:
-            BatonError: one of the answers failed, and all events before that have been read.
+            BatonError: a stream failed; all chunks before the failure have been returned.
         """
-        events: list[Event] = []
+        chunks: list[ChoiceChunk] = []
         try:
             async with asyncio.timeout(timeout_s):
-                while self.is_open and not events:
+                while self.is_open and not chunks:
                     if self._error is not None:
                         raise self._error
-                    self._take(await self._queue.get(), events)
+                    self._take(await self._queue.get(), chunks)
         except TimeoutError:
             return []
         while self._error is None and not self._queue.empty():
-            self._take(self._queue.get_nowait(), events)
-        return events
+            self._take(self._queue.get_nowait(), chunks)
+        return chunks
 
-    def _take(self, item: Event | _End, events: list[Event]) -> None:
-        if isinstance(item, Event):
-            events.append(item)
+    def _take(self, item: ChoiceChunk | _End, chunks: list[ChoiceChunk]) -> None:
+        if isinstance(item, ChoiceChunk):
+            chunks.append(item)
         elif item.error is None:
             self._num_open -= 1
         else:
@@ -111,7 +111,7 @@ class FanIn:
         try:
             async with stream:
                 async for chunk in stream:
-                    await self._queue.put(Event(index, chunk))
+                    await self._queue.put(ChoiceChunk(index, chunk))
         except BatonError as error:
             end = _End(error)
         except Exception as error:  # noqa: BLE001 - raised again by the reader

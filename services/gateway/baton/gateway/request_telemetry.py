@@ -1,9 +1,10 @@
-"""What happens around every HTTP request: its id, its span, its metrics."""
+"""The id, the span and the metrics of every HTTP request."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from random import Random
 from typing import Any
 
@@ -13,29 +14,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baton.core.errors import InvalidRequest
 from baton.core.ids import check_request_id, make_id
+from baton.gateway.endpoints import Endpoint
 from baton.rpc.logs import bind_request_id
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
 
 REQUEST_ID_HEADER = "x-request-id"
 MAX_HEADER_ID_CHARS = 96
-"""Leaves room for what is appended when one request becomes several generations."""
-_TRACED = frozenset({
-    "/v1/completions",
-    "/v1/chat/completions",
-    "/v1/embeddings",
-    "/tokenize",
-    "/detokenize",
-})
-_COUNTED = _TRACED | {"/v1/models", "/health", "/ready", "/version", "/metrics", "/openapi.json"}
+"""Leaves room for the suffixes of a request's generations."""
 _CLIENT_GONE = 499
 
 
-class Edge:
-    """ASGI middleware. Puts `generation_id`, `started_s` and `span` into the request's state."""
+class RequestTelemetry:
+    """ASGI middleware; puts `generation_id`, `started_s` and `span` into the request's state.
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, metrics: Metrics, rng: Random) -> None:
+    Requests with a body get a span. Metrics name the paths of `endpoints`; others are "other".
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        endpoints: Iterable[Endpoint],
+        telemetry: Telemetry,
+        metrics: Metrics,
+        rng: Random,
+    ) -> None:
         self._app = app
+        self._endpoints = {endpoint.path: endpoint for endpoint in endpoints}
         self._telemetry = telemetry
         self._rng = rng
         self._duration_s = metrics.histogram(
@@ -46,83 +51,73 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         given = _given_id(Headers(scope=scope))
         request_id = given or make_id("req", self._rng)
-        exchange = _Exchange(request_id, send)
+        response = _ObservedResponse(request_id, send)
         started_s = time.monotonic()
         bind_request_id(request_id)
-        span = self._start_span(scope, request_id)
+        endpoint = self._endpoints.get(scope["path"])
+        span = None
+        if endpoint is not None and endpoint.body is not None:
+            span = self._start_span(scope, request_id)
         state: dict[str, Any] = scope.setdefault("state", {})
         state.update(
-            # A caller may send one id again while its first request runs; ours must be unique.
+            # A client may reuse an id while its first request still runs; ours must be unique.
             generation_id=make_id(given, self._rng) if given else request_id,
             started_s=started_s,
             span=span,
         )
         try:
-            await self._app(scope, receive, exchange.send)
+            await self._app(scope, receive, response.send)
         except asyncio.CancelledError:
-            exchange.is_cut = True
+            response.is_complete = False
             raise
         finally:
-            status = exchange.status if exchange.is_whole else _CLIENT_GONE
-            route = scope["path"] if scope["path"] in _COUNTED else "other"
+            status = response.status if response.is_complete else _CLIENT_GONE
+            route = "other" if endpoint is None else endpoint.path
             self._duration_s.labels(route, str(status)).observe(time.monotonic() - started_s)
             if span is not None:
                 _end_span(span, status)
 
-    def _start_span(self, scope: Scope, request_id: str) -> Span | None:
-        path = scope["path"]
-        if path not in _TRACED:
-            return None
-        attributes = {
-            "http.request.method": scope["method"],
-            "http.route": path,
-            "baton.request.id": request_id,
-        }
+    def _start_span(self, scope: Scope, request_id: str) -> Span:
         headers = Headers(scope=scope)
         carrier = {key: headers[key] for key in ("traceparent", "tracestate") if key in headers}
         span = self._telemetry.start_span(
-            f"{scope['method']} {path}",
+            f"{scope['method']} {scope['path']}",
             parent=self._telemetry.extract(carrier),
             kind=SpanKind.SERVER,
-            attributes=attributes,
+            attributes={
+                "http.request.method": scope["method"],
+                "http.route": scope["path"],
+                "baton.request.id": request_id,
+            },
         )
-        # The server gives each request a task of its own, which ends with it: nothing to reset.
+        # The server runs each request in a task, which ends with it: nothing to reset.
         self._telemetry.set_current(self._telemetry.context_of(span))
         return span
 
 
-class _Exchange:
-    """What went out so far."""
+class _ObservedResponse:
+    """Passes a response on, adds the request's id, and records how far it came."""
 
     def __init__(self, request_id: str, send: Send) -> None:
-        self.request_id = request_id
         self.status = 0
-        self.is_cut = False
+        self.is_complete = False
+        self._request_id = request_id
         self._send = send
-        self._is_ended = False
-
-    @property
-    def is_whole(self) -> bool:
-        """True when the answer went out to its end."""
-        return self._is_ended and not self.is_cut
 
     async def send(self, message: Message) -> None:
-        """Passes a message on, with the request's id among the headers."""
+        """Sends one ASGI message."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message).append(REQUEST_ID_HEADER, self.request_id)
+            MutableHeaders(scope=message).append(REQUEST_ID_HEADER, self._request_id)
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self._is_ended = True
+            self.is_complete = True
 
 
 def _given_id(headers: Headers) -> str:
-    """The caller's id for the request; empty when there is none, or no usable one."""
+    """The client's id for the request; empty when it sent none or an invalid one."""
     given = headers.get(REQUEST_ID_HEADER, "")
     try:
         return check_request_id(given) if len(given) <= MAX_HEADER_ID_CHARS else ""

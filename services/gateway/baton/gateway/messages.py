@@ -1,13 +1,14 @@
-"""Messages of a conversation, as OpenAI's API has them."""
+"""The messages of a chat request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from baton.client import InvalidRequest
+from baton.gateway.compatibility import refuse_unsupported
 
 
 class ContentPart(BaseModel):
@@ -19,6 +20,8 @@ class ContentPart(BaseModel):
 
 class Message(BaseModel):
     """A message of a conversation."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str
     content: str | list[ContentPart] | None = None
@@ -42,12 +45,14 @@ class Message(BaseModel):
         return "".join(part.text or "" for part in self.content)
 
 
-def for_sdk(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as the SDK takes them.
+def messages_for_sdk(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Converts messages to the SDK's form.
 
     Raises:
-        InvalidRequest: a part of one is not text.
+        InvalidRequest: a part is not text, or a field is not supported.
     """
+    for index, message in enumerate(messages):
+        refuse_unsupported(message.model_extra or {}, (), f"messages[{index}].")
     return [
         {
             "role": "system" if message.role == "developer" else message.role,

@@ -1,4 +1,4 @@
-"""One tool call, written by a model as a JSON object, read while it comes."""
+"""Scans one tool call, a JSON object written by a model, as it streams in."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _ARGUMENT_KEYS = frozenset({"arguments", "parameters"})
 _KEYS = _ARGUMENT_KEYS | {"name", "type", "id"}
 
 
-class CallScanner:
+class ToolCallScanner:
     """Reads `{"name": ..., "arguments": {...}}`; the keys may come in any order.
 
-    It looks for the ends of values only: what a model writes as arguments is passed on as it is,
-    valid or not. With `names`, anything but a call of one of these, with arguments, is rejected,
-    because the object may be the answer itself.
+    The scanner only finds where values end: arguments pass through unchanged, valid or not. With
+    `names`, it rejects everything but a call of one of these tools with arguments, because the
+    object may be the answer itself.
     """
 
     def __init__(self, names: Collection[str] | None = None) -> None:
@@ -22,23 +22,23 @@ class CallScanner:
         self.is_done = False
         self.is_rejected = False
         self.raw = ""
-        """All that was read."""
+        """The text read so far; once it is certain to be a call, without the arguments taken."""
         self._names = names
         self._depth = 0
         self._is_in_string = False
         self._is_escaped = False
         self._key: str | None = None
         self._start: int | None = None
-        """Where the key or value of the object that is being read begins."""
+        """Where the current key or value begins in `raw`."""
         self._has_arguments = False
         self._arguments_at: int | None = None
-        """Where the arguments begin that are being read; what is before it was taken."""
+        """Where the arguments not yet taken begin in `raw`."""
         self._taken: list[str] = []
         self._is_value_only = False
 
     @classmethod
-    def of_arguments(cls, name: str) -> CallScanner:
-        """Reads the arguments alone: the tool's name is known."""
+    def of_arguments(cls, name: str) -> ToolCallScanner:
+        """A scanner for the arguments alone, where the tool's name is known."""
         scanner = cls()
         scanner.name = name
         scanner._depth = 1
@@ -48,12 +48,12 @@ class CallScanner:
 
     @property
     def is_call(self) -> bool:
-        """True when it is known to be a call, and of what."""
+        """True once the object is certain to be a call of a known tool name."""
         known = self.name is not None and not self.is_rejected
         return known and (self._has_arguments or (self._names is None and self.is_done))
 
     def feed(self, text: str) -> int:
-        """Reads on; returns how many characters belong to the object."""
+        """Reads on; returns how many characters of `text` belong to the object."""
         begin = len(self.raw)
         self.raw += text
         for at, character in enumerate(text, start=begin):
@@ -64,10 +64,14 @@ class CallScanner:
         return len(self.raw) - begin
 
     def take_arguments(self) -> str:
-        """Text of the arguments that came since the last time; after the end at least `{}`."""
+        """Arguments text since the last call; `{}` at the end of a call without arguments."""
         if self._arguments_at is not None:
             self._taken.append(self.raw[self._arguments_at :])
             self._arguments_at = len(self.raw)
+            if self.is_call:
+                # Forgotten, or each piece of long arguments would copy all of them.
+                self.raw = ""
+                self._start = self._arguments_at = 0
         if self.is_done and not self._has_arguments:
             self._has_arguments = True
             self._taken.append("{}")

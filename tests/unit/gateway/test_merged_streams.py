@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from baton.client import Chunk, Logprob, Usage
-from baton.gateway.fan_in import Event, merged
+from baton.gateway.merged_streams import ChoiceChunk, joined_per_choice
 
 FIRST = Chunk(
     text="a",
@@ -26,8 +26,8 @@ LAST = Chunk(
 
 
 def test_events_of_one_answer_become_one_that_loses_nothing():
-    other = Event(1, Chunk(text="x", num_tokens=1))
-    both, alone = merged([Event(0, FIRST), other, Event(0, LAST)])
+    other = ChoiceChunk(1, Chunk(text="x", num_tokens=1))
+    both, alone = joined_per_choice([ChoiceChunk(0, FIRST), other, ChoiceChunk(0, LAST)])
     assert alone == other
     chunk = both.chunk
     assert (both.index, chunk.text, chunk.token_ids) == (0, "ab", (7, 8, 9))
@@ -38,4 +38,4 @@ def test_events_of_one_answer_become_one_that_loses_nothing():
 
 
 def test_nothing_stays_nothing():
-    assert merged([]) == []
+    assert joined_per_choice([]) == []

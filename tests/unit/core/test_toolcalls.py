@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.gateway.call_reader import Arguments, CallBegins, CallReader, Content, NamedReader
+from baton.core.toolcalls import parser
+from baton.core.toolcalls.parser import (
+    AnswerText,
+    ForcedCallParser,
+    ToolCallArguments,
+    ToolCallParser,
+    ToolCallStart,
+)
 
 NAMES = frozenset({"f", "get.weather"})
 Whole = tuple[str, list[tuple[str, str]]]
 
 
-def read(reader: CallReader | NamedReader, pieces: list[str]) -> Whole:
+def read(reader: ToolCallParser | ForcedCallParser, pieces: list[str]) -> Whole:
     content, calls = "", []
     events = [event for piece in pieces for event in reader.feed(piece)] + reader.finish()
     for event in events:
         match event:
-            case Content(text):
+            case AnswerText(text):
                 assert text
                 content += text
-            case CallBegins(index, name):
+            case ToolCallStart(index, name):
                 assert index == len(calls)
                 calls.append((name, ""))
-            case Arguments(index, text):
+            case ToolCallArguments(index, text):
                 assert text
                 assert index == len(calls) - 1
                 calls[index] = (calls[index][0], calls[index][1] + text)
@@ -33,7 +41,7 @@ def read(reader: CallReader | NamedReader, pieces: list[str]) -> Whole:
 
 
 def whole(text: str, max_calls: int | None = None) -> Whole:
-    return read(CallReader(NAMES, max_calls), [text])
+    return read(ToolCallParser(NAMES, max_calls), [text])
 
 
 CASES = {
@@ -115,7 +123,7 @@ CASES = {
 def test_calls_are_found_in_every_format(name):
     text, expected = CASES[name]
     assert whole(text) == expected
-    assert read(CallReader(NAMES), list(text)) == expected
+    assert read(ToolCallParser(NAMES), list(text)) == expected
 
 
 def cut(text: str, places: list[int]) -> list[str]:
@@ -133,13 +141,13 @@ PLACES = st.lists(st.integers(0, 400), max_size=12)
 
 @given(st.lists(FRAGMENTS, max_size=14).map("".join), PLACES)
 def test_pieces_make_no_difference(text, places):
-    assert read(CallReader(NAMES), cut(text, places)) == whole(text)
+    assert read(ToolCallParser(NAMES), cut(text, places)) == whole(text)
 
 
 @given(st.sampled_from(sorted(CASES)), PLACES)
 def test_pieces_make_no_difference_to_real_answers(name, places):
     text, expected = CASES[name]
-    assert read(CallReader(NAMES), cut(text, places)) == expected
+    assert read(ToolCallParser(NAMES), cut(text, places)) == expected
 
 
 @given(st.text(alphabet="ab \n<{}[]\"':,;|_tool", max_size=60))
@@ -168,18 +176,21 @@ def test_whatever_the_arguments_are_they_arrive(arguments, places, style):
         "mistral": f"[TOOL_CALLS][{', '.join(objects)}]",
         "bare array": f"[{', '.join(objects)}]",
     }[style]
-    content, calls = read(CallReader(NAMES), cut(text, places))
+    content, calls = read(ToolCallParser(NAMES), cut(text, places))
     assert content == ""
     assert [name for name, _ in calls] == ["f"] * len(arguments)
     assert [json.loads(text) for _, text in calls] == arguments
 
 
 def test_arguments_are_told_while_they_come():
-    reader = CallReader(NAMES)
+    reader = ToolCallParser(NAMES)
     assert reader.feed('<tool_call>{"name": "f", ') == []
-    assert reader.feed('"arguments": {"a": "x') == [CallBegins(0, "f"), Arguments(0, '{"a": "x')]
-    assert reader.feed('y"') == [Arguments(0, 'y"')]
-    assert reader.feed("}}") == [Arguments(0, "}")]
+    assert reader.feed('"arguments": {"a": "x') == [
+        ToolCallStart(0, "f"),
+        ToolCallArguments(0, '{"a": "x'),
+    ]
+    assert reader.feed('y"') == [ToolCallArguments(0, 'y"')]
+    assert reader.feed("}}") == [ToolCallArguments(0, "}")]
 
 
 def test_calls_beyond_the_most_are_dropped():
@@ -188,5 +199,53 @@ def test_calls_beyond_the_most_are_dropped():
 
 
 def test_a_forced_tool_gets_the_whole_text_as_arguments():
-    assert read(NamedReader("f"), ["", '{"a"', ": 1}"]) == ("", [("f", '{"a": 1}')])
-    assert read(NamedReader("f"), []) == ("", [])
+    assert read(ForcedCallParser("f"), ["", '{"a"', ": 1}"]) == ("", [("f", '{"a": 1}')])
+    assert read(ForcedCallParser("f"), []) == ("", [])
+
+
+class CountingPattern:
+    """Counts the characters that a pattern is matched against."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self.pattern, self.num_chars = pattern, 0
+
+    def fullmatch(self, text: str, begin: int, end: int) -> re.Match[str] | None:
+        self.num_chars += end - begin
+        return self.pattern.fullmatch(text, begin, end)
+
+
+@pytest.mark.parametrize("size", [1, 30, 4096, 1 << 20])
+@pytest.mark.parametrize(
+    "before", ["[TOOL_CALLS]a", "[TOOL_CALLS]", "[TOOL_CALLS][", "[", "<tool_call>", ""]
+)
+def test_white_space_is_refused_before_it_is_matched(monkeypatch, before, size):
+    counting = CountingPattern(parser._MISTRAL_HEAD)
+    monkeypatch.setattr(parser, "_MISTRAL_HEAD", counting)
+    text = before + " " * 100_000 + "x{"
+    reader, longest, events = ToolCallParser(NAMES), 0, []
+    for at in range(0, len(text), size):
+        events += reader.feed(text[at : at + size])
+        longest = max(longest, len(reader._buffer))
+    events += reader.finish()
+    assert "".join(event.text for event in events) == text
+    assert counting.num_chars <= parser.MAX_MISTRAL_HEAD_CHARS
+    assert longest <= parser.MAX_GAP_CHARS + 4096
+
+
+def backtracks(pattern: str) -> bool:
+    """True when two parts of a pattern that may match the same spaces stand side by side."""
+    return bool(re.search(r"\\s\*(?:\(\?:[^()]*\)\?)*\\s\*", pattern))
+
+
+def test_no_two_parts_of_the_pattern_share_white_space():
+    assert backtracks(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w*)?\s*(?:\[ARGS\])?\s*")
+    assert not backtracks(parser._MISTRAL_HEAD.pattern)
+
+
+def test_long_arguments_are_not_kept():
+    reader = ToolCallParser(NAMES)
+    reader.feed('<tool_call>{"name": "f", "arguments": {"a": "')
+    for _ in range(100):
+        assert reader.feed("x" * 1000) == [ToolCallArguments(0, "x" * 1000)]
+    assert len(reader._scanner.raw) <= 1000
+    assert reader.feed('"}}') == [ToolCallArguments(0, '"}')]

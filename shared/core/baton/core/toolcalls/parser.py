@@ -1,12 +1,13 @@
-"""Finds tool calls in a model's text while it comes, in the formats that chat templates teach.
+"""Finds tool calls in a model's text as it streams in, in the formats that chat templates teach.
 
 - Hermes, Qwen: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number of them;
 - Llama 3: `{"name": ..., "parameters": {...}}` as the whole answer, or after `<|python_tag|>`,
   several separated by `;`;
-- Mistral: `[TOOL_CALLS]` and an array of such objects, or `[TOOL_CALLS]name{...}`; without the
-  marker, which is a special token and may not be in the text, an array as the whole answer.
+- Mistral: `[TOOL_CALLS]` and an array of such objects, or `[TOOL_CALLS]name{...}`; also an array
+  as the whole answer, because the marker is a special token that the text may lack.
 
-What it finds does not depend on the pieces in which the text comes.
+The result does not depend on how the text is cut into pieces, and the work is linear in the text:
+the model, and so its prompt's author, chooses what the parser reads.
 """
 
 from __future__ import annotations
@@ -16,126 +17,129 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from baton.gateway.call_scan import CallScanner
+from baton.core.toolcalls.json_scan import ToolCallScanner
 
 HERMES, HERMES_END, LLAMA, MISTRAL = "<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]"
 _MARKERS = (HERMES, LLAMA, MISTRAL)
 _ANY_MARKER = re.compile("|".join(map(re.escape, _MARKERS)))
-_MISTRAL_HEAD = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w*)?\s*(?:\[ARGS\])?\s*")
-_MAX_MISTRAL_HEAD_CHARS = 200
+# A single \s* between two parts: adjacent ones would backtrack in quadratic or cubic time.
+_MISTRAL_HEAD = re.compile(r"\s*([\w.-]+)(?:\s*\[CALL_ID\]\w*)?(?:\s*\[ARGS\])?\s*")
+MAX_MISTRAL_HEAD_CHARS = 200
+MAX_GAP_CHARS = 1000
+"""White space between a marker and its call; more means that there is no call."""
+_SLICE_CHARS = 4096
+"""Characters parsed at once; a state copies the rest of the buffer, so the buffer stays short."""
 _MAX_MARKER_CHARS = max(map(len, _MARKERS))
 _SEPARATORS = " \t\r\n;,"
 """Between the calls of one answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
-    """Text that is not part of a call."""
+class AnswerText:
+    """Text outside all calls."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class CallBegins:
-    """A call was found; its arguments follow."""
+class ToolCallStart:
+    """A call of the tool `name` begins; its arguments follow."""
 
     index: int
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class ToolCallArguments:
     """The next piece of a call's arguments, as JSON text."""
 
     index: int
     text: str
 
 
-Found = Content | CallBegins | Arguments
+ParsedPart = AnswerText | ToolCallStart | ToolCallArguments
 
 
-class Reader(Protocol):
-    """Splits one answer's text into content and calls."""
+class AnswerParser(Protocol):
+    """Splits the text of one answer into content and tool calls."""
 
-    def feed(self, text: str) -> list[Found]:
-        """What became certain with this text."""
+    def feed(self, text: str) -> list[ParsedPart]:
+        """Takes the next piece; returns the parts that it made certain."""
 
-    def finish(self) -> list[Found]:
-        """What was held back: nothing follows."""
+    def finish(self) -> list[ParsedPart]:
+        """Ends the text; returns the parts held back so far."""
 
 
-class NamedReader:
-    """For an answer that is nothing but the arguments of one tool: it was forced to be."""
+class ForcedCallParser:
+    """For an answer that a guide forced to be the arguments of one tool."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._has_begun = False
 
-    def feed(self, text: str) -> list[Found]:
-        """See Reader."""
+    def feed(self, text: str) -> list[ParsedPart]:
+        """See AnswerParser."""
         if not text:
             return []
-        begins: list[Found] = [] if self._has_begun else [CallBegins(0, self._name)]
+        begins: list[ParsedPart] = [] if self._has_begun else [ToolCallStart(0, self._name)]
         self._has_begun = True
-        return [*begins, Arguments(0, text)]
+        return [*begins, ToolCallArguments(0, text)]
 
-    def finish(self) -> list[Found]:
-        """See Reader."""
+    def finish(self) -> list[ParsedPart]:
+        """See AnswerParser."""
         return []
 
 
-class CallReader:
-    """For an answer that may hold calls of the tools with these names.
-
-    `max_calls` drops those that come after.
-    """
+class ToolCallParser:
+    """For an answer that may call the tools in `names`; calls beyond `max_calls` are dropped."""
 
     def __init__(self, names: Collection[str], max_calls: int | None = None) -> None:
         self._names = names
         self._max_calls = max_calls
         self._num_calls = 0
         self._buffer = ""
-        self._spaces = ""
-        """White space held back: before a call it is dropped."""
+        self._spaces: list[str] = []
+        """White space held back, because it is dropped before a call."""
         self._opening = ""
-        """What stands before a call that is not certain yet; content if it becomes none."""
+        """Text before a possible call; it becomes content if the call turns out to be none."""
         self._is_strict = False
-        """Without a marker, only a call of a known tool is one."""
+        """Accept calls of known tools only, because no marker announced them."""
         self._is_array = False
-        self._scanner = CallScanner()
+        self._scanner = ToolCallScanner()
         self._has_begun = False
         self._state: Callable[[], bool] = self._at_start
-        self._found: list[Found] = []
+        self._found: list[ParsedPart] = []
 
-    def feed(self, text: str) -> list[Found]:
-        """See Reader."""
-        self._buffer += text
-        while self._buffer and self._state():
-            pass
+    def feed(self, text: str) -> list[ParsedPart]:
+        """See AnswerParser."""
+        for at in range(0, len(text), _SLICE_CHARS):
+            self._buffer += text[at : at + _SLICE_CHARS]
+            while self._buffer and self._state():
+                pass
         return self._take_found()
 
-    def finish(self) -> list[Found]:
-        """See Reader."""
+    def finish(self) -> list[ParsedPart]:
+        """See AnswerParser."""
         if self._state != self._after_call:
             raw = self._scanner.raw if self._state == self._in_call and not self._has_begun else ""
-            self._say(self._opening + raw + self._buffer)
+            self._emit_text(self._opening + raw + self._buffer)
         self._buffer = self._opening = ""
         if self._spaces and not self._num_calls:
-            self._found.append(Content(self._spaces))
+            self._found.append(AnswerText("".join(self._spaces)))
         return self._take_found()
 
-    # Each state takes what it can from the buffer, and returns False when it needs more text.
+    # Each state consumes what it can of the buffer and returns False when it needs more text.
 
     def _at_start(self) -> bool:
-        self._say(self._take_spaces())
+        self._emit_text(self._take_spaces())
         self._is_strict = True
         if self._buffer.startswith("{"):
-            return self._begin(CallScanner(self._names))
+            return self._begin(ToolCallScanner(self._names))
         if self._buffer.startswith("["):
             inner = self._buffer[1:].lstrip()
             if inner.startswith("{"):
                 return self._begin_array()
-            if not inner:
+            if not inner and len(self._buffer) <= MAX_GAP_CHARS:
                 return False
         elif not self._buffer:
             return False
@@ -145,10 +149,10 @@ class CallReader:
         marker = _ANY_MARKER.search(self._buffer)
         if marker is None:
             kept = len(self._buffer) - _partial_marker_chars(self._buffer)
-            self._say(self._buffer[:kept])
+            self._emit_text(self._buffer[:kept])
             self._buffer = self._buffer[kept:]
             return False
-        self._say(self._buffer[: marker.start()])
+        self._emit_text(self._buffer[: marker.start()])
         self._buffer = self._buffer[marker.end() :]
         self._opening = marker.group()
         self._is_strict = self._is_array = False
@@ -156,9 +160,11 @@ class CallReader:
 
     def _after_marker(self) -> bool:
         marker, text = self._opening, self._buffer.lstrip()
+        if len(self._buffer) - len(text) > MAX_GAP_CHARS:
+            return self._is_no_call(marker)
         if text.startswith("{"):
             self._opening += self._take_spaces()
-            return self._begin(CallScanner())
+            return self._begin(ToolCallScanner())
         if not text:
             return False
         if marker != MISTRAL:
@@ -168,18 +174,18 @@ class CallReader:
             return self._after_mistral()
         if inner.startswith("{"):
             return self._begin_array()
-        return self._is_no_call(marker) if inner else False
+        return bool(inner or len(text) > MAX_GAP_CHARS) and self._is_no_call(marker)
 
     def _after_mistral(self) -> bool:
-        """At the name of a tool, which its arguments follow."""
-        brace = self._buffer.find("{")
-        if brace < 0 and len(self._buffer) <= _MAX_MISTRAL_HEAD_CHARS:
+        """At the name of a tool, followed by its arguments."""
+        brace = self._buffer.find("{", 0, MAX_MISTRAL_HEAD_CHARS + 1)
+        if brace < 0 and len(self._buffer) <= MAX_MISTRAL_HEAD_CHARS:
             return False
-        head = _MISTRAL_HEAD.fullmatch(self._buffer, 0, max(brace, 0))
-        if brace > _MAX_MISTRAL_HEAD_CHARS or head is None:
+        head = _MISTRAL_HEAD.fullmatch(self._buffer, 0, brace) if brace > 0 else None
+        if head is None:
             return self._is_no_call(self._opening)
         self._buffer = self._buffer[brace:]
-        return self._begin(CallScanner.of_arguments(head[1]))
+        return self._begin(ToolCallScanner.of_arguments(head[1]))
 
     def _in_call(self) -> bool:
         scanner = self._scanner
@@ -187,13 +193,13 @@ class CallReader:
         if scanner.is_rejected:
             return self._is_no_call(self._opening + scanner.raw)
         if scanner.is_call:
-            self._tell(scanner)
+            self._emit_call(scanner)
         return scanner.is_done and self._go_on(self._after_call)
 
     def _after_call(self) -> bool:
         self._buffer = self._buffer.lstrip(_SEPARATORS)
         if self._buffer.startswith("{"):
-            return self._begin(CallScanner(self._names if self._is_strict else None))
+            return self._begin(ToolCallScanner(self._names if self._is_strict else None))
         if self._is_array and self._buffer:
             self._is_array = False
             self._buffer = self._buffer.removeprefix("]")
@@ -211,7 +217,7 @@ class CallReader:
         self._state = state
         return True
 
-    def _begin(self, scanner: CallScanner) -> bool:
+    def _begin(self, scanner: ToolCallScanner) -> bool:
         self._scanner = scanner
         self._has_begun = False
         return self._go_on(self._in_call)
@@ -221,36 +227,38 @@ class CallReader:
         self._opening += self._buffer[:brace]
         self._buffer = self._buffer[brace:]
         self._is_array = True
-        return self._begin(CallScanner(self._names if self._is_strict else None))
+        return self._begin(ToolCallScanner(self._names if self._is_strict else None))
 
     def _is_no_call(self, text: str) -> bool:
         self._opening = ""
         if self._is_strict:
             self._buffer = text + self._buffer  # there may be a marker in it
         else:
-            self._say(text)
+            self._emit_text(text)
         return self._go_on(self._in_content)
 
-    def _tell(self, scanner: CallScanner) -> None:
+    def _emit_call(self, scanner: ToolCallScanner) -> None:
         if not self._has_begun:
             self._has_begun = True
             self._num_calls += 1
-            self._opening = self._spaces = ""
-            self._find(CallBegins(self._num_calls - 1, scanner.name or ""))
+            self._opening = ""
+            self._spaces.clear()
+            self._emit(ToolCallStart(self._num_calls - 1, scanner.name or ""))
         text = scanner.take_arguments()
         if text:
-            self._find(Arguments(self._num_calls - 1, text))
+            self._emit(ToolCallArguments(self._num_calls - 1, text))
 
-    def _find(self, found: CallBegins | Arguments) -> None:
+    def _emit(self, found: ToolCallStart | ToolCallArguments) -> None:
         if self._max_calls is None or found.index < self._max_calls:
             self._found.append(found)
 
-    def _say(self, text: str) -> None:
-        whole = self._spaces + text
-        kept = whole.rstrip()
-        self._spaces = whole[len(kept) :]
+    def _emit_text(self, text: str) -> None:
+        kept = text.rstrip()
         if kept:
-            self._found.append(Content(kept))
+            self._found.append(AnswerText("".join([*self._spaces, kept])))
+            self._spaces.clear()
+        if len(kept) < len(text):
+            self._spaces.append(text[len(kept) :])
 
     def _take_spaces(self) -> str:
         rest = self._buffer.lstrip()
@@ -258,13 +266,13 @@ class CallReader:
         self._buffer = rest
         return spaces
 
-    def _take_found(self) -> list[Found]:
+    def _take_found(self) -> list[ParsedPart]:
         found, self._found = self._found, []
         return found
 
 
 def _partial_marker_chars(text: str) -> int:
-    """How many of the last characters may be the beginning of a marker."""
+    """Length of the longest suffix that may begin a marker."""
     for length in range(min(len(text), _MAX_MARKER_CHARS - 1), 0, -1):
         if any(marker.startswith(text[-length:]) for marker in _MARKERS):
             return length
