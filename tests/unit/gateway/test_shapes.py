@@ -5,8 +5,8 @@ import pytest
 
 from baton.client import Chunk, Completion, InvalidRequest, Logprob, TopLogprob, Usage
 from baton.core.errors import ErrorReason, error_for
-from baton.gateway.answers import AnswerHeader, usage_json
-from baton.gateway.chat import ChatBody, ChatFormat
+from baton.gateway.answer_format import AnswerHeader, usage_json
+from baton.gateway.chat_completions import ChatBody, ChatFormat
 from baton.gateway.completions import CompletionBody, CompletionFormat
 from baton.gateway.failures import error_response
 from baton.gateway.sampling_body import parse

@@ -17,8 +17,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from baton.client import BatonError, ModelNotFound, QueueFull
-from baton.gateway.answers import AnswerFormat, AnswerHeader, model_json
-from baton.gateway.chat import ChatBody, ChatFormat
+from baton.gateway.answer_format import AnswerFormat, AnswerHeader, model_json
+from baton.gateway.chat_completions import ChatBody, ChatFormat
+from baton.gateway.chat_messages import messages_for_sdk
 from baton.gateway.completions import CompletionBody, CompletionFormat
 from baton.gateway.console.routes import Console
 from baton.gateway.embeddings import EmbeddingsBody, embeddings_answer
@@ -27,7 +28,6 @@ from baton.gateway.failures import HttpError, error_response, json_response, res
 from baton.gateway.generation import Generation
 from baton.gateway.generation_telemetry import GenerationMetrics, GenerationTelemetry
 from baton.gateway.host_check import HostCheck
-from baton.gateway.messages import messages_for_sdk
 from baton.gateway.openapi import openapi_document
 from baton.gateway.request_body import read_json
 from baton.gateway.request_telemetry import RequestTelemetry

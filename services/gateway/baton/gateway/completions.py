@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from baton.client import Chunk, Completion, GenerateOptions, InvalidRequest, Logprob, TopLogprob
-from baton.gateway.answers import (
+from baton.gateway.answer_format import (
     AnswerHeader,
     Json,
     finite,

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from baton.client import AsyncClient, AsyncTextStream, BatonError, Usage
 from baton.core.errors import ErrorReason, error_for
-from baton.gateway.answers import AnswerFormat, Json, usage_json
+from baton.gateway.answer_format import AnswerFormat, Json, usage_json
 from baton.gateway.failures import error_body, error_response, json_response
 from baton.gateway.generation_telemetry import GenerationTelemetry
 from baton.gateway.merged_streams import ChoiceChunk, MergedStreams, joined_per_choice

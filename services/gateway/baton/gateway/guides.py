@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from baton.client import Guide, GuideKind, InvalidRequest
-from baton.gateway.compatibility import refuse_unsupported
+from baton.gateway.unsupported_fields import refuse_unsupported
 
 
 class JsonSchemaFormat(BaseModel):

@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from baton.client import GenerateOptions, InvalidRequest
-from baton.gateway.compatibility import refuse_unsupported
 from baton.gateway.guides import GuideBody
+from baton.gateway.unsupported_fields import refuse_unsupported
 
 _SEEDS = 1 << 64
 Body = TypeVar("Body", bound=BaseModel)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from baton.gateway.messages import Message
+from baton.gateway.chat_messages import Message
 
 
 class TokenizeBody(BaseModel):

@@ -17,7 +17,7 @@ from baton.core.toolcalls.parser import (
     ToolCallStart,
 )
 from baton.core.toolcalls.tools import ToolUse
-from baton.gateway.answers import (
+from baton.gateway.answer_format import (
     AnswerHeader,
     Json,
     finite,
@@ -25,7 +25,7 @@ from baton.gateway.answers import (
     token_ids_json,
     with_explanation,
 )
-from baton.gateway.messages import Message, messages_for_sdk
+from baton.gateway.chat_messages import Message, messages_for_sdk
 from baton.gateway.sampling_body import ChoiceRequest, SamplingBody
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from baton.client import InvalidRequest
-from baton.gateway.compatibility import refuse_unsupported
+from baton.gateway.unsupported_fields import refuse_unsupported
 
 
 class ContentPart(BaseModel):
