@@ -35,27 +35,24 @@ class AnswerHeader:
             "choices": choices,
         }
 
-    def chunk(self, kind: str, choices: list[Json]) -> Json:
-        """An object of a streamed answer."""
+    def chunk(self, kind: str, choices: list[Json], usage: Json | None = None) -> Json:
+        """An object of a streamed answer; the last one has a usage and no choices."""
         body = self.object(kind, choices)
-        if self.has_usage:
-            body["usage"] = None
-        return body
+        return {**body, "usage": usage} if self.has_usage else body
 
 
 class AnswerFormat(Protocol):
     """Turns one answer into the JSON of its endpoint."""
 
     header: AnswerHeader
+    chunk_kind: str
+    """The `object` of a chunk."""
 
     def opening(self, index: int) -> list[Json]:
         """Chunks that open a choice."""
 
     def pieces(self, index: int, chunk: Chunk) -> list[Json]:
         """Chunks for a piece of a choice."""
-
-    def usage_chunk(self, usage: Json) -> Json:
-        """The last chunk, which has no choices."""
 
     def whole(self, answers: Sequence[Completion], usage: Json) -> Json:
         """The answer as one object."""

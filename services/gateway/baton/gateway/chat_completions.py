@@ -117,6 +117,8 @@ class ChatFormat:
     `make_parser` makes the parser of each choice's tool calls; None where it cannot hold any.
     """
 
+    chunk_kind = "chat.completion.chunk"
+
     def __init__(
         self, header: AnswerHeader, make_parser: Callable[[], AnswerParser] | None = None
     ) -> None:
@@ -144,10 +146,6 @@ class ChatFormat:
             last["choices"][0]["stop_reason"] = chunk.stop_reason or None
             bodies.append(with_explanation(last, [chunk]))
         return bodies
-
-    def usage_chunk(self, usage: Json) -> Json:
-        """See AnswerFormat."""
-        return {**self.header.object("chat.completion.chunk", []), "usage": usage}
 
     def whole(self, answers: Sequence[Completion], usage: Json) -> Json:
         """See AnswerFormat."""
@@ -228,7 +226,7 @@ class ChatFormat:
             "finish_reason": None,
             **(token_ids_json(source) if source else {}),
         }
-        return self.header.chunk("chat.completion.chunk", [choice])
+        return self.header.chunk(self.chunk_kind, [choice])
 
 
 def _logprobs_json(entries: Sequence[Logprob]) -> Json | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 from pydantic import Field
@@ -69,6 +70,8 @@ class CompletionBody(SamplingBody):
 class CompletionFormat:
     """Implements AnswerFormat for one answer; text offsets run through each choice."""
 
+    chunk_kind = "text_completion"
+
     def __init__(self, header: AnswerHeader) -> None:
         self.header = header
         self._offsets: dict[int, int] = {}
@@ -82,12 +85,8 @@ class CompletionFormat:
         """See AnswerFormat."""
         if not (chunk.text or chunk.finish_reason or chunk.logprobs or chunk.token_ids):
             return []
-        body = self.header.chunk("text_completion", [self._choice(index, chunk)])
+        body = self.header.chunk(self.chunk_kind, [self._choice(index, chunk)])
         return [with_explanation(body, [chunk])]
-
-    def usage_chunk(self, usage: Json) -> Json:
-        """See AnswerFormat."""
-        return {**self.header.object("text_completion", []), "usage": usage}
 
     def whole(self, answers: Sequence[Completion], usage: Json) -> Json:
         """See AnswerFormat."""
@@ -109,12 +108,9 @@ class CompletionFormat:
         }
 
     def _logprobs(self, index: int, entries: Sequence[Logprob]) -> Json:
-        offsets: list[int] = []
-        offset = self._offsets.get(index, 0)
-        for entry in entries:
-            offsets.append(offset)
-            offset += len(entry.token)
-        self._offsets[index] = offset
+        first = self._offsets.get(index, 0)
+        offsets = list(accumulate((len(entry.token) for entry in entries), initial=first))
+        self._offsets[index] = offsets.pop()
         has_top = any(entry.top for entry in entries)
         return {
             "tokens": [_token_name(entry) for entry in entries],

@@ -32,6 +32,10 @@ _TYPES = MappingProxyType({
     501: "invalid_request_error",
     503: "service_unavailable_error",
 })
+_HTTP_TEXTS = MappingProxyType({
+    404: ("no such path here", "not_found"),
+    405: ("the method is not allowed on this path", "method_not_allowed"),
+})
 DEFAULT_RETRY_AFTER_S = 1.0
 
 
@@ -63,7 +67,8 @@ def error_response(error: BatonError) -> Response:
     headers: dict[str, str] = {}
     if spec.http_status in {429, 503}:
         delay_s = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
-        headers.update(_retry_headers(delay_s))
+        headers["retry-after"] = str(max(1, math.ceil(delay_s)))
+        headers["retry-after-ms"] = str(max(0, round(delay_s * 1e3)))
     elif spec.retry is Retry.NOBODY:
         headers["x-should-retry"] = "false"  # OpenAI's clients retry any status from 500 up
     return json_response(error_body(error), spec.http_status, headers)
@@ -73,11 +78,6 @@ def http_error_response(error: HttpError) -> Response:
     """The error as a response."""
     body = _body(error.message, _TYPES.get(error.status, "invalid_request_error"), error.code)
     return json_response(body, error.status)
-
-
-def internal_error_response() -> Response:
-    """The response to a defect; it reveals nothing."""
-    return error_response(error_for(ErrorReason.INTERNAL, ""))
 
 
 def json_response(
@@ -94,25 +94,13 @@ async def respond_to_failure(request: Request, error: Exception) -> Response:
             return error_response(error)
         case HttpError():
             return http_error_response(error)
-        case HTTPException(status_code=404):
-            return http_error_response(HttpError(404, "no such path here", "not_found"))
-        case HTTPException(status_code=405):
-            text = f"{request.method} is not allowed on this path"
-            return http_error_response(HttpError(405, text, "method_not_allowed"))
         case HTTPException(status_code=status):
-            text = "the request cannot be served"
-            return http_error_response(HttpError(status, text, "http_error"))
+            text, code = _HTTP_TEXTS.get(status, ("the request cannot be served", "http_error"))
+            return http_error_response(HttpError(status, text, code))
         case ClientDisconnect():
             return Response(status_code=499)  # the client is gone; this is for the metrics
     log_failure(logger, "request failed", error, route=request.url.path)
-    return internal_error_response()
-
-
-def _retry_headers(delay_s: float) -> dict[str, str]:
-    return {
-        "retry-after": str(max(1, math.ceil(delay_s))),
-        "retry-after-ms": str(max(0, round(delay_s * 1e3))),
-    }
+    return error_response(error_for(ErrorReason.INTERNAL, ""))  # reveals nothing of the defect
 
 
 def _body(message: str, kind: str, code: str) -> dict[str, Any]:

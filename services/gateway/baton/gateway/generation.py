@@ -109,7 +109,8 @@ class Generation:
                 chunks = joined_per_choice(chunks) if is_slow else chunks
             tail = b""
             if self.format.header.has_usage:
-                tail = _event(self.format.usage_chunk(self._usage_json(streams)))
+                usage = self._usage_json(streams)
+                tail = _event(self.format.header.chunk(self.format.chunk_kind, [], usage))
         except BatonError as error:
             tail = _event(error_body(error))
         except Exception as error:  # noqa: BLE001 - the status is out: report in the stream

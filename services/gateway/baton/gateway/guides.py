@@ -72,18 +72,14 @@ class StructuredOutputs(BaseModel):
         refuse_unsupported(self.model_extra or {}, (), "structured_outputs.")
         if self.structural_tag is not None:
             raise InvalidRequest("structured_outputs.structural_tag is not supported")
-        found = []
-        if self.json_ is not None:
-            found.append(_schema(self.json_))
-        if self.json_object:
-            found.append(Guide.json_object())
-        if self.regex is not None:
-            found.append(Guide.regex(self.regex))
-        if self.choice is not None:
-            found.append(Guide.choice(self.choice))
-        if self.grammar is not None:
-            found.append(Guide.lark(self.grammar))
-        return found
+        found = (
+            None if self.json_ is None else _schema(self.json_),
+            Guide.json_object() if self.json_object else None,
+            None if self.regex is None else Guide.regex(self.regex),
+            None if self.choice is None else Guide.choice(self.choice),
+            None if self.grammar is None else Guide.lark(self.grammar),
+        )
+        return [guide for guide in found if guide is not None]
 
 
 class GuideBody(BaseModel):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from baton.client import AsyncTextStream, BatonError, Chunk
+from baton.client import AsyncTextStream, Chunk
 
 CAPACITY = 64
 
@@ -45,13 +45,6 @@ def _joined(first: Chunk, second: Chunk) -> Chunk:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """A stream ended, with `error` if it failed."""
-
-    error: BaseException | None = None
-
-
 class MergedStreams:
     """Reads streams concurrently through a bounded queue; leaving the context cancels them all."""
 
@@ -59,7 +52,7 @@ class MergedStreams:
         self._streams = streams
         self._num_open = len(streams)
         self._error: BaseException | None = None
-        self._queue: asyncio.Queue[ChoiceChunk | _End] = asyncio.Queue(CAPACITY)
+        self._queue: asyncio.Queue[ChoiceChunk | BaseException | None] = asyncio.Queue(CAPACITY)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -98,22 +91,21 @@ class MergedStreams:
             self._take(self._queue.get_nowait(), chunks)
         return chunks
 
-    def _take(self, item: ChoiceChunk | _End, chunks: list[ChoiceChunk]) -> None:
+    def _take(self, item: ChoiceChunk | BaseException | None, chunks: list[ChoiceChunk]) -> None:
         if isinstance(item, ChoiceChunk):
             chunks.append(item)
-        elif item.error is None:
+        elif item is None:
             self._num_open -= 1
         else:
-            self._error = item.error
+            self._error = item
 
     async def _pump(self, index: int, stream: AsyncTextStream) -> None:
-        end = _End()
+        """Puts the stream's chunks into the queue, then its error, or None at its end."""
+        end: BaseException | None = None
         try:
             async with stream:
                 async for chunk in stream:
                     await self._queue.put(ChoiceChunk(index, chunk))
-        except BatonError as error:
-            end = _End(error)
-        except Exception as error:  # noqa: BLE001 - raised again by the reader
-            end = _End(error)
+        except Exception as error:  # noqa: BLE001 - the reader raises it again
+            end = error
         await self._queue.put(end)

@@ -11,22 +11,10 @@ from baton.gateway.endpoints import Access, Endpoint
 from baton.rpc.version import VERSION
 
 _SCHEMAS = "#/components/schemas/{model}"
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
-}
+_TEXT = {"type": "string"}
+_FAILURE = {"message": _TEXT, "type": _TEXT, "param": {"type": ["string", "null"]}, "code": _TEXT}
+_DETAIL = {"type": "object", "required": list(_FAILURE), "properties": _FAILURE}
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": _DETAIL}}
 
 
 def openapi_document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:

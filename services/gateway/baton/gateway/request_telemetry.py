@@ -53,13 +53,11 @@ class RequestTelemetry:
         """Serves one request."""
         given = _given_id(Headers(scope=scope))
         request_id = given or make_id("req", self._rng)
-        response = _ObservedResponse(request_id, send)
+        status, is_complete = 0, False
         started_s = time.monotonic()
         bind_request_id(request_id)
         endpoint = self._endpoints.get(scope["path"])
-        span = None
-        if endpoint is not None and endpoint.body is not None:
-            span = self._start_span(scope, request_id)
+        span = self._start_span(scope, request_id) if endpoint and endpoint.body else None
         state: dict[str, Any] = scope.setdefault("state", {})
         state.update(
             # A client may reuse an id while its first request still runs; ours must be unique.
@@ -67,13 +65,23 @@ class RequestTelemetry:
             started_s=started_s,
             span=span,
         )
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status, is_complete
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).append(REQUEST_ID_HEADER, request_id)
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                is_complete = True
+
         try:
-            await self._app(scope, receive, response.send)
+            await self._app(scope, receive, observed_send)
         except asyncio.CancelledError:
-            response.is_complete = False
+            is_complete = False
             raise
         finally:
-            status = response.status if response.is_complete else _CLIENT_GONE
+            status = status if is_complete else _CLIENT_GONE
             route = "other" if endpoint is None else endpoint.path
             self._duration_s.labels(route, str(status)).observe(time.monotonic() - started_s)
             if span is not None:
@@ -95,25 +103,6 @@ class RequestTelemetry:
         # The server runs each request in a task, which ends with it: nothing to reset.
         self._telemetry.set_current(self._telemetry.context_of(span))
         return span
-
-
-class _ObservedResponse:
-    """Passes a response on, adds the request's id, and records how far it came."""
-
-    def __init__(self, request_id: str, send: Send) -> None:
-        self.status = 0
-        self.is_complete = False
-        self._request_id = request_id
-        self._send = send
-
-    async def send(self, message: Message) -> None:
-        """Sends one ASGI message."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            MutableHeaders(scope=message).append(REQUEST_ID_HEADER, self._request_id)
-        await self._send(message)
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.is_complete = True
 
 
 def _given_id(headers: Headers) -> str:

@@ -12,33 +12,27 @@ from typing import Any
 
 from baton.client import InvalidRequest
 
-OPENAI = frozenset({
+REFUSED = frozenset({
+    # OpenAI
     "audio", "echo", "function_call", "functions", "prediction", "suffix", "web_search_options",
-})  # fmt: skip
-VLLM = frozenset({
+    # vLLM
     "allowed_token_ids", "bad_words", "chat_template", "chat_template_kwargs",
     "continue_final_message", "disable_additional_properties", "disable_any_whitespace",
-    "documents", "guided_whitespace_pattern",
-    "include_stop_str_in_output", "logits_processors", "prompt_embeds",
-    "return_tokens_as_token_ids", "structural_tag", "thinking_token_budget",
+    "documents", "guided_whitespace_pattern", "include_stop_str_in_output", "logits_processors",
+    "prompt_embeds", "return_tokens_as_token_ids", "structural_tag", "thinking_token_budget",
     "truncate_prompt_tokens", "use_beam_search", "whitespace_pattern",
-})  # fmt: skip
-SGLANG = frozenset({
+    # SGLang
     "custom_logit_processor", "custom_params", "ebnf", "json_schema", "lora_path",
     "max_new_tokens", "min_new_tokens", "no_stop_trim", "regex", "return_hidden_states",
     "session_params", "stop_regex",
-})  # fmt: skip
-LLAMA_CPP = frozenset({
+    # llama.cpp
     "dry_multiplier", "dynatemp_range", "grammar", "lora", "mirostat", "n_keep", "n_predict",
     "n_probs", "repeat_penalty", "samplers", "top_n_sigma", "typical_p", "xtc_probability",
-})  # fmt: skip
-OTHERS = frozenset({
+    # Text Generation Inference, Ollama, OpenRouter, Cohere, Mistral
     "adapter_id", "decoder_input_details", "do_sample", "format", "input_type", "instruction",
     "logprob_token_ids", "options", "partial", "prefix", "raw", "system", "template", "think",
     "top_a", "top_n_tokens", "truncate", "watermark",
 })  # fmt: skip
-"""Of Text Generation Inference, Ollama, OpenRouter, Cohere and Mistral."""
-REFUSED = OPENAI | VLLM | SGLANG | LLAMA_CPP | OTHERS
 INSTEAD = MappingProxyType({
     **dict.fromkeys(("functions", "function_call"), "use tools"),
     **dict.fromkeys(("max_new_tokens", "n_predict"), "use max_tokens"),
