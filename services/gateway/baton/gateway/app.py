@@ -24,7 +24,7 @@ from baton.gateway.completions import CompletionBody, CompletionFormat
 from baton.gateway.console.routes import Console
 from baton.gateway.embeddings import EmbeddingsBody, embeddings_answer
 from baton.gateway.endpoints import Access, Endpoint
-from baton.gateway.failures import HttpError, error_response, json_response, respond_to_failure
+from baton.gateway.failures import HttpError, json_response, respond_to_failure
 from baton.gateway.generation import Generation
 from baton.gateway.generation_telemetry import GenerationMetrics, GenerationTelemetry
 from baton.gateway.host_check import HostCheck
@@ -208,9 +208,7 @@ class Gateway:
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             limit = self._settings.max_concurrent_requests
             if self.num_running >= limit:
-                error = QueueFull(f"{limit} requests are running", retry_after_s=1.0)
-                await error_response(error)(scope, receive, send)
-                return
+                raise QueueFull(f"{limit} requests are running", retry_after_s=1.0)
             self.num_running += 1
             try:
                 await app(scope, receive, send)

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from baton.client import AsyncClient, BatonError, Embeddings, EmbedOptions, InvalidRequest
+from baton.client import AsyncClient, Embeddings, EmbedOptions, InvalidRequest
 from baton.core.embedding import MAX_INPUTS
 from baton.core.errors import Internal
-from baton.gateway.failures import error_response, json_response
+from baton.gateway.failures import json_response
 from baton.gateway.generation import until_disconnected
 
 
@@ -63,12 +63,9 @@ def embeddings_answer(client: AsyncClient, body: EmbeddingsBody, options: EmbedO
     """The ASGI application that answers one request; a disconnect of the client cancels it."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            embeddings = await client.embed(body.input, **options)
-            is_base64 = body.encoding_format == "base64"
-            response = json_response(embeddings_json(embeddings, is_base64=is_base64))
-        except BatonError as error:
-            response = error_response(error)
+        embeddings = await client.embed(body.input, **options)
+        is_base64 = body.encoding_format == "base64"
+        response = json_response(embeddings_json(embeddings, is_base64=is_base64))
         await response(scope, receive, send)
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:

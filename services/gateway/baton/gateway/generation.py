@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from baton.client import AsyncClient, AsyncTextStream, BatonError, Usage
 from baton.core.errors import ErrorReason, error_for
 from baton.gateway.answer_format import AnswerFormat, Json, usage_json
-from baton.gateway.failures import error_body, error_response, json_response
+from baton.gateway.failures import error_body, json_response
 from baton.gateway.generation_telemetry import GenerationTelemetry
 from baton.gateway.merged_streams import ChoiceChunk, MergedStreams, joined_per_choice
 from baton.gateway.sampling_body import ChoiceRequest
@@ -38,7 +38,7 @@ class Generation:
     """The ASGI application that answers one request.
 
     It owns the SDK's calls from the first to the last byte, and cancels them when the client
-    disconnects.
+    disconnects. Raises BatonError if a call fails before the answer begins.
     """
 
     client: AsyncClient
@@ -57,24 +57,21 @@ class Generation:
         await until_disconnected(receive, self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            streams = self._start_streams()
-            async with MergedStreams(streams) as merged:
-                try:
-                    if self.is_stream:
-                        # An error before the first chunk still gets its own status line.
-                        chunks = await merged.read()
-                        await self._write_stream(streams, merged, chunks, send)
-                        return
-                    while merged.is_open:
-                        self._observe(await merged.read())
-                finally:
-                    self.telemetry.ended([stream.completion for stream in streams])
-            answers = [stream.completion for stream in streams]
-            self.format.header.model = self.format.header.model or answers[0].model
-            response = json_response(self.format.whole(answers, self._usage_json(streams)))
-        except BatonError as error:
-            response = error_response(error)
+        streams = self._start_streams()
+        async with MergedStreams(streams) as merged:
+            try:
+                if self.is_stream:
+                    # An error before the first chunk still gets its own status line.
+                    chunks = await merged.read()
+                    await self._write_stream(streams, merged, chunks, send)
+                    return
+                while merged.is_open:
+                    self._observe(await merged.read())
+            finally:
+                self.telemetry.ended([stream.completion for stream in streams])
+        answers = [stream.completion for stream in streams]
+        self.format.header.model = self.format.header.model or answers[0].model
+        response = json_response(self.format.whole(answers, self._usage_json(streams)))
         await response(scope, receive, send)
 
     def _start_streams(self) -> list[AsyncTextStream]:

@@ -20,21 +20,12 @@ UNREAD_S = 60.0
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the process, and reports when it accepts connections."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.accepting = asyncio.Event()
+    """Leaves signals to the process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Captures none: rpc.process owns them."""
         yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts accepting connections."""
-        await super().startup(sockets)
-        self.accepting.set()
 
 
 class HttpServer:
@@ -61,7 +52,7 @@ class HttpServer:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
-        """Binds and accepts; returns the address, host:port.
+        """Binds and accepts; returns the address, host:port. The kernel queues early connections.
 
         Raises:
             OSError: the address is taken or not this host's.
@@ -76,12 +67,6 @@ class HttpServer:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
         port = listener.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve([listener]))
-        accepting = asyncio.create_task(self._server.accepting.wait())
-        await asyncio.wait({self._task, accepting}, return_when=asyncio.FIRST_COMPLETED)
-        accepting.cancel()
-        if self._task.done():
-            await self._task
-            raise OSError("the HTTP server ended at once")
         return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
     async def drain(self, grace_s: float) -> None:

@@ -64,12 +64,6 @@ class GatewayService:
 
 
 def _tls(settings: GatewaySettings) -> Tls | None:
-    if not settings.tls.is_set:
-        return None
-    return Tls(
-        ca=_read(settings.tls_ca), cert=_read(settings.tls_cert), key=_read(settings.tls_key)
-    )
-
-
-def _read(path: str) -> bytes | None:
-    return Path(path).read_bytes() if path else None
+    paths = (settings.tls_ca, settings.tls_cert, settings.tls_key)
+    ca, cert, key = (Path(path).read_bytes() if path else None for path in paths)
+    return Tls(ca=ca, cert=cert, key=key) if settings.tls.is_set else None
