@@ -57,9 +57,8 @@ async def running_gateway(**fields: Any) -> AsyncIterator[Edge]:
     metrics = Metrics("gateway", "g1", "0")
     schedulers = Schedulers(settings.scheduler, NoMembers(), 20.0)  # type: ignore[arg-type]
     gateway = Gateway(settings, schedulers, metrics)
-    http = HttpServer(
-        make_app(gateway, telemetry, metrics, Random(1)), "127.0.0.1", 0, settings.max_connections
-    )
+    app = make_app(gateway, telemetry, metrics, Random(1))
+    http = HttpServer(app, "127.0.0.1", 0)
     url = f"http://{await http.start()}"
     client = openai.AsyncOpenAI(
         base_url=f"{url}/v1",

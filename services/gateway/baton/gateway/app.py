@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -27,7 +28,6 @@ from baton.gateway.endpoints import Access, Endpoint
 from baton.gateway.failures import HttpError, json_response, respond_to_failure
 from baton.gateway.generation import Generation
 from baton.gateway.generation_telemetry import GenerationMetrics, GenerationTelemetry
-from baton.gateway.host_check import HostCheck
 from baton.gateway.openapi import openapi_document
 from baton.gateway.request_body import read_json
 from baton.gateway.request_telemetry import RequestTelemetry
@@ -39,6 +39,7 @@ from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
 from baton.rpc.version import VERSION
 
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1", "[::1]")
 READY_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 30.0
 
@@ -65,9 +66,13 @@ class Gateway:
 
     def middleware(self) -> list[Middleware]:
         """Checks host names; lets pages of other origins call, where the settings name any."""
-        settings = self._settings
-        hosts = [name.strip() for name in settings.allowed_hosts.split(",") if name.strip()]
-        found = [Middleware(HostCheck, settings.http_host, hosts)]
+        settings, found = self._settings, []
+        hosts = [name for name in settings.allowed_hosts.split(",") if name]
+        # A web page whose domain resolves to 127.0.0.1 shares the gateway's origin, as browsers see
+        # it (DNS rebinding), but its requests still name that domain.
+        if hosts or settings.http_host in LOOPBACK_HOSTS or settings.http_host[:4] == "127.":
+            names = [*LOOPBACK_HOSTS, settings.http_host, *hosts]
+            found.append(Middleware(TrustedHostMiddleware, names))
         if settings.cors_origins:
             found.append(
                 Middleware(

@@ -30,9 +30,7 @@ class GatewayService:
         )
         self._gateway = Gateway(settings, self._schedulers, runtime.metrics)
         app = make_app(self._gateway, runtime.telemetry, runtime.metrics, runtime.rng)
-        self._http = HttpServer(
-            app, settings.http_host, settings.http_port, settings.max_connections
-        )
+        self._http = HttpServer(app, settings.http_host, settings.http_port)
 
     def register(self, server: Any) -> list[str]:
         """Registers none: the gateway serves only health and control over gRPC."""
