@@ -26,7 +26,7 @@ FAST_TESTS := $(wildcard tests/meta tests/unit tests/contract tests/deploy tests
 SLOW_TESTS := $(wildcard tests/integration tests/e2e tests/browser)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-long test-gpu lint fmt type protos protos-check constraints image bench structure size clean
+.PHONY: help setup demo up down test test-long test-gpu lint fmt type protos protos-check sync constraints image bench structure size clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | \
@@ -86,10 +86,13 @@ fmt: setup ## format, and fix what ruff can fix
 	$(BIN)/ruff format .
 
 type: setup ## mypy strict over the product
-	$(BIN)/mypy $(foreach part,$(filter-out protos,$(PARTS)),$(wildcard $(part)/baton)) protos/gen.py
+	$(BIN)/mypy $(foreach part,$(filter-out protos,$(PARTS)),$(wildcard $(part)/baton)) protos/gen.py shared/client/make_sync.py
 
 protos: setup ## regenerate the stubs from protos/baton/v1/*.proto
 	$(BIN)/python protos/gen.py
+
+sync: setup ## make the blocking SDK from the asyncio one
+	$(BIN)/python shared/client/make_sync.py
 
 protos-check: setup ## fail when the committed stubs are stale or a .proto breaks a rule
 	$(BIN)/python -m pytest -q tests/meta/test_protos.py

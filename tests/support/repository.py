@@ -11,6 +11,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "tokenizer", "scheduler", "prefill", "decode", "cache")
 TORCH_SERVICES = ("prefill", "decode")
+GENERATED = (
+    *("_pb2.py", "_pb2_grpc.py"),
+    *("client/sync_client.py", "client/sync_stream.py", "inference/blocking.py"),
+)
+"""Ends of the paths of files that are made from others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class Part:
     def modules(self) -> list[Path]:
         """Its own modules, without generated ones."""
         found = sorted(self.package.rglob("*.py"))
-        return [path for path in found if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))]
+        return [path for path in found if not path.as_posix().endswith(GENERATED)]
 
 
 def parts() -> list[Part]:

@@ -7,6 +7,7 @@ import pytest
 from baton.cli.up import share_gateway_key
 from baton.client.connection import default_api_key
 
+LOCAL = "127.0.0.1:50051"
 NAMES = ("BATON_API_KEY", "BATON_API_KEYS", "BATON_GATEWAY_KEY", "BATON_TENANTS_FILE")
 
 
@@ -20,7 +21,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_tenants_there_is_no_key() -> None:
     share_gateway_key()
     assert "BATON_GATEWAY_KEY" not in os.environ
-    assert default_api_key() is None
+    assert default_api_key(LOCAL) is None
 
 
 @pytest.mark.parametrize("name", ["BATON_API_KEYS", "BATON_TENANTS_FILE"])
@@ -30,13 +31,30 @@ def test_tenants_give_the_local_system_a_key_that_its_starter_uses(
     monkeypatch.setenv(name, "x")
     share_gateway_key()
     assert len(os.environ["BATON_GATEWAY_KEY"]) > 20
-    assert default_api_key() == os.environ["BATON_GATEWAY_KEY"]
+    assert default_api_key(LOCAL) == os.environ["BATON_GATEWAY_KEY"]
 
 
 def test_keys_that_are_given_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_API_KEYS", "x")
     monkeypatch.setenv("BATON_GATEWAY_KEY", "given")
     share_gateway_key()
-    assert default_api_key() == "given"
+    assert default_api_key(LOCAL) == "given"
     monkeypatch.setenv("BATON_API_KEY", "own")
-    assert default_api_key() == "own"
+    assert default_api_key(LOCAL) == "own"
+
+
+@pytest.mark.parametrize(
+    ("address", "is_local"),
+    [
+        *((local, True) for local in ("localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1")),
+        *((remote, False) for remote in ("10.0.0.1:1", "scheduler:1", "127.0.0.1.evil:1")),
+        *((remote, False) for remote in ("localhost.evil:1", "dns:///localhost:1")),
+    ],
+)
+def test_the_gateways_key_goes_to_this_machine_only(
+    address: str, *, is_local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATON_GATEWAY_KEY", "speaks for all tenants")
+    assert bool(default_api_key(address)) is is_local
+    monkeypatch.setenv("BATON_API_KEY", "own")
+    assert default_api_key(address) == "own"

@@ -367,3 +367,19 @@ async def _collect(client: AsyncClient) -> Completion:
 async def _drain(stream) -> None:
     async for _ in stream:
         pass
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e12])
+@pytest.mark.parametrize("is_blocking", [False, True])
+async def test_a_time_limit_beyond_a_year_is_none(fake, client, timeout_s, is_blocking):
+    def block() -> str:
+        with Client(fake.address) as blocking:
+            assert blocking.models(timeout_s=timeout_s)
+            return blocking.generate("x", timeout_s=timeout_s).text
+
+    if is_blocking:
+        assert await asyncio.to_thread(block) == "Hello wörld!"
+    else:
+        assert await client.models(timeout_s=timeout_s)
+        assert (await client.generate("x", timeout_s=timeout_s)).text == "Hello wörld!"
+    assert fake.remaining_s == [None]

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from baton.client import Client, RetryPolicy, errors
+from baton.client import Client, RetryPolicy
 from baton.client.retry import Retrier
 from baton.core.errors import (
     ErrorReason,
@@ -15,6 +15,7 @@ from baton.core.errors import (
     QueueFull,
     error_for,
 )
+from baton.wire import errors
 from tests.support.fake_inference import FAST
 
 
@@ -57,6 +58,9 @@ def test_every_reason_survives_the_wire(reason):
     import grpc
 
     metadata = [(errors.REASON_KEY, reason.name), (errors.RETRY_AFTER_KEY, "1500")]
-    error = errors.error_from(grpc.StatusCode.UNKNOWN, "text", metadata, "here:1")
+    failed = grpc.aio.AioRpcError(
+        grpc.StatusCode.UNKNOWN, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), details="text"
+    )
+    error = errors.error_from_rpc(failed, "here:1")
     assert type(error) is type(error_for(reason, ""))
     assert (error.message, error.retry_after_s) == ("text", 1.5)

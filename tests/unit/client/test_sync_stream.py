@@ -11,7 +11,9 @@ from baton.client import Cancelled, RetryPolicy
 from baton.client.connection import Connection
 from baton.client.retry import Retrier
 from baton.client.sync_stream import TextStream
-from baton.v1 import inference_pb2
+from baton.core.sampling import SamplingParams
+from baton.wire.inference.chunks import Chunk
+from baton.wire.inference.requests import GenerateRequest
 
 
 class Call:
@@ -19,6 +21,7 @@ class Call:
 
     def __init__(self) -> None:
         self.was_cancelled = False
+        self.token_ids: list[int] = []
 
     def cancel(self) -> None:
         self.was_cancelled = True
@@ -26,20 +29,20 @@ class Call:
     def __iter__(self) -> Call:
         return self
 
-    def __next__(self) -> inference_pb2.GenerateResponse:
+    def __next__(self) -> Chunk:
         if self.was_cancelled:
             raise Cancelled("as gRPC would")
         pytest.fail("the call was not cancelled")
 
 
 def test_cancelling_while_the_call_is_being_opened_cancels_it() -> None:
-    def open_call(_request: object, _timeout_s: float) -> Any:
+    def open_call(_timeout_s: object, _metadata: object) -> Any:
         stream.cancel()  # as from another thread
         return Call()
 
     connection = Connection("127.0.0.1:1", 5.0)
     retrier = Retrier(RetryPolicy(), Random(1))
-    request = inference_pb2.GenerateRequest(text="x")
-    stream = TextStream(request, open_call, connection, retrier, 5.0)
+    request = GenerateRequest("x", SamplingParams())
+    stream = TextStream(request, lambda _request: open_call, connection, retrier, 5.0)
     with pytest.raises(Cancelled):
         next(stream)

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import grpc
 
 from baton.client.connection import Connection, default_tls
-from baton.client.messages import seconds_from, status_from
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.v1 import (
     control_pb2,
     control_pb2_grpc,
-    inference_pb2,
     prefill_pb2,
     prefill_pb2_grpc,
 )
+from baton.wire.cluster import shown_status_from_pb
+from baton.wire.timing import seconds_from_pb
 
 _MAX_CONCURRENT_CALLS = 16
 
@@ -53,11 +53,10 @@ def ask(address: str, timeout_s: float) -> OwnWord | None:
             took_s = max(0.0, time.time() - asked_at_s)
         except grpc.RpcError:
             return None
-    as_cluster = inference_pb2.GetClusterStatusResponse(services=[answer.status])
     offset_s = None
     if answer.HasField("now"):
         offset_s = answer.now.ToNanoseconds() / 1e9 - (asked_at_s + took_s / 2)
-    return OwnWord(status_from(as_cluster).services[0], offset_s, took_s / 2)
+    return OwnWord(shown_status_from_pb(answer.status), offset_s, took_s / 2)
 
 
 def ask_status(address: str, timeout_s: float) -> ServiceStatus | None:
@@ -89,7 +88,7 @@ def measure_path(
             answer = stub.MeasurePath(request, timeout=timeout_s)
         except grpc.RpcError as error:
             return f"{error.code().name}: {error.details()}"
-    transfer_s, round_trip_s = seconds_from(answer.transfer), seconds_from(answer.round_trip)
+    transfer_s, round_trip_s = seconds_from_pb(answer.transfer), seconds_from_pb(answer.round_trip)
     return PathFigures(answer.num_bytes / max(1e-9, transfer_s), round_trip_s)
 
 

@@ -2,24 +2,16 @@
 
 from baton.client.async_client import AsyncClient
 from baton.client.async_stream import AsyncTextStream
-from baton.client.pins import PinnedPrefix, PinOptions
-from baton.client.records import RequestList, RequestRecord
 from baton.client.retry import RetryPolicy
 from baton.client.sync_client import Client
 from baton.client.sync_stream import TextStream
 from baton.client.types import (
     ChatOptions,
-    Chunk,
-    ClusterStatus,
     Completion,
-    Embeddings,
     EmbedOptions,
     GenerateOptions,
-    Logprob,
-    Model,
-    Placement,
+    PinOptions,
     Tls,
-    TopLogprob,
 )
 from baton.core.errors import (
     BatonError,
@@ -48,6 +40,12 @@ from baton.core.guide import Guide, GuideKind
 from baton.core.output import Usage
 from baton.core.request import Stage
 from baton.core.timeline import Slice, Track
+from baton.wire.inference.chunks import Chunk, Logprob, TopLogprob
+from baton.wire.inference.chunks import PlacementTaken as Placement
+from baton.wire.inference.overview import ClusterStatus, Model
+from baton.wire.inference.pins import PinnedPrefix
+from baton.wire.inference.records import RequestList, RequestRecord
+from baton.wire.inference.vectors import Embeddings
 
 __all__ = [
     "AsyncClient",

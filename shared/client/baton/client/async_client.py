@@ -1,35 +1,45 @@
-"""The asyncio client, on grpc.aio: one per event loop."""
+"""The asyncio client, on grpc.aio: one per event loop.
+
+The blocking client is this file with the keywords taken out, by `unasync` at build time (`make
+sync`). Not a thread with an event loop behind blocking methods: a fork leaves that thread behind,
+grpc.aio complains when one process has several loops, and every chunk would wait for two threads
+to take turns. On blocking gRPC, Ctrl-C, threads and latency are gRPC's.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from random import Random, SystemRandom
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
-import grpc.aio
-
-from baton.client import messages as pb
+from baton.client.arguments import (
+    EmbedInputs,
+    embed_request,
+    generate_request,
+    pin_request,
+    tokenize_request,
+)
 from baton.client.async_stream import AsyncTextStream
 from baton.client.connection import Connection, default_api_key, default_tls
-from baton.client.errors import error_of_call
-from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
-from baton.client.records import RequestList, RequestRecord, list_requests_request, requests_from
+from baton.client.pause import AsyncPause
 from baton.client.retry import Retrier, RetryPolicy
 from baton.client.types import (
     ChatOptions,
-    ClusterStatus,
     Completion,
-    Embeddings,
     EmbedOptions,
     GenerateOptions,
-    Model,
+    PinOptions,
     Tls,
 )
-from baton.client.vectors import EmbedInputs, embed_request, embeddings_from
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.core.errors import BatonError
+from baton.wire.errors import Metadata
+from baton.wire.inference.caller import AsyncInferenceCaller
+from baton.wire.inference.overview import ClusterStatus, Model
+from baton.wire.inference.pins import PinnedPrefix
+from baton.wire.inference.records import RecordQuery, RequestList, RequestRecord
+from baton.wire.inference.vectors import Embeddings
 
 _Answer = TypeVar("_Answer")
 
@@ -57,11 +67,12 @@ class AsyncClient:
         rng: Random | None = None,
     ) -> None:
         self._connection = Connection(
-            address, timeout_s, api_key or default_api_key(), tls or default_tls()
+            address, timeout_s, api_key or default_api_key(address), tls or default_tls()
         )
         self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
-        self._credentials = self._connection.credentials()
-        self._channel: grpc.aio.Channel | None = None
+        self._caller = AsyncInferenceCaller(
+            address, self._connection.credentials(), self._connection.channel_options
+        )
 
     @property
     def address(self) -> str:
@@ -76,8 +87,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the channel; running calls are cancelled."""
-        if self._channel is not None:
-            await self._channel.close(None)
+        await self._caller.close()
 
     @overload
     def generate(
@@ -106,15 +116,13 @@ class AsyncClient:
             BatonError: the reason's own class, such as InvalidRequest or QueueFull; a mistake that
                 shows here already is raised at once, not when awaited.
         """
-        request = pb.generate_request(prompt, options)
-
-        def open_call(request: Any, timeout_s: float) -> Any:
-            return self._stub.Generate(
-                request, timeout=timeout_s, metadata=self._connection.metadata()
-            )
-
-        timeout_s = self._connection.deadline_s(options)
-        answer = AsyncTextStream(request, open_call, self._connection, self._retrier, timeout_s)
+        answer = AsyncTextStream(
+            generate_request(prompt, options),
+            partial(self._caller.generate, can_resume=self._retrier.may_retry),
+            self._connection,
+            self._retrier,
+            self._connection.check_timeout_s(options.get("timeout_s")),
+        )
         return answer if stream else _complete(answer)
 
     @overload
@@ -150,8 +158,7 @@ class AsyncClient:
 
     async def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models that can be used now."""
-        request = inference_pb2.ListModelsRequest()
-        return pb.models_from(await self._call(self._stub.ListModels, request, timeout_s))
+        return await self._call(self._caller.models, timeout_s)
 
     async def tokenize(
         self,
@@ -162,16 +169,14 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> list[int]:
         """Token ids of a text, or of a conversation with its generation prompt."""
-        request = pb.tokenize_request(text, messages, model)
-        return list((await self._call(self._stub.Tokenize, request, timeout_s)).token_ids)
+        request = tokenize_request(text, messages, model)
+        return await self._call(partial(self._caller.tokenize, request), timeout_s)
 
     async def detokenize(
         self, token_ids: Sequence[int], *, model: str = "", timeout_s: float | None = None
     ) -> str:
         """Text of token ids."""
-        request = pb.detokenize_request(token_ids, model)
-        text: str = (await self._call(self._stub.Detokenize, request, timeout_s)).text
-        return text
+        return await self._call(partial(self._caller.detokenize, token_ids, model), timeout_s)
 
     async def embed(self, inputs: EmbedInputs, **options: Unpack[EmbedOptions]) -> Embeddings:
         """Vectors of a text, of texts, or of token ids: hidden states of the served model.
@@ -180,40 +185,30 @@ class AsyncClient:
             BatonError: the reason's own class, such as InvalidRequest or PromptTooLong.
         """
         request = embed_request(inputs, options)
-
-        async def call(request: object, **given: Any) -> list[inference_pb2.EmbedResponse]:
-            answers = self._stub.Embed(request, **given)
-            return [answer async for answer in answers]
-
-        return embeddings_from(request, await self._call(call, request, options.get("timeout_s")))
+        return await self._call(partial(self._caller.embed, request), options.get("timeout_s"))
 
     async def pin_prefix(
         self, prompt: str | None = None, **options: Unpack[PinOptions]
     ) -> PinnedPrefix:
-        """Has the cache keep a prompt's KV from being evicted, for a limited time.
+        """Keeps a prompt's KV from eviction, for a limited time; again, it renews the pin.
 
         Raises:
             KvCacheFull: it does not fit what pins may take.
         """
         request = pin_request(prompt, options)
-        answer = await self._call(self._stub.PinPrefix, request, options.get("timeout_s"))
-        return pinned_from(answer.pin)
+        return await self._call(partial(self._caller.pin, request), options.get("timeout_s"))
 
     async def unpin_prefix(self, pin_id: str, *, timeout_s: float | None = None) -> bool:
-        """Takes that back; False when there is no such pin."""
-        request = inference_pb2.UnpinPrefixRequest(pin_id=pin_id)
-        return bool((await self._call(self._stub.UnpinPrefix, request, timeout_s)).found)
+        """Ends a pin; False when there is no such pin."""
+        return await self._call(partial(self._caller.unpin, pin_id), timeout_s)
 
     async def pinned_prefixes(self, *, timeout_s: float | None = None) -> list[PinnedPrefix]:
         """The prefixes that are kept."""
-        request = inference_pb2.ListPinnedPrefixesRequest()
-        answer = await self._call(self._stub.ListPinnedPrefixes, request, timeout_s)
-        return [pinned_from(pin) for pin in answer.pins]
+        return await self._call(self._caller.pins, timeout_s)
 
     async def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""
-        request = inference_pb2.GetClusterStatusRequest()
-        return pb.status_from(await self._call(self._stub.GetClusterStatus, request, timeout_s))
+        return await self._call(self._caller.status, timeout_s)
 
     async def requests(
         self, *, limit: int = 0, tenant: str = "", timeout_s: float | None = None
@@ -222,8 +217,8 @@ class AsyncClient:
 
         `tenant` is for gateways, which tell tenants apart themselves: only that one's.
         """
-        request = list_requests_request("", limit, tenant)
-        return requests_from(await self._call(self._stub.ListRequests, request, timeout_s))
+        query = RecordQuery(limit=limit, tenant=tenant)
+        return await self._call(partial(self._caller.requests, query), timeout_s)
 
     async def request(
         self, request_id: str, *, tenant: str = "", timeout_s: float | None = None
@@ -233,42 +228,30 @@ class AsyncClient:
         Raises:
             RequestNotFound: the scheduler does not remember it.
         """
-        request = list_requests_request(request_id, 1, tenant)
-        answer = await self._call(self._stub.ListRequests, request, timeout_s)
-        return requests_from(answer).requests[0]
-
-    @functools.cached_property
-    def _stub(self) -> inference_pb2_grpc.InferenceServiceStub:
-        # Opened at the first call, because a channel belongs to the event loop that runs then, and
-        # a client may be made before there is one.
-        address, options = self._connection.address, self._connection.channel_options
-        self._channel = (
-            grpc.aio.insecure_channel(address, options)
-            if self._credentials is None
-            else grpc.aio.secure_channel(address, self._credentials, options)
-        )
-        return inference_pb2_grpc.InferenceServiceStub(self._channel)
+        query = RecordQuery(request_id, limit=1, tenant=tenant)
+        found = await self._call(partial(self._caller.requests, query), timeout_s)
+        return found.requests[0]
 
     async def _call(
-        self, method: Callable[..., Awaitable[_Answer]], request: object, timeout_s: float | None
+        self,
+        call: Callable[[float | None, Metadata], Awaitable[_Answer]],
+        timeout_s: float | None,
     ) -> _Answer:
         ends_at_s = time.monotonic() + self._connection.check_timeout_s(timeout_s)
         attempt = 0
         while True:
             attempt += 1
-            remaining_s = max(0.0, ends_at_s - time.monotonic())
-            metadata = self._connection.metadata()
+            limit_s = self._connection.call_timeout_s(ends_at_s - time.monotonic())
             try:
-                answer = await method(request, timeout=remaining_s, metadata=metadata)
-            except grpc.aio.AioRpcError as rpc_error:
-                error = error_of_call(rpc_error, self._connection.address)
+                answer = await call(limit_s, self._connection.metadata())
+            except BatonError as error:
                 delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
                 if delay_s is None:
-                    raise error from rpc_error
+                    raise
             else:
                 self._retrier.succeeded()
                 return answer
-            await asyncio.sleep(delay_s)
+            await AsyncPause().ended_within(delay_s)
 
 
 async def _complete(stream: AsyncTextStream) -> Completion:

@@ -1,21 +1,20 @@
-"""A streamed answer on grpc.aio."""
+"""A streamed answer on grpc.aio; the blocking one is made of it (`make sync`)."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from typing import Any, Self
 
-import grpc.aio
-
 from baton.client.collect import Collector
 from baton.client.connection import Connection
-from baton.client.errors import error_of_call
+from baton.client.pause import AsyncPause
 from baton.client.retry import Retrier
-from baton.client.types import Chunk, Completion
-from baton.core.errors import Cancelled
-from baton.v1 import inference_pb2
+from baton.client.types import Completion
+from baton.core.errors import BatonError, Cancelled
+from baton.wire.inference.caller import AsyncChunkCall, OpenAsyncCall
+from baton.wire.inference.chunks import Chunk
+from baton.wire.inference.requests import GenerateRequest
 
 
 class AsyncTextStream(AsyncIterator[Chunk]):
@@ -28,26 +27,29 @@ class AsyncTextStream(AsyncIterator[Chunk]):
 
     def __init__(
         self,
-        request: inference_pb2.GenerateRequest,
-        open_call: Callable[[Any, float], Any],
+        request: GenerateRequest,
+        prepare: Callable[[GenerateRequest], OpenAsyncCall],
         connection: Connection,
         retrier: Retrier,
         timeout_s: float,
     ) -> None:
         self._request = request
-        self._open_call = open_call
+        self._prepare = prepare
+        self._open_call = prepare(request)  # so that a mistake shows at once
         self._connection = connection
         self._retrier = retrier
         self._timeout_s = timeout_s
-        self._is_cancelled = False
-        self._call: Any = None
+        self._pause = AsyncPause()
+        self._call: AsyncChunkCall | None = None
         self._collector: Collector | None = None
         self._chunks = self._run()
 
+    # async only: begin
     def __await__(self) -> Generator[Any, None, Self]:
         return self
         yield
 
+    # async only: end
     def __aiter__(self) -> Self:
         return self
 
@@ -64,7 +66,7 @@ class AsyncTextStream(AsyncIterator[Chunk]):
     def completion(self) -> Completion:
         """What came so far as one value; whole once the stream has ended."""
         now = time.monotonic()
-        return (self._collector or Collector(self._request, now)).completion(now)
+        return (self._collector or self._collect_from(now)).completion(now)
 
     async def aclose(self) -> None:
         """Cancels the call unless it has ended. For the task that iterates."""
@@ -72,41 +74,38 @@ class AsyncTextStream(AsyncIterator[Chunk]):
 
     def cancel(self) -> None:
         """Cancels from another task of the loop: the iterating one gets `Cancelled`."""
-        self._is_cancelled = True
+        self._pause.end()
         if self._call is not None:
             self._call.cancel()
+
+    def _collect_from(self, now: float) -> Collector:
+        return Collector(self._request, now, can_resume=self._retrier.may_retry)
 
     async def _run(self) -> AsyncGenerator[Chunk, None]:
         started_at_s = time.monotonic()
         ends_at_s = started_at_s + self._timeout_s
-        collector = self._collector = Collector(self._request, started_at_s)
-        request = collector.first_request(can_resume=self._retrier.may_retry)
+        collector = self._collector = self._collect_from(started_at_s)
         delay_s: float | None = 0.0
         while delay_s is not None:
-            if delay_s:
-                await asyncio.sleep(delay_s)
-            if self._is_cancelled:
+            if await self._pause.ended_within(delay_s):
                 raise Cancelled("the stream was cancelled")
             collector.num_attempts += 1
-            call = self._call = self._open_call(request, max(0.0, ends_at_s - time.monotonic()))
-            has_messages = False
+            limit_s = self._connection.call_timeout_s(ends_at_s - time.monotonic())
+            call = self._call = self._open_call(limit_s, self._connection.metadata())
+            if self._pause.has_ended:
+                call.cancel()  # another thread cancelled before it could see this call
+            has_chunks = False
             try:
-                async for message in call:
-                    if not has_messages:
-                        has_messages = True
+                async for chunk in call:
+                    if not has_chunks:
+                        has_chunks = True
                         self._retrier.succeeded()
-                    yield collector.add(message, time.monotonic())
+                    yield collector.add(chunk, time.monotonic())
                 collector.end(time.monotonic())
                 return
-            except grpc.aio.AioRpcError as rpc_error:
-                error = error_of_call(rpc_error, self._connection.address)
+            except BatonError as error:
+                collector.broke_off(call.token_ids)
                 delay_s = collector.delay_s(error, self._retrier, ends_at_s)
-                request = collector.next_request()
-            except asyncio.CancelledError as cancelled:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                # Not this task but the call was cancelled: by `cancel`, or by the client's close.
-                raise Cancelled("the stream was cancelled") from cancelled
+                self._open_call = self._prepare(collector.next_request())
             finally:
                 call.cancel()

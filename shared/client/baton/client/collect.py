@@ -1,16 +1,18 @@
-"""Adds the messages of one stream up to a completion, and times them."""
+"""Adds the chunks of one stream up to a completion, and times them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
-from baton.client.messages import chunk_from
 from baton.client.retry import Retrier
-from baton.client.types import Chunk, Completion, Logprob, Placement
+from baton.client.types import Completion
 from baton.core.errors import BatonError, Internal
 from baton.core.output import Usage
 from baton.core.request import Stage
-from baton.v1 import inference_pb2
+from baton.wire.inference.chunks import Chunk, Logprob, PlacementTaken
+from baton.wire.inference.requests import GenerateRequest, ResumePoint
 
 _MAX_ID_CHARS = 120
 """Leaves room for the number of the call in an id of 128."""
@@ -19,10 +21,10 @@ _MAX_ID_CHARS = 120
 class Collector:
     """State of one answer as it comes in. Times are monotonic seconds."""
 
-    def __init__(self, request: inference_pb2.GenerateRequest, started_at_s: float) -> None:
+    def __init__(self, request: GenerateRequest, started_at_s: float, *, can_resume: bool) -> None:
         self.num_attempts = 0
         self._request = request
-        self._can_resume = False
+        self._can_resume = can_resume
         self._has_messages = False
         self._received_ids: list[int] = []
         self._num_received = 0
@@ -40,7 +42,7 @@ class Collector:
         self._last = Chunk()
         self._usage = Usage()
         self._stages: tuple[Stage, ...] = ()
-        self._placement: Placement | None = None
+        self._placement: PlacementTaken | None = None
         self._names = {"request_id": "", "model": "", "trace_id": ""}
 
     @property
@@ -52,38 +54,32 @@ class Collector:
     def can_go_on(self) -> bool:
         """True when another call can give what is missing, and nothing else."""
         if not self._num_received:
-            return not self._num_chars
+            return not self._num_chars and not self._prompt_logprobs
         return (
             self._can_resume
             and self._seed is not None
             and len(self._received_ids) == self._num_received
         )
 
-    def first_request(self, *, can_resume: bool) -> inference_pb2.GenerateRequest:
-        """The request of the first call; token ids tell where a broken answer goes on."""
-        self._can_resume = can_resume
-        if not can_resume or self._request.return_token_ids:
-            return self._request
-        request = _copy(self._request)
-        request.return_token_ids = True
-        return request
-
-    def next_request(self) -> inference_pb2.GenerateRequest:
+    def next_request(self) -> GenerateRequest:
         """The request of a further call: for the rest of the answer, once there is some."""
-        request = self.first_request(can_resume=self._can_resume)
+        request = self._request
         if not self._has_messages:
             return request
-        request = _copy(request)
         if self._seed is not None:
-            request.sampling.seed = self._seed
+            request = replace(request, sampling=replace(request.sampling, seed=self._seed))
         if self._received_ids:
-            request.resume.token_ids.extend(self._received_ids)
-            request.resume.text_chars = self._num_chars
-            request.resume.fingerprint = self._fingerprint
+            point = ResumePoint(tuple(self._received_ids), self._num_chars, self._fingerprint)
+            request = replace(request, resume=point)
         if request.request_id:
             # The server may still run the call that broke.
-            request.request_id = f"{request.request_id[:_MAX_ID_CHARS]}.{self.num_attempts}"
+            request_id = f"{request.request_id[:_MAX_ID_CHARS]}.{self.num_attempts}"
+            request = replace(request, request_id=request_id)
         return request
+
+    def broke_off(self, token_ids: Sequence[int]) -> None:
+        """A call ended early, with these output tokens received."""
+        self._received_ids.extend(token_ids)
 
     def delay_s(self, error: BatonError, retrier: Retrier, ends_at_s: float) -> float | None:
         """Time to wait before another call; None when the answer is whole. Or raises the error."""
@@ -98,16 +94,14 @@ class Collector:
             raise error
         return delay_s
 
-    def add(self, message: inference_pb2.GenerateResponse, now: float) -> Chunk:
-        """Takes the next message in and returns it as a chunk."""
-        chunk = chunk_from(message, has_token_ids=self._request.return_token_ids)
+    def add(self, chunk: Chunk, now: float) -> Chunk:
+        """Takes the next chunk in and returns it."""
         self._has_messages = True
-        self._received_ids.extend(message.token_ids)
         self._num_received += chunk.num_tokens
         self._num_chars += len(chunk.text)
-        if message.HasField("seed"):
-            self._seed = message.seed
-        self._fingerprint = self._fingerprint or message.fingerprint
+        if chunk.seed is not None:
+            self._seed = chunk.seed
+        self._fingerprint = self._fingerprint or chunk.fingerprint
         if self._first_at_s is None and (chunk.text or chunk.num_tokens):
             self._first_at_s = now
         self._texts.append(chunk.text)
@@ -151,9 +145,3 @@ class Collector:
             num_attempts=self.num_attempts,
             seed=self._seed,
         )
-
-
-def _copy(request: inference_pb2.GenerateRequest) -> inference_pb2.GenerateRequest:
-    copy = inference_pb2.GenerateRequest()
-    copy.CopyFrom(request)
-    return copy

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import grpc
 
-from baton.client.tracing import Metadata, trace_metadata
-from baton.client.types import GenerateOptions, Tls
+from baton.client.tracing import trace_metadata
+from baton.client.types import Tls
 from baton.core.errors import InvalidRequest
+from baton.wire.errors import Metadata
 
+MAX_TIMEOUT_S = 365 * 24 * 3600.0
+"""A longer time limit is none: gRPC counts deadlines in nanoseconds, and would overflow."""
+_LOOPBACK = re.compile(r"unix:.*|(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?")
 _CHANNEL_OPTIONS = MappingProxyType({
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
@@ -24,9 +29,13 @@ _CHANNEL_OPTIONS = MappingProxyType({
 })
 
 
-def default_api_key() -> str | None:
-    """The key of clients that are given none: $BATON_API_KEY, or else the local gateway's own."""
-    return os.environ.get("BATON_API_KEY") or os.environ.get("BATON_GATEWAY_KEY") or None
+def default_api_key(address: str) -> str | None:
+    """The key of a client that is given none: $BATON_API_KEY, or else the local gateway's own.
+
+    The gateway's key speaks for every tenant: it goes to addresses of this machine only.
+    """
+    own = os.environ.get("BATON_GATEWAY_KEY") if _LOOPBACK.fullmatch(address) else None
+    return os.environ.get("BATON_API_KEY") or own or None
 
 
 def default_tls() -> Tls | None:
@@ -86,14 +95,6 @@ class Connection:
         key = (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
         return key + trace_metadata()
 
-    def deadline_s(self, options: GenerateOptions) -> float:
-        """Time that a call may take.
-
-        Raises:
-            InvalidRequest: it is not positive.
-        """
-        return self.check_timeout_s(options.get("timeout_s"))
-
     def check_timeout_s(self, timeout_s: float | None) -> float:
         """The given timeout, or the connection's.
 
@@ -104,3 +105,8 @@ class Connection:
         if not chosen > 0:
             raise InvalidRequest(f"timeout_s must be positive, got {chosen:g}")
         return chosen
+
+    @staticmethod
+    def call_timeout_s(remaining_s: float) -> float | None:
+        """The time limit of a call, as gRPC takes it; None sets no limit."""
+        return max(0.0, remaining_s) if remaining_s < MAX_TIMEOUT_S else None

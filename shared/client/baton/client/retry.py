@@ -6,8 +6,8 @@ import threading
 from dataclasses import dataclass
 from random import Random
 
-from baton.client.errors import RETRYABLE
 from baton.core.errors import BatonError
+from baton.wire.errors import RETRYABLE
 
 
 @dataclass(frozen=True, slots=True)

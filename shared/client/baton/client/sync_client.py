@@ -1,33 +1,42 @@
-"""The blocking client, on blocking gRPC: usable from any thread, no event loop."""
+"""The blocking client: usable from any thread, without an event loop.
+
+Generated from `async_client.py`: edit that, then `make sync`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random, SystemRandom
 from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
-import grpc
-
-from baton.client import messages as pb
+from baton.client.arguments import (
+    EmbedInputs,
+    embed_request,
+    generate_request,
+    pin_request,
+    tokenize_request,
+)
 from baton.client.connection import Connection, default_api_key, default_tls
-from baton.client.errors import error_of_call
-from baton.client.pins import PinnedPrefix, PinOptions, pin_request, pinned_from
-from baton.client.records import RequestList, RequestRecord, list_requests_request, requests_from
+from baton.client.pause import Pause
 from baton.client.retry import Retrier, RetryPolicy
 from baton.client.sync_stream import TextStream
 from baton.client.types import (
     ChatOptions,
-    ClusterStatus,
     Completion,
-    Embeddings,
     EmbedOptions,
     GenerateOptions,
-    Model,
+    PinOptions,
     Tls,
 )
-from baton.client.vectors import EmbedInputs, embed_request, embeddings_from
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.core.errors import BatonError
+from baton.wire.errors import Metadata
+from baton.wire.inference.blocking import InferenceCaller
+from baton.wire.inference.overview import ClusterStatus, Model
+from baton.wire.inference.pins import PinnedPrefix
+from baton.wire.inference.records import RecordQuery, RequestList, RequestRecord
+from baton.wire.inference.vectors import Embeddings
 
 _Answer = TypeVar("_Answer")
 
@@ -39,7 +48,9 @@ class Client:
     and an answer that breaks off goes on with its next token.
 
         with Client("127.0.0.1:50051") as client:
-            print(client.generate("def add(a, b):", max_tokens=32).text)
+            with client.generate("def add(a, b):", max_tokens=32, stream=True) as stream:
+                for chunk in stream:
+                    print(chunk.text, end="")
     """
 
     def __init__(
@@ -53,11 +64,17 @@ class Client:
         rng: Random | None = None,
     ) -> None:
         self._connection = Connection(
-            address, timeout_s, api_key or default_api_key(), tls or default_tls()
+            address, timeout_s, api_key or default_api_key(address), tls or default_tls()
         )
         self._retrier = Retrier(retry or RetryPolicy(), rng or SystemRandom())
-        self._channel = self._connection.channel()
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._caller = InferenceCaller(
+            address, self._connection.credentials(), self._connection.channel_options
+        )
+
+    @property
+    def address(self) -> str:
+        """The scheduler's address, host:port."""
+        return self._connection.address
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +84,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the channel; running calls are cancelled."""
-        self._channel.close()
+        self._caller.close()
 
     @overload
     def generate(
@@ -93,23 +110,17 @@ class Client:
         """Generates text for a prompt, `messages=` or `token_ids=`; see GenerateOptions.
 
         Raises:
-            BatonError: the reason's own class, such as InvalidRequest or QueueFull.
+            BatonError: the reason's own class, such as InvalidRequest or QueueFull; a mistake that
+                shows here already is raised at once.
         """
-        request = pb.generate_request(prompt, options)
-
-        def open_call(request: Any, timeout_s: float) -> Any:
-            return self._stub.Generate(
-                request, timeout=timeout_s, metadata=self._connection.metadata()
-            )
-
-        timeout_s = self._connection.deadline_s(options)
-        answer = TextStream(request, open_call, self._connection, self._retrier, timeout_s)
-        if stream:
-            return answer
-        with answer:
-            for _ in answer:
-                pass
-        return answer.completion
+        answer = TextStream(
+            generate_request(prompt, options),
+            partial(self._caller.generate, can_resume=self._retrier.may_retry),
+            self._connection,
+            self._retrier,
+            self._connection.check_timeout_s(options.get("timeout_s")),
+        )
+        return answer if stream else _complete(answer)
 
     @overload
     def chat(
@@ -144,8 +155,7 @@ class Client:
 
     def models(self, *, timeout_s: float | None = None) -> list[Model]:
         """The models that can be used now."""
-        request = inference_pb2.ListModelsRequest()
-        return pb.models_from(self._call(self._stub.ListModels, request, timeout_s))
+        return self._call(self._caller.models, timeout_s)
 
     def tokenize(
         self,
@@ -156,16 +166,14 @@ class Client:
         timeout_s: float | None = None,
     ) -> list[int]:
         """Token ids of a text, or of a conversation with its generation prompt."""
-        request = pb.tokenize_request(text, messages, model)
-        return list(self._call(self._stub.Tokenize, request, timeout_s).token_ids)
+        request = tokenize_request(text, messages, model)
+        return self._call(partial(self._caller.tokenize, request), timeout_s)
 
     def detokenize(
         self, token_ids: Sequence[int], *, model: str = "", timeout_s: float | None = None
     ) -> str:
         """Text of token ids."""
-        request = pb.detokenize_request(token_ids, model)
-        text: str = self._call(self._stub.Detokenize, request, timeout_s).text
-        return text
+        return self._call(partial(self._caller.detokenize, token_ids, model), timeout_s)
 
     def embed(self, inputs: EmbedInputs, **options: Unpack[EmbedOptions]) -> Embeddings:
         """Vectors of a text, of texts, or of token ids: hidden states of the served model.
@@ -174,37 +182,28 @@ class Client:
             BatonError: the reason's own class, such as InvalidRequest or PromptTooLong.
         """
         request = embed_request(inputs, options)
-
-        def call(request: object, **given: Any) -> list[inference_pb2.EmbedResponse]:
-            return list(self._stub.Embed(request, **given))
-
-        return embeddings_from(request, self._call(call, request, options.get("timeout_s")))
+        return self._call(partial(self._caller.embed, request), options.get("timeout_s"))
 
     def pin_prefix(self, prompt: str | None = None, **options: Unpack[PinOptions]) -> PinnedPrefix:
-        """Has the cache keep a prompt's KV from being evicted, for a limited time.
+        """Keeps a prompt's KV from eviction, for a limited time; again, it renews the pin.
 
         Raises:
             KvCacheFull: it does not fit what pins may take.
         """
         request = pin_request(prompt, options)
-        answer = self._call(self._stub.PinPrefix, request, options.get("timeout_s"))
-        return pinned_from(answer.pin)
+        return self._call(partial(self._caller.pin, request), options.get("timeout_s"))
 
     def unpin_prefix(self, pin_id: str, *, timeout_s: float | None = None) -> bool:
-        """Takes that back; False when there is no such pin."""
-        request = inference_pb2.UnpinPrefixRequest(pin_id=pin_id)
-        return bool((self._call(self._stub.UnpinPrefix, request, timeout_s)).found)
+        """Ends a pin; False when there is no such pin."""
+        return self._call(partial(self._caller.unpin, pin_id), timeout_s)
 
     def pinned_prefixes(self, *, timeout_s: float | None = None) -> list[PinnedPrefix]:
         """The prefixes that are kept."""
-        request = inference_pb2.ListPinnedPrefixesRequest()
-        answer = self._call(self._stub.ListPinnedPrefixes, request, timeout_s)
-        return [pinned_from(pin) for pin in answer.pins]
+        return self._call(self._caller.pins, timeout_s)
 
     def status(self, *, timeout_s: float | None = None) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""
-        request = inference_pb2.GetClusterStatusRequest()
-        return pb.status_from(self._call(self._stub.GetClusterStatus, request, timeout_s))
+        return self._call(self._caller.status, timeout_s)
 
     def requests(
         self, *, limit: int = 0, tenant: str = "", timeout_s: float | None = None
@@ -213,8 +212,8 @@ class Client:
 
         `tenant` is for gateways, which tell tenants apart themselves: only that one's.
         """
-        request = list_requests_request("", limit, tenant)
-        return requests_from(self._call(self._stub.ListRequests, request, timeout_s))
+        query = RecordQuery(limit=limit, tenant=tenant)
+        return self._call(partial(self._caller.requests, query), timeout_s)
 
     def request(
         self, request_id: str, *, tenant: str = "", timeout_s: float | None = None
@@ -224,26 +223,34 @@ class Client:
         Raises:
             RequestNotFound: the scheduler does not remember it.
         """
-        request = list_requests_request(request_id, 1, tenant)
-        answer = self._call(self._stub.ListRequests, request, timeout_s)
-        return requests_from(answer).requests[0]
+        query = RecordQuery(request_id, limit=1, tenant=tenant)
+        found = self._call(partial(self._caller.requests, query), timeout_s)
+        return found.requests[0]
 
     def _call(
-        self, method: Callable[..., _Answer], request: object, timeout_s: float | None
+        self,
+        call: Callable[[float | None, Metadata], _Answer],
+        timeout_s: float | None,
     ) -> _Answer:
         ends_at_s = time.monotonic() + self._connection.check_timeout_s(timeout_s)
         attempt = 0
         while True:
             attempt += 1
-            remaining_s = max(0.0, ends_at_s - time.monotonic())
+            limit_s = self._connection.call_timeout_s(ends_at_s - time.monotonic())
             try:
-                answer = method(request, timeout=remaining_s, metadata=self._connection.metadata())
-            except grpc.RpcError as rpc_error:
-                error = error_of_call(rpc_error, self._connection.address)
+                answer = call(limit_s, self._connection.metadata())
+            except BatonError as error:
                 delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
                 if delay_s is None:
-                    raise error from rpc_error
+                    raise
             else:
                 self._retrier.succeeded()
                 return answer
-            time.sleep(delay_s)
+            Pause().ended_within(delay_s)
+
+
+def _complete(stream: TextStream) -> Completion:
+    with stream:
+        for _ in stream:
+            pass
+    return stream.completion

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-Metadata = tuple[tuple[str, str], ...]
+from baton.wire.errors import Metadata
 
 
 def trace_metadata() -> Metadata:
     """The current span's W3C context as gRPC metadata; empty without a current span."""
     if "opentelemetry.trace" not in sys.modules:
-        return ()  # nobody can have started a span, and importing it would delay the first call
+        return ()  # no span can have been started, and importing it would delay the first call
     # By name, because the SDK must neither need nor pull in OpenTelemetry.
     trace = import_module("opentelemetry.trace")
     if not trace.get_current_span().get_span_context().is_valid:

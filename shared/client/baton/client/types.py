@@ -1,15 +1,15 @@
-"""What the SDK takes and gives back: plain values, no protobuf."""
+"""Options of the SDK's methods, and the whole answer that it gives back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
-from baton.core.cluster import ServiceStatus
 from baton.core.guide import Guide
 from baton.core.output import Usage
 from baton.core.request import Stage
+from baton.wire.inference.chunks import Logprob, PlacementTaken
 
 
 class ChatOptions(TypedDict, total=False):
@@ -89,6 +89,21 @@ class EmbedOptions(TypedDict, total=False):
     """Deadline of the whole call, retries included; None takes the client's."""
 
 
+class PinOptions(TypedDict, total=False):
+    """Keyword options of `pin_prefix`."""
+
+    messages: Sequence[Mapping[str, Any]]
+    """A conversation instead of a prompt, as in `generate`."""
+    token_ids: Sequence[int]
+    model: str
+    cache_salt: str
+    ttl_s: float
+    """How long it is kept: a day, if not given."""
+    label: str
+    """Your name for it."""
+    timeout_s: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class Tls:
     """Certificates as PEM bytes. Without `ca` the system's roots are used."""
@@ -98,65 +113,6 @@ class Tls:
     key: bytes | None = None
     server_name: str = ""
     """Name to expect in the server's certificate, when it is not the address's host."""
-
-
-@dataclass(frozen=True, slots=True)
-class TopLogprob:
-    """One of the most likely tokens at a position."""
-
-    token_id: int
-    token: str
-    token_bytes: bytes
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Logprob:
-    """Log-probability (natural) of one token, of the output or the prompt."""
-
-    token_id: int
-    token: str
-    """Text; incomplete UTF-8 is replaced."""
-    token_bytes: bytes
-    logprob: float
-    top: tuple[TopLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a request ran, and why."""
-
-    prefill_worker_id: str
-    decode_worker_id: str
-    local_prefill: bool
-    reason: str
-    attempts: int
-    decode_cached_tokens: int = 0
-    prefill_cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a streamed answer. Only the last one has a `finish_reason`."""
-
-    text: str = ""
-    token_index: int = 0
-    """Index of the first output token that the chunk covers."""
-    num_tokens: int = 0
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[Logprob, ...] = ()
-    prompt_logprobs: tuple[Logprob, ...] = ()
-    """Of the prompt's tokens from the second on, where asked for; once."""
-    request_id: str = ""
-    model: str = ""
-    trace_id: str = ""
-    finish_reason: str = ""
-    """"stop", "length", "cancelled", "error"; empty until the last chunk."""
-    stop_reason: str = ""
-    """Stop string or token that ended the output, if one did."""
-    usage: Usage | None = None
-    stages: tuple[Stage, ...] = ()
-    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +129,7 @@ class Completion:
     """Of the prompt's tokens from the second on, where asked for."""
     stages: tuple[Stage, ...] = ()
     """Empty unless asked for with `explain`."""
-    placement: Placement | None = None
+    placement: PlacementTaken | None = None
     request_id: str = ""
     model: str = ""
     trace_id: str = ""
@@ -185,34 +141,3 @@ class Completion:
     """Calls made: more than one when the server refused at first, or the answer broke off."""
     seed: int | None = None
     """Of the noise, given or chosen by the server: the same one gives the same answer again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """Vectors of inputs."""
-
-    vectors: tuple[tuple[float, ...], ...]
-    """One per input, in order."""
-    usage: Usage
-    model: str = ""
-    request_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A served model."""
-
-    name: str
-    max_model_len_tokens: int
-    """Prompt and output together."""
-    num_prefill_workers: int
-    num_decode_workers: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterStatus:
-    """Every process that the scheduler knows."""
-
-    services: tuple[ServiceStatus, ...]
-    bus_connected: bool
-    requests_by_state: Mapping[str, int] = field(default_factory=dict)

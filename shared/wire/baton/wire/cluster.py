@@ -12,10 +12,11 @@ from baton.core.cluster import Announcement, ServiceState, ServiceStatus, Worker
 from baton.core.errors import InvalidRequest
 from baton.v1 import control_pb2, inference_pb2
 from baton.wire.layout import fingerprint_from_pb, fingerprint_to_pb, hashes_from_pb, in_range
-from baton.wire.timing import duration_from_pb, duration_to_pb
+from baton.wire.timing import duration_from_pb, duration_to_pb, seconds_from_pb
 
 MAX_NAME_CHARS = 256
 MAX_LEASE_S = 300.0
+_STATES = MappingProxyType({state.value: state for state in ServiceState})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +87,35 @@ def status_from_pb(pb: inference_pb2.ServiceStatus) -> ServiceStatus:
     for name, text in (("worker_id", pb.worker_id), ("role", pb.role), ("address", pb.address)):
         if not 0 < len(text) <= MAX_NAME_CHARS:
             raise InvalidRequest(f"status.{name} must have 1 to {MAX_NAME_CHARS} characters")
+    if pb.state not in _STATES:
+        raise InvalidRequest(f"status.state must be one of {', '.join(_STATES)}")
+    duration_from_pb(pb.uptime, "status.uptime")
+    return _status_from_pb(pb)
+
+
+def shown_status_from_pb(pb: inference_pb2.ServiceStatus) -> ServiceStatus:
+    """A process's state and load, for display: nothing that a newer peer sends is refused."""
     try:
-        state = ServiceState(pb.state)
-    except ValueError as error:
-        names = ", ".join(state.value for state in ServiceState)
-        raise InvalidRequest(f"status.state must be one of {names}") from error
+        return _status_from_pb(pb)
+    except InvalidRequest:
+        rest = inference_pb2.ServiceStatus()
+        rest.CopyFrom(pb)
+        rest.ClearField("fingerprint")
+        return _status_from_pb(rest)
+
+
+def _status_from_pb(pb: inference_pb2.ServiceStatus) -> ServiceStatus:
     return ServiceStatus(
         worker_id=pb.worker_id,
         role=pb.role,
         address=pb.address,
-        state=state,
+        state=_STATES.get(pb.state, ServiceState.STARTING),
         model=pb.model,
         fingerprint=fingerprint_from_pb(pb.fingerprint) if pb.HasField("fingerprint") else None,
         kv_blocks=MappingProxyType(dict(pb.kv_blocks)),
         num_requests_running=pb.num_requests_running,
         num_requests_waiting=pb.num_requests_waiting,
-        uptime_s=duration_from_pb(pb.uptime, "status.uptime"),
+        uptime_s=seconds_from_pb(pb.uptime),
         pid=pb.pid,
         metrics_address=pb.metrics_address,
         stats=MappingProxyType(dict(pb.stats)),

@@ -1,7 +1,7 @@
 """Reasons on the wire: one table from reason to gRPC status, HTTP status and who may try again.
 
 Servicers raise `BatonError`s; `baton.rpc.interceptors` maps them with this table on the way out,
-and `error_from_rpc` maps them back on the caller's side.
+and `error_from_rpc` maps them back on the caller's side, for calls that block and that do not.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import cast
+from typing import Any, Protocol, cast
 
 import grpc
 
-from baton.core.errors import BatonError, ErrorReason, WorkerDraining, error_for
+from baton.core.errors import (
+    BatonError,
+    Cancelled,
+    ErrorReason,
+    InvalidRequest,
+    NoWorker,
+    WorkerDraining,
+    error_for,
+)
 from baton.v1 import common_pb2
 
 REASON_KEY = "baton-error-reason"
@@ -24,6 +32,8 @@ REASON_KEY = "baton-error-reason"
 RETRY_AFTER_KEY = "baton-retry-after-ms"
 """Trailing metadata: when a retry may succeed, in whole milliseconds."""
 MAX_MESSAGE_CHARS = 1024
+Metadata = tuple[tuple[str, str], ...]
+"""What goes with a call, besides its messages."""
 
 
 class Retry(Enum):
@@ -34,6 +44,8 @@ class Retry(Enum):
     """The caller, after the delay given."""
     SCHEDULER = "scheduler"
     """The scheduler, with another worker or another prefill."""
+    BOTH = "both"
+    """A refusal by one worker: the scheduler with another one, then the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +76,11 @@ CATALOGUE: Mapping[ErrorReason, Spec] = MappingProxyType({
     _R.UNAUTHENTICATED: Spec(_C.UNAUTHENTICATED, 401, Retry.NOBODY, "credentials are needed"),
     _R.FORBIDDEN: Spec(_C.PERMISSION_DENIED, 403, Retry.NOBODY, "not allowed"),
     _R.QUEUE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, Retry.CLIENT, "the queue is full"),
-    _R.KV_CACHE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, Retry.SCHEDULER, "the KV cache is full"),
+    _R.KV_CACHE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, Retry.BOTH, "the KV cache is full"),
     _R.NO_WORKER: Spec(
         _C.UNAVAILABLE, 503, Retry.CLIENT, "no healthy worker can take the request now"
     ),
-    _R.WORKER_DRAINING: Spec(_C.UNAVAILABLE, 503, Retry.SCHEDULER, "the worker takes nothing new"),
+    _R.WORKER_DRAINING: Spec(_C.UNAVAILABLE, 503, Retry.BOTH, "the worker takes nothing new"),
     _R.KV_TRANSFER_LOST: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "the KV transfer was lost"),
     _R.STALE_EPOCH: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "the reservation is no longer current"),
     _R.KV_LAYOUT_MISMATCH: Spec(
@@ -84,6 +96,13 @@ CATALOGUE: Mapping[ErrorReason, Spec] = MappingProxyType({
     _R.STALLED: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "a peer made no progress"),
 })
 
+RETRYABLE = frozenset(
+    reason for reason, spec in CATALOGUE.items() if spec.retry in {Retry.CLIENT, Retry.BOTH}
+)
+"""Refusals: nothing was computed, and another try of the caller may be admitted."""
+
+# What gRPC says of calls that this process cancelled.
+_LOCAL_CANCELS = frozenset({"Locally cancelled by application!", "Channel closed!"})
 # What a status means when it comes without a reason: from gRPC itself, or from a foreign server.
 _REASON_BY_CODE: Mapping[grpc.StatusCode, ErrorReason] = MappingProxyType({
     _C.INVALID_ARGUMENT: _R.INVALID_REQUEST,
@@ -108,7 +127,7 @@ def public_message(error: BatonError) -> str:
     return error.message[:MAX_MESSAGE_CHARS]
 
 
-def trailing_metadata(error: BatonError) -> tuple[tuple[str, str], ...]:
+def trailing_metadata(error: BatonError) -> Metadata:
     """The trailing metadata of a call that fails with this error."""
     pairs = [(REASON_KEY, error.reason.name)]
     if error.retry_after_s is not None:
@@ -116,27 +135,58 @@ def trailing_metadata(error: BatonError) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def error_from_rpc(error: grpc.aio.AioRpcError) -> BatonError:
-    """What a failed call means. Never raises, whatever the peer sent."""
-    metadata = _text_metadata(error)
-    code = error.code()
-    message = error.details() or ""
+class FailedCall(Protocol):
+    """A call that failed, blocking or not."""
+
+    def code(self) -> grpc.StatusCode:
+        """Its status."""
+        ...
+
+    def details(self) -> str | None:
+        """What the status says in words."""
+        ...
+
+    def trailing_metadata(self) -> Any:
+        """The peer's metadata."""
+        ...
+
+
+def error_from_rpc(call: FailedCall, address: str = "") -> BatonError:
+    """What a failed call means. Never raises, whatever the peer sent.
+
+    Callers outside the cluster give the address, which the message then names.
+    """
+    metadata = _text_metadata(call)
+    code, details = call.code(), call.details() or ""
     reason = ErrorReason.__members__.get(metadata.get(REASON_KEY, ""))
     if reason is not None:
         retry_after_s = _retry_after_s(metadata.get(RETRY_AFTER_KEY, ""))
-        return error_for(reason, message, retry_after_s=retry_after_s)
-    if code is grpc.StatusCode.CANCELLED:
-        # Cancelled by us, a call raises CancelledError instead; so the peer cut it off: it stops.
-        return WorkerDraining(f"the peer ended the call: {message}")
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
-        return error_for(ErrorReason.INVALID_REQUEST, f"message too large: {message}")
-    if code is grpc.StatusCode.UNKNOWN and "stream removed" in message.lower():
-        return error_for(ErrorReason.NO_WORKER, message)
-    return error_for(_REASON_BY_CODE.get(code, ErrorReason.INTERNAL), message)
+        return error_for(reason, details, retry_after_s=retry_after_s)
+    if code is _C.CANCELLED:
+        if details in _LOCAL_CANCELS:
+            return Cancelled(details)
+        # This process did not cancel, so the peer cut the call off: it stops.
+        return WorkerDraining(f"{address or 'the peer'} ended the call: {details}")
+    if code is _C.RESOURCE_EXHAUSTED and "larger than max" in details:
+        what = "the request is too large to send" if address else "message too large"
+        return InvalidRequest(f"{what}: {details}")
+    if code is _C.UNKNOWN and "stream removed" in details.lower():
+        return NoWorker(f"{address} went away: {details}" if address else details)
+    return error_for(_REASON_BY_CODE.get(code, _R.INTERNAL), _described(code, details, address))
 
 
-def _text_metadata(error: grpc.aio.AioRpcError) -> dict[str, str]:
-    pairs = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+def _described(code: grpc.StatusCode, details: str, address: str) -> str:
+    if not address:
+        return details
+    if code is _C.UNAVAILABLE:
+        return f"cannot reach {address}: {details}"
+    if code is _C.DEADLINE_EXCEEDED:
+        return "the deadline passed; raise timeout_s to wait longer"
+    return details or code.name
+
+
+def _text_metadata(call: FailedCall) -> dict[str, str]:
+    pairs = cast("Iterable[tuple[str, str | bytes]]", call.trailing_metadata() or ())
     return {key: value for key, value in pairs if isinstance(value, str)}
 
 
@@ -155,6 +205,25 @@ def rpc_errors() -> Iterator[None]:
         raise WorkerDraining("the peer ended the call") from error
     except grpc.aio.UsageError as error:
         raise error_for(ErrorReason.NO_WORKER, "the connection to the peer was closed") from error
+
+
+class CallErrors:
+    """Within it, a call of the SDK, blocking or not, fails with the BatonError that it means."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, grpc.RpcError):
+            raise error_from_rpc(cast("FailedCall", error), self._address) from error
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                # The call was cancelled, by its stream or by the client's close, not the task.
+                raise Cancelled("the stream was cancelled") from error
 
 
 def reason_to_pb(reason: ErrorReason) -> common_pb2.ErrorReason:

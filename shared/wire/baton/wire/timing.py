@@ -34,6 +34,11 @@ def duration_from_pb(
     return seconds
 
 
+def seconds_from_pb(pb: Duration) -> float:
+    """Seconds, not checked."""
+    return pb.seconds + pb.nanos / 1e9
+
+
 def stage_to_pb(stage: Stage) -> common_pb2.StageTiming:
     """The wire's form."""
     return common_pb2.StageTiming(
@@ -45,6 +50,20 @@ def stage_to_pb(stage: Stage) -> common_pb2.StageTiming:
         bytes=stage.num_bytes,
         idle=duration_to_pb(stage.idle_s),
         tokens=stage.num_tokens,
+    )
+
+
+def stage_from_pb(pb: common_pb2.StageTiming) -> Stage:
+    """A stage, for display: not checked."""
+    return Stage(
+        name=pb.stage,
+        start_s=seconds_from_pb(pb.start),
+        duration_s=seconds_from_pb(pb.duration),
+        before_first_token=pb.before_first_token,
+        worker_id=pb.worker_id,
+        num_bytes=pb.bytes,
+        num_tokens=pb.tokens,
+        idle_s=seconds_from_pb(pb.idle),
     )
 
 

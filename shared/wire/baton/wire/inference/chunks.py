@@ -1,0 +1,256 @@
+"""Pieces of an answer: what the scheduler emits is what the SDK hands to its user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from baton.core.output import Usage
+from baton.core.request import Stage
+from baton.core.sampling import FinishReason
+from baton.v1 import common_pb2, inference_pb2
+from baton.wire.sampling import finish_to_pb
+from baton.wire.timing import stage_from_pb, stage_to_pb
+
+MAX_PART_BYTES = 1 << 20
+"""Of prompt log-probabilities in one message; callers take messages of 4 MiB."""
+_FINISH_NAMES = {0: "", **{reason.value: reason.name.lower() for reason in FinishReason}}
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One of the most likely tokens at a position."""
+
+    token_id: int
+    token: str
+    token_bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Log-probability (natural) of one token, of the output or the prompt."""
+
+    token_id: int
+    token: str
+    """Text; incomplete UTF-8 is replaced."""
+    token_bytes: bytes
+    logprob: float
+    top: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementTaken:
+    """Where a request ran, and why. The SDK calls it `Placement`."""
+
+    prefill_worker_id: str = ""
+    decode_worker_id: str = ""
+    local_prefill: bool = False
+    reason: str = ""
+    attempts: int = 0
+    decode_cached_tokens: int = 0
+    prefill_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer. Only the last one has a `finish_reason`."""
+
+    text: str = ""
+    token_index: int = 0
+    """Index of the first output token that the chunk covers."""
+    num_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    """Of the prompt's tokens from the second on, where asked for; several chunks may share them."""
+    request_id: str = ""
+    model: str = ""
+    trace_id: str = ""
+    finish_reason: str = ""
+    """"stop", "length", "cancelled", "error"; empty until the last chunk."""
+    stop_reason: str = ""
+    """Stop string or token that ended the output, if one did."""
+    usage: Usage | None = None
+    stages: tuple[Stage, ...] = ()
+    placement: PlacementTaken | None = None
+    seed: int | None = None
+    """Of the noise; on the first chunk, as is `fingerprint`."""
+    fingerprint: bytes = b""
+    """Digest of the model that computes the answer: what a resumed answer must go on with."""
+
+
+def chunk_to_pb(
+    chunk: Chunk, request: inference_pb2.GenerateRequest
+) -> Iterable[inference_pb2.GenerateResponse]:
+    """The chunk as the request wants it: one message, or several where one would be too large."""
+    message = content_to_pb(chunk)
+    message.request_id = chunk.request_id
+    message.model = chunk.model
+    message.trace_id = chunk.trace_id
+    message.fingerprint = chunk.fingerprint
+    if chunk.seed is not None:
+        message.seed = chunk.seed
+    if not request.return_token_ids:
+        message.ClearField("token_ids")
+    if request.explain:
+        message.stages.extend(stage_to_pb(stage) for stage in chunk.stages)
+        if chunk.placement is not None:
+            message.placement.CopyFrom(placement_to_pb(chunk.placement))
+    if not chunk.prompt_logprobs or message.ByteSize() <= MAX_PART_BYTES:
+        return (message,)
+    return _in_parts(message)
+
+
+def _in_parts(
+    message: inference_pb2.GenerateResponse,
+) -> Iterable[inference_pb2.GenerateResponse]:
+    """The same in several messages: prompt log-probabilities first, then all else."""
+    entries = list(message.prompt_logprobs)
+    message.ClearField("prompt_logprobs")
+    # Each part names the request, as the first message must; the text comes with the last one.
+    named = inference_pb2.GenerateResponse(
+        request_id=message.request_id,
+        model=message.model,
+        trace_id=message.trace_id,
+        fingerprint=message.fingerprint,
+    )
+    if message.HasField("seed"):
+        named.seed = message.seed
+    part, num_bytes = _copy(named), 0
+    for entry in entries:
+        num_bytes += entry.ByteSize()
+        if num_bytes > MAX_PART_BYTES and part.prompt_logprobs:
+            yield part
+            part, num_bytes = _copy(named), entry.ByteSize()
+        part.prompt_logprobs.append(entry)
+    yield part
+    yield message
+
+
+def _copy(message: inference_pb2.GenerateResponse) -> inference_pb2.GenerateResponse:
+    copy = inference_pb2.GenerateResponse()
+    copy.CopyFrom(message)
+    return copy
+
+
+def chunk_from_pb(pb: inference_pb2.GenerateResponse, *, has_token_ids: bool = True) -> Chunk:
+    """A message of the stream."""
+    return Chunk(
+        text=pb.text,
+        token_index=pb.token_index,
+        num_tokens=pb.num_tokens,
+        token_ids=tuple(pb.token_ids) if has_token_ids else (),
+        logprobs=_logprobs(pb.logprobs),
+        prompt_logprobs=_logprobs(pb.prompt_logprobs),
+        request_id=pb.request_id,
+        model=pb.model,
+        trace_id=pb.trace_id,
+        finish_reason=_FINISH_NAMES.get(pb.finish_reason, "error"),
+        stop_reason=pb.stop_reason,
+        usage=_usage_from_pb(pb.usage) if pb.HasField("usage") else None,
+        stages=tuple(stage_from_pb(stage) for stage in pb.stages),
+        placement=placement_from_pb(pb.placement) if pb.HasField("placement") else None,
+        seed=pb.seed if pb.HasField("seed") else None,
+        fingerprint=pb.fingerprint,
+    )
+
+
+def placement_to_pb(placement: PlacementTaken) -> inference_pb2.Placement:
+    """The wire's form."""
+    return inference_pb2.Placement(
+        prefill_worker_id=placement.prefill_worker_id,
+        decode_worker_id=placement.decode_worker_id,
+        local_prefill=placement.local_prefill,
+        reason=placement.reason,
+        attempts=placement.attempts,
+        decode_cached_tokens=placement.decode_cached_tokens,
+        prefill_cached_tokens=placement.prefill_cached_tokens,
+    )
+
+
+def placement_from_pb(pb: inference_pb2.Placement) -> PlacementTaken:
+    """Where a request ran."""
+    return PlacementTaken(
+        prefill_worker_id=pb.prefill_worker_id,
+        decode_worker_id=pb.decode_worker_id,
+        local_prefill=pb.local_prefill,
+        reason=pb.reason,
+        attempts=pb.attempts,
+        decode_cached_tokens=pb.decode_cached_tokens,
+        prefill_cached_tokens=pb.prefill_cached_tokens,
+    )
+
+
+def content_to_pb(chunk: Chunk) -> inference_pb2.GenerateResponse:
+    """The chunk without what names its request."""
+    message = inference_pb2.GenerateResponse(
+        text=chunk.text,
+        token_index=chunk.token_index,
+        num_tokens=chunk.num_tokens,
+        token_ids=chunk.token_ids,
+        logprobs=[_logprob_to_pb(entry) for entry in chunk.logprobs],
+        prompt_logprobs=[_logprob_to_pb(entry) for entry in chunk.prompt_logprobs],
+    )
+    if chunk.finish_reason:
+        message.finish_reason = finish_to_pb(FinishReason[chunk.finish_reason.upper()])
+        message.stop_reason = chunk.stop_reason
+    if chunk.usage is not None:
+        message.usage.CopyFrom(_usage_to_pb(chunk.usage))
+    return message
+
+
+def _usage_to_pb(usage: Usage) -> common_pb2.Usage:
+    return common_pb2.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        draft_tokens=usage.draft_tokens,
+        accepted_tokens=usage.accepted_tokens,
+        response_cached=usage.response_cached,
+    )
+
+
+def _usage_from_pb(pb: common_pb2.Usage) -> Usage:
+    return Usage(
+        prompt_tokens=pb.prompt_tokens,
+        completion_tokens=pb.completion_tokens,
+        cached_tokens=pb.cached_tokens,
+        draft_tokens=pb.draft_tokens,
+        accepted_tokens=pb.accepted_tokens,
+        response_cached=pb.response_cached,
+    )
+
+
+def _logprob_to_pb(entry: Logprob) -> inference_pb2.OutputLogprob:
+    return inference_pb2.OutputLogprob(
+        token_id=entry.token_id,
+        token=entry.token,
+        token_bytes=entry.token_bytes,
+        logprob=entry.logprob,
+        top=[
+            inference_pb2.TopLogprob(
+                token_id=top.token_id,
+                token=top.token,
+                token_bytes=top.token_bytes,
+                logprob=top.logprob,
+            )
+            for top in entry.top
+        ],
+    )
+
+
+def _logprobs(entries: Iterable[inference_pb2.OutputLogprob]) -> tuple[Logprob, ...]:
+    return tuple(
+        Logprob(
+            entry.token_id,
+            entry.token,
+            entry.token_bytes,
+            entry.logprob,
+            tuple(
+                TopLogprob(top.token_id, top.token, top.token_bytes, top.logprob)
+                for top in entry.top
+            ),
+        )
+        for entry in entries
+    )
