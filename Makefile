@@ -63,7 +63,7 @@ down: ## stop what `make up` started
 	@$(BIN)/baton down
 
 # The slow ones start five processes and more each: two at a time would take each other's cores.
-test: setup ## what CI runs: all tests but the long ones; under 10 minutes on 2 cores
+test: setup ## what CI runs: all tests but the long ones; about 9 minutes on 2 cores
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
 	$(if $(SLOW_TESTS),$(TEST_ENV) $(BIN)/python -m pytest -q -m "not long" $(SLOW_TESTS) $(PYTEST_ARGS))
 

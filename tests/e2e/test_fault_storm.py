@@ -11,6 +11,7 @@ from benchmarks.faults.__main__ import main, table, totals
 from benchmarks.faults.injection import WEIGHTS, draw, make
 from benchmarks.faults.storm import Outcome
 from tests.support.faults import NO_FAULTS, parse_faults
+from tests.support.tiers import representatives
 
 HANDOFFS, SEED = 64, 17
 
@@ -43,13 +44,14 @@ def test_the_figures_tell_what_is_wrong() -> None:
     assert "CANCELLED 1, INTERNAL 1" in table(outcomes)
 
 
-@pytest.mark.timeout(300)
-def test_a_storm_ends_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = {draw(Random(f"{SEED} {index}")).kind for index in range(HANDOFFS)}
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("handoffs", representatives([HANDOFFS, 600], {HANDOFFS}))
+def test_a_storm_ends_clean(capsys: pytest.CaptureFixture[str], handoffs: int) -> None:
+    kinds = {draw(Random(f"{SEED} {index}")).kind for index in range(handoffs)}
     assert kinds == set(WEIGHTS)
-    assert main(["--handoffs", str(HANDOFFS), "--seed", str(SEED), "--json"]) == 0
+    assert main(["--handoffs", str(handoffs), "--seed", str(SEED), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["handoffs"] == HANDOFFS == figures["finished"] + figures["typed_errors"]
-    assert figures["finished"] > HANDOFFS / 2
+    assert figures["handoffs"] == handoffs == figures["finished"] + figures["typed_errors"]
+    assert figures["finished"] > handoffs / 2
     assert figures["kills"] >= 2
     assert figures["scrapes"] > 20

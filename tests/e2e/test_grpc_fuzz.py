@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from baton.v1 import common_pb2, inference_pb2
 from tests.support.protobuf_strategies import messages
 from tests.support.system import System
+from tests.support.tiers import representatives
 
 pytestmark = pytest.mark.timeout(240)
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
@@ -25,9 +26,16 @@ METHODS = sorted(SERVICE.methods_by_name)
 TIMEOUT_S = 2.0
 GRACE_S = 5.0
 DEFECTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
-many = settings(
-    max_examples=120, deadline=None, suppress_health_check=[*HealthCheck], derandomize=True
-)
+examples = pytest.mark.parametrize("num_examples", representatives([120, 1500], {120}))
+
+
+def many(num_examples: int) -> settings:
+    return settings(
+        max_examples=num_examples,
+        deadline=None,
+        suppress_health_check=[*HealthCheck],
+        derandomize=True,
+    )
 
 
 @pytest.fixture
@@ -118,10 +126,11 @@ def ends_well(call: Any) -> grpc.StatusCode:
     return code
 
 
-def test_random_messages(channel: grpc.Channel) -> None:
+@examples
+def test_random_messages(channel: grpc.Channel, num_examples: int) -> None:
     seen: set[grpc.StatusCode] = set()
 
-    @many
+    @many(num_examples)
     @given(CALLS)
     def fuzz(call: tuple[str, bytes]) -> None:
         seen.add(ends_well(start(channel, *call)))
@@ -131,10 +140,11 @@ def test_random_messages(channel: grpc.Channel) -> None:
     assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= seen
 
 
-def test_random_bytes(channel: grpc.Channel) -> None:
+@examples
+def test_random_bytes(channel: grpc.Channel, num_examples: int) -> None:
     seen: set[grpc.StatusCode] = set()
 
-    @many
+    @many(num_examples)
     @given(st.sampled_from(METHODS), st.binary(max_size=200))
     def fuzz(name: str, request: bytes) -> None:
         seen.add(ends_well(start(channel, name, request)))
@@ -143,10 +153,11 @@ def test_random_bytes(channel: grpc.Channel) -> None:
     assert grpc.StatusCode.INVALID_ARGUMENT in seen
 
 
-def test_damaged_messages(channel: grpc.Channel) -> None:
+@examples
+def test_damaged_messages(channel: grpc.Channel, num_examples: int) -> None:
     whole = valid().SerializeToString()
 
-    @many
+    @many(num_examples)
     @given(st.integers(0, len(whole) - 1), st.binary(max_size=4), st.integers(0, 4))
     def fuzz(at: int, change: bytes, num_removed: int) -> None:
         damaged = whole[:at] + change + whole[at + num_removed :]
@@ -155,14 +166,15 @@ def test_damaged_messages(channel: grpc.Channel) -> None:
     fuzz()
 
 
-def test_random_sequences_with_abrupt_cancels(channel: grpc.Channel) -> None:
+@examples
+def test_random_sequences_with_abrupt_cancels(channel: grpc.Channel, num_examples: int) -> None:
     steps = st.lists(
         st.tuples(CALLS, st.sampled_from(["leave", "cancel", "read one", "read"])),
         min_size=1,
         max_size=8,
     )
 
-    @settings(many, max_examples=30)
+    @many(num_examples // 4)
     @given(steps)
     def fuzz(sequence: list[tuple[tuple[str, bytes], str]]) -> None:
         started = [(start(channel, *call), what) for call, what in sequence]

@@ -17,6 +17,7 @@ from proselint.tools import LintFile
 from tests.support.repository import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAX_WORDS = 45
 # Not of use for technical text in plain ASCII, each with its reason.
 SWITCHED_OFF = {
     "typography.symbols.curly_quotes": "straight quotes are what terminals and diffs show",
@@ -32,6 +33,22 @@ def findings(path: Path) -> list[str]:
         f"{found.check_result.message}"
         for found in text.lint(_CONFIG)
     ]
+
+
+def long_sentences(path: Path) -> list[str]:
+    """`file:line: words` of each sentence with more than MAX_WORDS, tables aside."""
+    text = re.sub(r"^\s*\|.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found, number = [], 1
+    # A paragraph, an item of a list or a heading ends a sentence, too.
+    for block in re.split(r"(\n(?=\n|\s*- |\s*\d+\. |Heading))", prose_of(text)):
+        sentences = re.split(r"(?<=[.!?])\s+", " ".join(block.split()))
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {len(sentence.split())} words: {sentence[:60]}..."
+            for sentence in sentences
+            if len(sentence.split()) > MAX_WORDS
+        ]
+        number += block.count("\n")
+    return found
 
 
 def prose_of(text: str) -> str:
@@ -67,7 +84,7 @@ _CONFIG = _config()
 
 def main() -> int:
     """Entry point."""
-    lines = [line for path in DOCUMENTS for line in findings(path)]
+    lines = [line for path in DOCUMENTS for line in findings(path) + long_sentences(path)]
     sys.stderr.writelines(f"{line}\n" for line in lines)
     return 1 if lines else 0
 

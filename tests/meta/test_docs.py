@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.repository import ROOT
+from tests.support.repository import ROOT, SERVICES, parts
 
 # docs/structure.md is written by a command; test_structure.py names it where the page is stale.
 PAGES = sorted({*(ROOT / "docs").rglob("*.md")} - {ROOT / "docs" / "structure.md"})
@@ -94,3 +94,34 @@ def test_drawings_are_balanced(document: Path) -> None:
             assert drawing.count(left) == drawing.count(right)
         blocks = len(re.findall(r"^\s*(?:subgraph|par|alt|loop)\b", drawing, re.MULTILINE))
         assert len(re.findall(r"^\s*end$", drawing, re.MULTILINE)) == blocks
+
+
+NAMES = ("core", "wire", "rpc", "handoff", "engine", "worker", "client", "cli", *SERVICES)
+PART = "|".join(NAMES)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_named_files_exist(document: Path) -> None:
+    """Such as `scheduler/relay.py`, `core.batching` and `tests/e2e/test_faults.py`."""
+    packages = {part.name: part.package for part in parts()}
+    text = _text(document)
+    gone = [
+        name
+        for name, part, rest in re.findall(rf"`(({PART})/([a-z_0-9/]+\.py))`", text)
+        if not (packages.get(part, ROOT) / rest).is_file()
+    ]
+    gone += [
+        name
+        for name, part, rest in re.findall(rf"`(({PART})\.([a-z_0-9.]+))`", text)
+        if not any(_module(packages.get(part, ROOT), rest))
+    ]
+    gone += [
+        name for name in re.findall(r"`(tests/[\w/]+\.py)`", text) if not (ROOT / name).exists()
+    ]
+    assert gone == [], f"{document.name} names what is gone; write the new names"
+
+
+def _module(package: Path, name: str) -> list[bool]:
+    place = package / name.replace(".", "/")
+    # A file of data, such as `tokenizer.json`, is not of the product.
+    return [place.with_suffix(".py").is_file(), place.is_dir(), name in {"json", "proto"}]

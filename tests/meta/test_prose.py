@@ -15,6 +15,12 @@ def test_proselint_is_content(document: Path) -> None:
     assert lines == [], "\n" + "\n".join(lines)
 
 
+@pytest.mark.parametrize("document", prose.DOCUMENTS, ids=lambda path: path.name)
+def test_sentences_are_short(document: Path) -> None:
+    lines = prose.long_sentences(document)
+    assert lines == [], "\n" + "\n".join(lines)
+
+
 def test_prose_is_read_and_code_is_not() -> None:
     text = "A very unique word.\n\n```sh\necho very unique\n```\n\nSee `the the` there.\n"
     assert "very unique word" in prose.prose_of(text)
