@@ -102,7 +102,8 @@ async def disconnect_at_random(address: str, load: Load) -> int:
 def _request(prompt: str, max_tokens: int, is_stream: bool) -> bytes:  # noqa: FBT001
     fields = {"prompt": prompt, "max_tokens": max_tokens, "stream": is_stream, "ignore_eos": True}
     body = json.dumps(fields).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    head += "content-type: application/json\r\n\r\n"
     return head.encode() + body
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import AsyncMock
@@ -14,7 +17,7 @@ import httpx
 import pytest
 
 from baton.client import AsyncClient, NoWorker, RetryPolicy
-from baton.gateway.console import routes
+from baton.gateway.console import pages, routes
 from baton.gateway.console.feed import ConsoleFeed
 from tests.support.eventually import eventually
 from tests.support.gateway_rig import running_gateway
@@ -123,6 +126,60 @@ async def test_viewers_are_bounded_and_counted_down(monkeypatch: pytest.MonkeyPa
                 return response.status_code == 200
 
         await eventually(is_free)
+
+
+async def test_a_tenant_with_all_its_pages_open_locks_nobody_else_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routes, "MAX_VIEWERS", 1)
+    acme, globex = ({"authorization": f"Bearer secret-{key}"} for key in ("a1", "b1"))
+    async with (
+        running_gateway(api_keys="secret-a1=acme,secret-b1=globex") as edge,
+        edge.raw.stream("GET", "/console/api/live", headers=acme) as response,
+    ):
+        await anext(events(response))
+        assert (await edge.raw.get("/console/api/live", headers=acme)).status_code == 429
+        async with edge.raw.stream("GET", "/console/api/live", headers=globex) as response:
+            assert response.status_code == 200
+
+
+async def test_it_leaves_its_tenants_rate_to_requests() -> None:
+    headers = {"authorization": "Bearer secret-a1"}
+    limits = {"tenant_requests_per_s": 0.001, "tenant_burst": 1}
+    async with running_gateway(api_keys=KEYS, **limits) as edge:
+        for _ in range(3):
+            answer = await edge.raw.get("/console/api/requests/req-1", headers=headers)
+            assert answer.status_code == 200
+        for status in (200, 429):
+            assert (await edge.raw.get("/v1/models", headers=headers)).status_code == status
+
+
+def test_only_one_file_touches_the_browsers_storage() -> None:
+    """Where the user blocks storage, looking at it throws: storage.js catches that."""
+    found = {
+        path.name
+        for path in pages._FOLDER.glob("*.js")
+        if re.search(r"(?:local|session)Storage\b(?!\")", path.read_text(encoding="utf-8"))
+    }
+    assert found == set()
+    assert "window[storage]" in (pages._FOLDER / "storage.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="runs the page's own file in Node.js")
+def test_blocked_storage_breaks_nothing() -> None:
+    script = """
+      globalThis.window = { get localStorage() { throw new Error("blocked"); } };
+      const { recall, remember, forget } = await import(process.argv[1]);
+      const seen = [recall("localStorage", "a")];
+      remember("localStorage", "a", "1");
+      seen.push(recall("localStorage", "a"));
+      forget("localStorage", "a");
+      console.log(JSON.stringify([...seen, recall("localStorage", "a")]));
+    """
+    source = base64.b64encode((pages._FOLDER / "storage.js").read_bytes()).decode()
+    command = ["node", "--input-type=module", "-e", script, f"data:text/javascript;base64,{source}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(done.stdout) == [None, "1", None]
 
 
 async def test_a_silent_scheduler_is_a_problem_not_an_end() -> None:

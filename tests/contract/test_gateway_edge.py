@@ -165,6 +165,28 @@ async def test_health_readiness_version_and_unknown_paths(edge):
     assert (await edge.raw.get("/v1/completions")).status_code == 405
 
 
+async def test_metrics_are_not_on_the_port_of_the_api(edge):
+    assert (await edge.raw.get("/metrics")).status_code == 404
+
+
+async def _status_for(edge: Edge, host: str) -> int:
+    return (await edge.raw.get("/health", headers={"host": host})).status_code
+
+
+async def test_a_loopback_gateway_serves_loopback_names_and_those_listed():
+    async with running_gateway(allowed_hosts="llm.example") as edge:
+        for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LLM.example:80"):
+            assert await _status_for(edge, host) == 200, host
+        for host in ("rebound.example", "localhost.rebound.example", "10.0.0.1", "[::1"):
+            assert await _status_for(edge, host) == 400, host
+
+
+@pytest.mark.parametrize(("listed", "status"), [("", 200), ("llm.example", 400)])
+async def test_a_public_gateway_serves_any_name_unless_some_are_listed(listed, status):
+    async with running_gateway(http_host="0.0.0.0", allowed_hosts=listed) as edge:
+        assert await _status_for(edge, "any.example") == status
+
+
 async def test_tokenize_and_detokenize(edge):
     response = await edge.raw.post("/tokenize", json={"prompt": "ab"})
     assert response.json() == {"count": 2, "tokens": [97, 98]}

@@ -66,6 +66,16 @@ async def test_bad_bodies_name_what_is_wrong(edge, body, message):
     assert not edge.fake.requests
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("form", ["float", "base64"])
+async def test_a_vector_that_is_not_finite_is_a_servers_error(edge, form, bad):
+    edge.fake.embedding_tail = bad
+    body = {"input": ["ab", "c"], "encoding_format": form}
+    response = await edge.raw.post("/v1/embeddings", json=body)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal"
+
+
 async def test_errors_have_openais_classes(edge):
     edge.fake.before.append(PromptTooLong("600 tokens"))
     with pytest.raises(openai.BadRequestError) as caught:

@@ -19,8 +19,10 @@ from baton.core.errors import (
     Unauthenticated,
 )
 from baton.gateway.schedulers import Schedulers
+from baton.gateway.unsupported_fields import REFUSED
 from tests.support.eventually import eventually
 from tests.support.gateway_rig import Edge, NoMembers, running_gateway
+from tests.support.repository import ROOT
 
 JSON = {"content-type": "application/json"}
 
@@ -141,6 +143,59 @@ async def test_bodies_are_bounded_and_must_be_json(edge):
     )
     assert response.status_code == 413
     assert not edge.fake.requests
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        ("completions", {"regex": "a+"}, "regex is not supported; use structured_outputs"),
+        ("completions", {"ebnf": "root ::= x"}, "ebnf"),
+        ("completions", {"stop_regex": "a"}, "stop_regex"),
+        ("completions", {"json_schema": {"type": "object"}}, "json_schema"),
+        ("completions", {"grammar": "root ::= x"}, "grammar"),
+        ("completions", {"n_predict": 3}, "use max_tokens"),
+        ("completions", {"add_special_tokens": False}, "add_special_tokens"),
+        ("completions", {"structured_outputs": {"regex": "a", "whitespace_pattern": " "}},
+         "structured_outputs.whitespace_pattern"),
+        ("chat/completions", {"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ("chat/completions", {"modalities": ["text", "audio"]}, "modalities"),
+        ("chat/completions", {"add_generation_prompt": False}, "add_generation_prompt"),
+        ("chat/completions", {"messages": [{"role": "assistant", "content": "x", "prefix": True}]},
+         "messages[0].prefix"),
+        ("embeddings", {"input_type": "query"}, "input_type"),
+    ],
+)  # fmt: skip
+async def test_fields_that_change_the_meaning_are_refused_by_name(edge, path, fields, message):
+    body = {"prompt": "x", "input": "x", "messages": [{"role": "user", "content": "x"}], **fields}
+    response = await edge.raw.post(f"/v1/{path}", json=body)
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+    assert not edge.fake.requests
+
+
+async def test_harmless_fields_are_ignored(edge):
+    harmless = {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"}
+    unset = {"prediction": None, "bad_words": [], "echo": False, "modalities": ["text"]}
+    body = {"messages": [{"role": "user", "content": "x", "refusal": None}], **harmless, **unset}
+    assert (await edge.raw.post("/v1/chat/completions", json=body)).status_code == 200
+
+
+def test_the_page_lists_every_refused_field():
+    page = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
+    assert {name for name in REFUSED if f"`{name}`" not in page} == set()
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+async def test_bodies_that_a_web_page_can_send_unasked_are_refused(edge, kind):
+    headers = {"content-type": kind} if kind else {}
+    content = b'{"prompt": "x"}'
+    response = await edge.raw.post("/v1/completions", content=content, headers=headers)
+    assert response.status_code == 415
+    assert response.json()["error"]["code"] == "unsupported_media_type"
+    assert not edge.fake.requests
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    response = await edge.raw.post("/v1/completions", content=content, headers=headers)
+    assert response.status_code == 200
 
 
 async def test_without_a_scheduler_the_answer_says_so():

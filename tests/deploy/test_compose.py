@@ -85,6 +85,11 @@ def test_services_can_be_scaled(compose: dict[str, Any]) -> None:
         assert name == "gateway" or "ports" not in service
 
 
+def test_the_api_is_published_to_this_machine_only(compose: dict[str, Any]) -> None:
+    [port] = compose["services"]["gateway"]["ports"]
+    assert _resolved(port) == "127.0.0.1:8000:8000"
+
+
 def test_only_workers_carry_torch_and_every_image_holds_its_services(
     compose: dict[str, Any],
 ) -> None:

@@ -45,6 +45,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """Says `words`, one per message; `before` and `after` fail the calls of their turn."""
 
     words: tuple[str, ...] = ("Hello", " wörld", "!")
+    embedding_tail: float = 0.5
     before: list[BatonError] = field(default_factory=list)
     """Errors of the next calls, raised before their first message."""
     after: list[BatonError] = field(default_factory=list)
@@ -160,7 +161,10 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
                 entry = request.inputs[index]
                 size = len(entry.text) or len(entry.tokens.token_ids)
                 yield inference_pb2.EmbedResponse(
-                    index=index, values=[size, index, 0.5], prompt_tokens=size, model="demo"
+                    index=index,
+                    values=[size, index, self.embedding_tail],
+                    prompt_tokens=size,
+                    model="demo",
                 )
         except (asyncio.CancelledError, GeneratorExit):
             self.num_cancelled += 1

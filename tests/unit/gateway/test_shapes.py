@@ -3,7 +3,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from baton.client import Chunk, Completion, InvalidRequest, Logprob, TopLogprob, Usage
+from baton.client import Chunk, Completion, Guide, InvalidRequest, Logprob, TopLogprob, Usage
 from baton.core.errors import ErrorReason, error_for
 from baton.gateway.answer_format import AnswerHeader, usage_json
 from baton.gateway.chat_completions import ChatBody, ChatFormat
@@ -67,6 +67,46 @@ def test_prompts_count_once_however_many_outputs_they_have():
     assert usage_json([*usages, Usage(20, 4)], 2)["prompt_tokens"] == 30
     assert usage_json([*usages, Usage(20, 4)], 2)["completion_tokens"] == 10
     assert usage_json(usages[:2], 2)["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "json_object", "schema": {"type": "object"}},
+        {"type": "json_schema", "schema": {"type": "object"}},
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}},
+    ],
+)
+def test_a_schema_is_kept_to_wherever_it_stands(given):
+    body = parse(CompletionBody, {"prompt": "x", "response_format": given})
+    assert body.guide() == Guide.json_schema({"type": "object"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "text", "schema": {"type": "object"}},
+        {"type": "json_schema", "schema": {}, "json_schema": {"schema": {"type": "object"}}},
+    ],
+)
+def test_schemas_that_contradict_the_rest_are_refused(given):
+    body = parse(CompletionBody, {"prompt": "x", "response_format": given})
+    with pytest.raises(InvalidRequest, match="response_format"):
+        body.guide()
+
+
+@pytest.mark.parametrize(
+    ("cls", "fields"),
+    [
+        (ChatBody, {"messages": [{"role": "user"}]}),
+        (CompletionBody, {"prompt": "x"}),
+        (CompletionBody, {"prompt": [[1]] * 3}),
+    ],
+)
+def test_the_number_of_choices_is_checked_before_any_is_built(cls, fields):
+    body = parse(cls, {**fields, "n": 10**15})
+    with pytest.raises(InvalidRequest, match="at most 8"):
+        body.choices(8)
 
 
 def test_negative_and_large_seeds_are_seeds():
