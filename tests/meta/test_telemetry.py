@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from baton.core.stages import StageName
 from tests.support.repository import ROOT, parts
 
 METRIC_CALLS = {
@@ -48,9 +49,11 @@ def _product_nodes() -> Iterator[tuple[str, ast.AST]]:
 
 
 def _text(node: ast.expr) -> str | None:
-    """A string as written, with {} for each value in it; None for anything else."""
+    """A string as written, with {} for each value in it, or a stage's name; else None."""
     if isinstance(node, ast.JoinedStr):
         return "".join(str(v.value) if isinstance(v, ast.Constant) else "{}" for v in node.values)
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "StageName":
+        return StageName[node.attr].value
     is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
     return node.value if is_text else None
 

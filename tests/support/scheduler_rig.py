@@ -116,7 +116,10 @@ class Rig:
         )
         self.service = SchedulerService(runtime)
         interceptor = ServerInterceptor(telemetry, self.metrics, runtime.lifecycle.guard)
-        server = grpc.aio.server(interceptors=[interceptor])
+        server = grpc.aio.server(
+            interceptors=[interceptor],
+            maximum_concurrent_rpcs=self.settings.max_concurrent_rpcs,
+        )
         self.service.register(server)
         own = ServiceStatus("scheduler-0", "scheduler", "")
         ControlServicer(

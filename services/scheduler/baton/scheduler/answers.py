@@ -1,7 +1,7 @@
-"""Answers kept of identical requests: a help when the cache is quick, never a condition.
+"""Answers kept of identical requests. Best effort: a slow or missing cache never fails a request.
 
-Only where the caller allows it and the answer is determined by the request. The key covers the
-model's fingerprint and the tenant's salt, so nobody sees what another tenant was answered.
+Only where the caller allows it and the request determines the answer. The key covers the model's
+fingerprint and the tenant's salt, so no tenant sees what another one was answered.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from baton.core.answer_key import answer_key, is_determined
 from baton.core.errors import BatonError
 from baton.core.request import RequestStatus
 from baton.core.sampling import FinishReason
+from baton.core.stages import StageName
 from baton.rpc.cache_access import CacheAccess
 from baton.rpc.metrics import Metrics
 from baton.scheduler.convert import output_to_bytes, outputs_from_bytes
-from baton.scheduler.live import LiveRequest, SchedulerMetrics
+from baton.scheduler.live import LiveRequest
 from baton.scheduler.messages import Output
 from baton.scheduler.relay import Emit
+from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.view import ClusterWatch
 
 MAX_ANSWER_BYTES = 1 << 20
 """Larger answers are not kept."""
-LOOKUP_STAGE = "answer_lookup"
 _STORE_TIMEOUT_S = 5.0
 _MAX_STORES = 64
 """Under way at a time; more answers are not kept."""
@@ -44,21 +45,24 @@ class Answers:
             "kept_answers", "Requests that allow a kept answer, by what came of it", ("outcome",)
         )
 
+    def digest(self, live: LiveRequest) -> bytes:
+        """Fingerprint of what computes the answer; empty where the workers differ."""
+        fingerprint = self._cluster.fingerprint(live.asked.model)
+        return live.output.digest or (fingerprint.digest() if fingerprint else b"")
+
     def key(self, live: LiveRequest) -> bytes | None:
-        """What the request's answer is kept under; None where it is not to be."""
-        if not live.job.can_reuse_answer or not is_determined(live.job.sampling):
+        """What the request's answer is kept under; None where it must not be kept."""
+        asked = live.asked
+        if not asked.job.can_reuse_answer or not is_determined(asked.job.sampling):
             return None
-        fingerprint = self._cluster.fingerprint(live.model)
-        if not live.digest and fingerprint is not None:
-            live.digest = fingerprint.digest()
-        if not live.digest:
+        if not (digest := self.digest(live)):
             return None
         return answer_key(
-            live.digest,
-            live.job.cache_salt,
-            live.prompt_ids,
-            live.sampling,
-            keep_special_tokens=live.job.keep_special_tokens,
+            digest,
+            asked.job.cache_salt,
+            asked.prompt_ids,
+            asked.sampling,
+            keep_special_tokens=asked.job.keep_special_tokens,
         )
 
     async def find(self, key: bytes) -> list[Output] | None:
@@ -131,14 +135,14 @@ async def replay(
     live: LiveRequest, outputs: list[Output], emit: Emit, metrics: SchedulerMetrics
 ) -> None:
     """Sends a kept answer as it was sent the first time, and ends the request."""
-    live.stages.first_token(LOOKUP_STAGE, live.clock())
-    metrics.ttft_s.observe(live.stages.ttft_s or 0.0)
+    live.timeline.first_token(StageName.ANSWER_LOOKUP)
+    metrics.ttft_s.observe(live.timeline.stages.ttft_s or 0.0)
     for output in outputs:
-        live.output_ids.extend(output.token_ids)
+        live.output.ids.extend(output.token_ids)
         metrics.sent(len(output.token_ids))
         ending = output.ending
         if ending is not None:
-            live.finish_reason = ending.finish_reason
-            ending = replace(ending, stages=tuple(live.stages.stages))
+            live.output.finish_reason = ending.finish_reason
+            ending = replace(ending, stages=tuple(live.timeline.stages.stages))
         await emit(replace(output, ending=ending))
-    live.state.end(RequestStatus.FINISHED, live.clock())
+    live.state.end(RequestStatus.FINISHED, live.clock.now())

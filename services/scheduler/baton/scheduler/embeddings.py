@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from random import Random
 
+from baton.core.admission import check_priority
 from baton.core.cluster import Member
 from baton.core.embedding import Pooling, shaped
 from baton.core.errors import BatonError, InvalidRequest, NoWorker, PromptTooLong, WorkerDraining
@@ -15,6 +16,7 @@ from baton.core.placement import PREFILL_ROLE
 from baton.core.prompt import Prompt
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
+from baton.scheduler.live import worker_request_id
 from baton.scheduler.messages import EmbedOrder
 from baton.scheduler.peers import Peers
 from baton.scheduler.settings import SchedulerSettings
@@ -85,6 +87,7 @@ class Embedder:
         """
         if self._is_draining:
             raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)
+        check_priority(job.priority)
         ends_at_s = self._clock() + timeout_s
         model = self._cluster.resolve_model(job.model)
         places = asyncio.Semaphore(MAX_AT_ONCE)
@@ -127,7 +130,7 @@ class Embedder:
                 f"input {index} has {len(token_ids)} tokens and model {model!r} takes {limit}"
             )
         failover = Failover(self._settings.max_attempts, self._rng)
-        request_id = f"{job.request_id}-{index}"
+        request_id = worker_request_id(f"{job.request_id}-{index}", self._rng)
         while True:
             worker = self._choose(model, failover.excluded)
             attempt = failover.num_failures + 1

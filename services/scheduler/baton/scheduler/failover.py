@@ -1,4 +1,4 @@
-"""What to do when an attempt fails: whom to avoid, whether to try again, and when."""
+"""What to do when an attempt fails: which workers to avoid, whether to retry, and when."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class AttemptFailed(Exception):
     def __init__(self, stage: str, worker_id: str, error: BatonError) -> None:
         super().__init__(f"{stage} at {worker_id}: {error.message}")
         self.stage = stage
-        """reserve, prefill or decode."""
+        """reserve, prefill, decode or embed."""
         self.worker_id = worker_id
-        """Whom the failure is laid to."""
+        """The worker blamed for the failure."""
         self.error = error
 
     @property
@@ -65,7 +65,7 @@ class Failover:
         self._num_internal = 0
         self._room_by_s: float | None = None
         self.num_failures = 0
-        """Not counting refusals for lack of room."""
+        """Not counting refusals for lack of room: the only count of attempts that were spent."""
 
     @property
     def excluded(self) -> frozenset[str]:
@@ -93,7 +93,7 @@ class Failover:
         return Verdict.RETRY if is_retryable and not is_spent else Verdict.GIVE_UP
 
     def room_wait_s(self, limit_s: float, now: float) -> float:
-        """How long to wait for room, all waits together bounded; then nobody counts as full."""
+        """How long to wait for room, all waits together bounded; then no worker counts as full."""
         self._full.clear()
         if self._room_by_s is None:
             self._room_by_s = now + limit_s

@@ -1,29 +1,29 @@
-"""Admission as requests see it: wait here until it is your turn."""
+"""Admission as requests see it: each waits here for its turn."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 
 from baton.core.admission import Admission, Ticket
+from baton.core.clock import Clock
 from baton.core.errors import KvCacheFull
 
 _FULL_RETRY_S = 0.25
-"""How long nobody of a model starts after all its workers said that they are full."""
+"""How long no request of a model starts after all its workers said that they are full."""
 
 
-class Gate:
+class AdmissionGate:
     """Lets as many requests of a model run as its workers have places."""
 
-    def __init__(
-        self, admission: Admission, capacity: Callable[[str], int], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, admission: Admission, capacity: Callable[[str], int], clock: Clock) -> None:
         self._admission = admission
         self._capacity = capacity
         self._clock = clock
         self._waiting: dict[str, asyncio.Future[None]] = {}
         """Per request id."""
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, asyncio.Task[None]] = {}
         """Per model, while its queue is blocked."""
 
     async def enter(
@@ -34,7 +34,7 @@ class Gate:
         Raises:
             QueueFull: too many wait already.
         """
-        now = self._clock()
+        now = self._clock.now()
         ticket = self._admission.offer(
             request_id, model, priority=priority, deadline_s=deadline_s, now=now
         )
@@ -47,9 +47,9 @@ class Gate:
         Raises:
             KvCacheFull: it took longer than `limit_s`.
         """
-        self._admission.put_back(ticket, self._clock() + _FULL_RETRY_S)
+        self._admission.put_back(ticket, self._clock.now() + _FULL_RETRY_S)
         try:
-            async with asyncio.timeout(limit_s):
+            async with self._clock.timeout(limit_s):
                 await self._wait(ticket)
         except TimeoutError as error:
             raise KvCacheFull(
@@ -59,20 +59,20 @@ class Gate:
 
     def leave(self, ticket: Ticket) -> None:
         """Ends a request's stay and lets the next ones in. Idempotent."""
-        self._admission.leave(ticket, self._clock())
+        self._admission.leave(ticket, self._clock.now())
         self.advance(ticket.model)
 
     def advance(self, model: str) -> None:
-        """Lets in whoever may come in: call it when there may be more room."""
-        for ticket in self._admission.admit(model, self._capacity(model), self._clock()):
+        """Lets in those that fit: call it when there may be more room."""
+        for ticket in self._admission.admit(model, self._capacity(model), self._clock.now()):
             turn = self._waiting.get(ticket.request_id)
             if turn is not None and not turn.done():
                 turn.set_result(None)
         blocked_until_s = self._admission.blocked_until_s(model)
-        delay_s = blocked_until_s - self._clock()
+        delay_s = blocked_until_s - self._clock.now()
         if delay_s > 0 and model not in self._timers:
-            loop = asyncio.get_running_loop()
-            self._timers[model] = loop.call_later(delay_s + 0.001, self._unblock, model)
+            unblock = self._unblock(model, delay_s + 0.001)
+            self._timers[model] = asyncio.create_task(unblock, context=Context())
 
     def close(self) -> None:
         """Stops the timers."""
@@ -80,8 +80,9 @@ class Gate:
             timer.cancel()
         self._timers.clear()
 
-    def _unblock(self, model: str) -> None:
-        self._timers.pop(model, None)
+    async def _unblock(self, model: str, delay_s: float) -> None:
+        await self._clock.sleep(delay_s)
+        del self._timers[model]
         self.advance(model)
 
     async def _wait(self, ticket: Ticket) -> None:

@@ -10,7 +10,7 @@ from itertools import islice
 from baton.core.errors import RequestNotFound
 from baton.core.request import Stage
 from baton.core.timeline import Track
-from baton.scheduler.live import LiveRequest
+from baton.scheduler.live import LiveRequest, RequestKey
 from baton.scheduler.messages import PlacementTaken
 
 MAX_RUNNING = 256
@@ -49,20 +49,20 @@ class RecentRequests:
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self._limit = limit
         self._clock = clock
-        self._running: OrderedDict[str, LiveRequest] = OrderedDict()
-        self._ended: OrderedDict[str, RequestRecord] = OrderedDict()
+        self._running: OrderedDict[RequestKey, LiveRequest] = OrderedDict()
+        self._ended: OrderedDict[RequestKey, RequestRecord] = OrderedDict()
 
     def started(self, live: LiveRequest) -> None:
         """A request was accepted."""
-        self._running[live.request_id] = live
+        self._running[live.asked.key] = live
 
     def ended(self, live: LiveRequest, outcome: str) -> None:
         """It ended: nothing of it is kept but its record."""
-        self._running.pop(live.request_id, None)
+        self._running.pop(live.asked.key, None)
         if not self._limit:
             return
-        self._ended.pop(live.request_id, None)  # an id may be used again
-        self._ended[live.request_id] = self._record(live, outcome)
+        self._ended.pop(live.asked.key, None)  # an id may be used again
+        self._ended[live.asked.key] = self._record(live, outcome)
         if len(self._ended) > self._limit:
             self._ended.popitem(last=False)
 
@@ -74,7 +74,7 @@ class RecentRequests:
         running = (
             live
             for live in reversed(self._running.values())
-            if live.job.cache_salt.startswith(mark)
+            if live.asked.job.cache_salt.startswith(mark)
         )
         found = [self._record(live, "") for live in islice(running, MAX_RUNNING)]
         found += [entry for entry in self._ended.values() if entry.cache_salt.startswith(mark)]
@@ -87,10 +87,12 @@ class RecentRequests:
         Raises:
             RequestNotFound: it is not remembered, or its salt does not begin with `mark`.
         """
-        live = self._running.get(request_id)
-        record = self._ended.get(request_id) if live is None else self._record(live, "")
-        if record is not None and record.cache_salt.startswith(mark):
-            return record
+        running = [live for key, live in self._running.items() if key[1] == request_id]
+        found = [self._record(live, "") for live in reversed(running)]
+        found += [entry for key, entry in reversed(self._ended.items()) if key[1] == request_id]
+        for record in found:
+            if record.cache_salt.startswith(mark):
+                return record
         raise RequestNotFound(
             f"request {request_id!r} is not among the last {self._limit} that ended here"
         )
@@ -100,26 +102,22 @@ class RecentRequests:
         return self._clock() - record.arrived_at_s
 
     def _record(self, live: LiveRequest, outcome: str) -> RequestRecord:
-        elapsed_s = live.stages.since_arrival(self._clock())
-        tracks = [
-            Track(name, worker_id, tuple(slices))
-            for (name, worker_id), slices in live.tracks.items()
-        ]
+        asked, output, stages = live.asked, live.output, live.timeline.stages
         return RequestRecord(
             request_id=live.request_id,
-            cache_salt=live.job.cache_salt,
+            cache_salt=asked.job.cache_salt,
             trace_id=live.trace_id,
-            model=live.model,
+            model=asked.model,
             state=live.state.status.value,
             outcome=outcome,
-            arrived_at_s=live.stages.arrived_at_s,
-            elapsed_s=elapsed_s,
-            ttft_s=live.stages.ttft_s,
-            prompt_tokens=len(live.prompt_ids),
-            output_tokens=len(live.output_ids),
-            draft_tokens=live.draft_tokens,
-            accepted_tokens=live.accepted_tokens,
+            arrived_at_s=stages.arrived_at_s,
+            elapsed_s=live.timeline.now_s(),
+            ttft_s=stages.ttft_s,
+            prompt_tokens=len(asked.prompt_ids),
+            output_tokens=len(output.ids),
+            draft_tokens=output.draft_tokens,
+            accepted_tokens=output.accepted_tokens,
             placement=live.placement,
-            stages=tuple(live.stages.stages),
-            tracks=tuple(tracks),
+            stages=tuple(stages.stages),
+            tracks=live.timeline.tracks,
         )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from baton.core.output import TokenBatch, TokenText, Usage
-from baton.core.request import RequestStatus, Stage
+from baton.core.output import TokenBatch, TokenText
+from baton.core.request import RequestStatus
 from baton.core.sampling import FinishReason, TokenLogprob
-from baton.scheduler.live import LiveRequest, SchedulerMetrics
+from baton.core.stages import StageName
+from baton.scheduler.live import LiveRequest
 from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken
+from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.text import TextOutput
 from baton.wire.tokenizer import TextReply
 
-FIRST_DECODE_STAGE = "first_decode"
 Emit = Callable[[Output], Awaitable[None]]
 """Sends a piece to the caller; waits while the caller is slow."""
 
@@ -28,17 +29,11 @@ class OutputRelay:
         self._emit = emit
         self._metrics = metrics
         self._last_at_s: float | None = None
-        self._cached_tokens = 0
-
-    def found_cached(self, num_tokens: int) -> None:
-        """Notes how much of the prompt a worker had in its cache."""
-        self._cached_tokens = max(self._cached_tokens, min(num_tokens, len(self._live.prompt_ids)))
 
     async def feed(self, batch: TokenBatch) -> bool:
         """Sends what is new in a batch, which leaves no gap; True when the output has ended."""
-        self._live.draft_tokens += batch.draft_tokens
-        self._live.accepted_tokens += batch.accepted_tokens
-        start = len(self._live.output_ids)
+        self._live.output.count_drafts(batch)
+        start = len(self._live.output.ids)
         num_known = start - batch.token_index if batch.token_ids else 0
         token_ids = batch.token_ids[num_known:]
         if not token_ids and batch.finish_reason is None:
@@ -51,7 +46,7 @@ class OutputRelay:
 
     async def finish_at_limit(self) -> None:
         """Ends an output whose last token is out but whose worker died before it said so."""
-        batch = TokenBatch(len(self._live.output_ids), (), finish_reason=FinishReason.LENGTH)
+        batch = TokenBatch(len(self._live.output.ids), (), finish_reason=FinishReason.LENGTH)
         await self.feed(batch)
 
     async def _to_text(
@@ -66,14 +61,14 @@ class OutputRelay:
 
     def _of_prompt(self, batch: TokenBatch) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
         """Prompt tokens with log-probabilities: they go out with the first output token."""
-        if self._live.output_ids or not batch.prompt_logprobs:
+        if self._live.output.ids or not batch.prompt_logprobs:
             return (), ()
-        return self._live.prompt_ids[1:], batch.prompt_logprobs
+        return self._live.asked.prompt_ids[1:], batch.prompt_logprobs
 
     def _visible(self, batch: TokenBatch, token_ids: Sequence[int]) -> Sequence[int]:
         """Without the stop token that ended the output: like a stop string, it is not shown."""
         is_stop_token = batch.stop_token_id is not None and bool(token_ids)
-        if is_stop_token and not self._live.job.keep_special_tokens:
+        if is_stop_token and not self._live.asked.job.keep_special_tokens:
             return token_ids[:-1]
         return token_ids
 
@@ -85,13 +80,12 @@ class OutputRelay:
         reply: TextReply,
     ) -> None:
         live = self._live
-        now = live.clock()
-        live.stages.first_token("detokenize", now)
-        self._observe(now, len(token_ids))
-        index = len(live.output_ids)
+        live.timeline.first_token(StageName.DETOKENIZE)
+        self._observe(len(token_ids))
+        index = len(live.output.ids)
         texts = iter(reply.token_texts)
         prompt_logprobs = _with_texts(*self._of_prompt(batch), texts)
-        live.output_ids.extend(token_ids)
+        live.output.ids.extend(token_ids)
         finish_reason = FinishReason.STOP if reply.stop else batch.finish_reason
         await self._emit(
             Output(
@@ -104,12 +98,13 @@ class OutputRelay:
             )
         )
         if finish_reason is not None:
-            live.finish_reason = finish_reason
-            live.state.end(RequestStatus.FINISHED, live.clock())
+            live.output.finish_reason = finish_reason
+            live.state.end(RequestStatus.FINISHED, live.clock.now())
 
-    def _observe(self, now: float, num_tokens: int) -> None:
+    def _observe(self, num_tokens: int) -> None:
+        now = self._live.clock.now()
         if self._last_at_s is None:
-            self._metrics.ttft_s.observe(self._live.stages.ttft_s or 0.0)
+            self._metrics.ttft_s.observe(self._live.timeline.stages.ttft_s or 0.0)
         else:
             for _ in range(num_tokens):
                 self._metrics.itl_s.observe((now - self._last_at_s) / num_tokens)
@@ -119,42 +114,19 @@ class OutputRelay:
 
     def _ending(self, reason: FinishReason, batch: TokenBatch, reply: TextReply) -> Ending:
         live = self._live
-        stages = live.stages
-        now = live.clock()
-        start_s = self._decode_start_s()
-        stages.add(
-            Stage(
-                "decode",
-                start_s=start_s,
-                duration_s=max(0.0, stages.since_arrival(now) - start_s),
-                before_first_token=False,
-                worker_id=live.placement.decode_worker_id if live.placement else "",
-                num_tokens=max(0, len(live.output_ids) - 1),
-            )
-        )
+        placement = live.placement or NOWHERE
+        live.timeline.decoded(placement.decode_worker_id, max(0, len(live.output.ids) - 1))
         return Ending(
             finish_reason=reason,
             stop_reason=reply.stop or self._stop_token(batch),
-            usage=Usage(
-                prompt_tokens=len(live.prompt_ids),
-                completion_tokens=len(live.output_ids),
-                cached_tokens=self._cached_tokens,
-                draft_tokens=live.draft_tokens,
-                accepted_tokens=live.accepted_tokens,
-            ),
-            stages=tuple(stages.stages),
-            placement=live.placement or NOWHERE,
+            usage=live.output.usage(len(live.asked.prompt_ids)),
+            stages=tuple(live.timeline.stages.stages),
+            placement=placement,
         )
-
-    def _decode_start_s(self) -> float:
-        """After the first token, and after the decode worker's first step where that came later."""
-        stages = self._live.stages
-        ends = [s.start_s + s.duration_s for s in stages.stages if s.name == FIRST_DECODE_STAGE]
-        return max([stages.ttft_s or 0.0, *ends])
 
     def _stop_token(self, batch: TokenBatch) -> str:
         """Named only when the caller asked for it; a model's own end of sequence is not news."""
-        is_asked_for = batch.stop_token_id in self._live.sampling.stop_token_ids
+        is_asked_for = batch.stop_token_id in self._live.asked.sampling.stop_token_ids
         return str(batch.stop_token_id) if is_asked_for else ""
 
 

@@ -8,21 +8,24 @@ import logging
 import grpc
 
 from baton.core.cluster import ClusterView
+from baton.core.roles import Role
 from baton.rpc.cache_access import CacheAccess
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.scheduler.answers import Answers
-from baton.scheduler.attempt import AttemptTools
-from baton.scheduler.background import Leases, Releases
 from baton.scheduler.callers import Callers
+from baton.scheduler.deps import SchedulerDeps
 from baton.scheduler.embeddings import Embedder
 from baton.scheduler.encoder import Encoder
-from baton.scheduler.live import SchedulerMetrics, StageSpans
+from baton.scheduler.leases import Leases
 from baton.scheduler.oip.servicer import OpenInferenceServicer, add_open_inference_servicer
-from baton.scheduler.orchestrator import Orchestrator, Surroundings
+from baton.scheduler.orchestrator import Orchestrator
 from baton.scheduler.peers import Peers
 from baton.scheduler.pins import PrefixPins
+from baton.scheduler.releases import Releases
+from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.servicer import Edge, InferenceServicer, add_inference_servicer
 from baton.scheduler.settings import SchedulerSettings
+from baton.scheduler.stage_spans import StageSpans
 from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch, PrefixWatch
 from baton.wire.channel import ChannelPool
@@ -30,7 +33,7 @@ from baton.wire.channel import ChannelPool
 logger = logging.getLogger(__name__)
 
 _RELEASE_WAIT_S = 3.0
-_CALLED_ROLES = frozenset({"tokenizer", "prefill", "decode", "cache"})
+_CALLED_ROLES = frozenset({Role.TOKENIZER, Role.PREFILL, Role.DECODE, Role.CACHE})
 
 
 class SchedulerService:
@@ -40,37 +43,37 @@ class SchedulerService:
         settings = runtime.settings
         callers = Callers(settings.make_tenants(), settings.plain_gateway_key, runtime.clock.now)
         runtime.lifecycle.guard = callers.refusal
-        if (settings.api_keys or settings.tenants_file) and not settings.plain_gateway_key:
-            logger.warning(
-                "gateways will be refused: callers need keys, and gateway_key is not set"
-            )
+        _warn_of_missing_key(settings)
         self._prefixes = PrefixWatch(runtime.bus, runtime.control, runtime.members)
-        cluster = ClusterWatch(runtime.members, self._prefixes.index, runtime.clock.now)
+        cluster = ClusterWatch(
+            runtime.members, self._prefixes.index, runtime.clock.now, own_id=runtime.worker_id
+        )
         peers = Peers(runtime.channels)
-        self._releases = Releases()
-        self._leases = Leases()
+        self._releases = Releases(runtime.clock)
+        self._leases = Leases(runtime.clock)
         self._text = TextRelay(
             lambda address: peers.tokenizer(address).stream_text(),
             lambda model, avoid: cluster.tokenizer(model, avoid).status.address,
             cluster.suspect_address,
-        )
-        tools = AttemptTools(
-            peers, self._releases, self._leases, StageSpans(runtime.telemetry), settings
         )
         encoder = Encoder(cluster, peers, settings.tokenizer_timeout_s)
         metrics = SchedulerMetrics(runtime.metrics)
         cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock.now)
         self._answers = Answers(cluster, cache, runtime.metrics, settings.cache_timeout_s)
         self._orchestrator = Orchestrator(
-            Surroundings(
-                cluster,
-                encoder,
-                self._text,
-                tools,
-                metrics,
-                self._answers,
-                runtime.clock.now,
-                runtime.rng,
+            SchedulerDeps(
+                settings=settings,
+                cluster=cluster,
+                peers=peers,
+                encoder=encoder,
+                text=self._text,
+                answers=self._answers,
+                releases=self._releases,
+                leases=self._leases,
+                spans=StageSpans(runtime.telemetry),
+                metrics=metrics,
+                clock=runtime.clock,
+                rng=runtime.rng,
             )
         )
         runtime.metrics.gauge_at_scrape(
@@ -134,6 +137,11 @@ class SchedulerService:
         await self._answers.close()
         await self._text.close()
         await self._prefixes.stop()
+
+
+def _warn_of_missing_key(settings: SchedulerSettings) -> None:
+    if (settings.api_keys or settings.tenants_file) and not settings.plain_gateway_key:
+        logger.warning("gateways will be refused: callers need keys, and gateway_key is not set")
 
 
 def _warm_channels(view: ClusterView, channels: ChannelPool) -> None:

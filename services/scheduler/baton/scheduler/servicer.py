@@ -18,7 +18,7 @@ from baton.scheduler.callers import mark, salted, unsalted
 from baton.scheduler.convert import output_to_pb
 from baton.scheduler.embeddings import Embedder, EmbedJob
 from baton.scheduler.encoder import Encoder
-from baton.scheduler.live import LiveRequest, SchedulerMetrics
+from baton.scheduler.live import LiveRequest
 from baton.scheduler.messages import (
     GenerateJob,
     Output,
@@ -27,6 +27,7 @@ from baton.scheduler.messages import (
 from baton.scheduler.orchestrator import Orchestrator
 from baton.scheduler.pins import PinTarget, PrefixPins
 from baton.scheduler.recent import RequestRecord
+from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.view import ClusterWatch
 from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baton.wire.cluster import status_to_pb
@@ -264,15 +265,15 @@ class _Sender:
         live = self._live
         message = output_to_pb(output)
         message.request_id = live.request_id
-        message.model = live.model
+        message.model = live.asked.model
         if not self._request.return_token_ids:
             message.ClearField("token_ids")
         if self._is_first or output.ending is not None:
             message.trace_id = live.trace_id
         if self._is_first:
-            message.fingerprint = live.digest
-            if live.sampling.seed is not None:
-                message.seed = live.sampling.seed
+            message.fingerprint = live.output.digest
+            if live.asked.sampling.seed is not None:
+                message.seed = live.asked.sampling.seed
         if output.ending is not None and self._request.explain:
             message.stages.extend(stage_to_pb(stage) for stage in output.ending.stages)
             message.placement.CopyFrom(_placement(output.ending.placement))

@@ -7,13 +7,17 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from baton.core.placement import PlacementRules
+from baton.core.roles import Role
 from baton.rpc.tenant_settings import TenantSettings
+
+CONTROL_RPCS = 64
+"""Calls kept free for GetStatus, Drain and the like while requests fill the scheduler."""
 
 
 class SchedulerSettings(TenantSettings):
-    """What the scheduler can be told."""
+    """Settings of a scheduler."""
 
-    role: ClassVar[str] = "scheduler"
+    role: ClassVar[str] = Role.SCHEDULER
 
     placement_policy: Literal["slo", "prefix_aware", "least_loaded", "round_robin"] = "slo"
     """How workers are chosen for a request."""
@@ -21,6 +25,8 @@ class SchedulerSettings(TenantSettings):
     """A decode worker computes a prompt itself when fewer tokens than this are not in its cache."""
     force_disaggregation: bool = False
     """Compute prompts at prefill workers whenever there is one, however short they are."""
+    max_concurrent_rpcs: int = Field(default=16_384, gt=CONTROL_RPCS, le=1_000_000)
+    """Calls served at once: requests that run or wait, and up to 64 others."""
     request_timeout_s: float = Field(default=600.0, gt=0.0)
     """Deadline of requests whose caller sets none."""
     max_waiting_requests: int = Field(default=1024, ge=1)
@@ -43,6 +49,11 @@ class SchedulerSettings(TenantSettings):
     """A prefill worker that says nothing for this long is given up."""
     decode_stall_s: float = Field(default=60.0, gt=0.0)
     """A decode worker that produces nothing for this long is given up."""
+
+    @property
+    def max_live_requests(self) -> int:
+        """Requests that run or wait at once. The rest of the calls is for those that control."""
+        return self.max_concurrent_rpcs - CONTROL_RPCS
 
     @property
     def placement_rules(self) -> PlacementRules:

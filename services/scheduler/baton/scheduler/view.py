@@ -14,6 +14,7 @@ from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, NoWorke
 from baton.core.hashing import Fingerprint, block_hashes, root_hash
 from baton.core.placement import DECODE_ROLE, PREFILL_ROLE, Load, Placement
 from baton.core.prefix_index import PrefixIndex
+from baton.core.roles import Role
 from baton.core.subjects import ALL_KV_EVENTS
 from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
@@ -104,9 +105,16 @@ class ClusterWatch:
     """Answers the scheduler's questions about the cluster."""
 
     def __init__(
-        self, members: MembershipView, index: PrefixIndex, clock: Callable[[], float]
+        self,
+        members: MembershipView,
+        index: PrefixIndex,
+        clock: Callable[[], float],
+        *,
+        own_id: str = "",
     ) -> None:
+        """`own_id` is this scheduler's worker id."""
         self._members = members
+        self._own_id = own_id
         self._index = index
         self._clock = clock
         self._compatibility = Compatibility()
@@ -179,15 +187,34 @@ class ClusterWatch:
         return min((limit for limit in limits if limit > 0), default=0)
 
     def num_places(self, model: str) -> int:
-        """Requests that the model's decode workers run at once.
+        """This scheduler's share of the requests that the model's decode workers run at once.
 
-        At least 1, so that a request finds out by itself that there is no worker.
+        The schedulers do not know each other's requests: each admits an equal part of what the
+        workers announce. At least 1, so that a request finds out by itself that there is no worker.
         """
         places = sum(
             member.rates.max_num_seqs or _DEFAULT_PLACES
             for member in self._ready(DECODE_ROLE, model)
         )
-        return max(1, places)
+        return max(1, places // self._num_schedulers())
+
+    def has_queue(self, worker_id: str) -> bool:
+        """True when a worker announces more requests than it has places."""
+        member = self._members.view().get(worker_id)
+        if member is None:
+            return False
+        status = member.status
+        num_requests = status.num_requests_running + status.num_requests_waiting
+        return 0 < member.rates.max_num_seqs < num_requests
+
+    def _num_schedulers(self) -> int:
+        """Live ones, this one included. One that drains still has its requests at the workers."""
+        return 1 + sum(
+            member.status.role == Role.SCHEDULER
+            and member.status.state in {ServiceState.READY, ServiceState.DRAINING}
+            and member.worker_id != self._own_id
+            for member in self._members.view()
+        )
 
     def num_workers(self, role: str, model: str) -> int:
         """Healthy workers."""

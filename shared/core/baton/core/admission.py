@@ -1,4 +1,4 @@
-"""Who may start, who waits, and who is sent away: a bounded queue per model.
+"""Which requests start, wait, or are refused: a bounded queue per model.
 
 Higher priority first, then order of arrival. What cannot start before its deadline is refused at
 once, with the delay after which a retry may succeed.
@@ -9,12 +9,27 @@ from __future__ import annotations
 from bisect import insort
 from dataclasses import dataclass, field
 
-from baton.core.errors import QueueFull
+from baton.core.errors import InvalidRequest, QueueFull
 
+MAX_PRIORITY = 100
+"""Priorities range from minus this to this; 0 is the default."""
 _MIN_RETRY_AFTER_S = 0.1
 _MAX_RETRY_AFTER_S = 30.0
 _SMOOTHING = 0.2
 """Weight of the newest interval between two finished requests."""
+
+
+def check_priority(priority: int) -> int:
+    """Returns a caller's priority unchanged.
+
+    Raises:
+        InvalidRequest: it is out of range.
+    """
+    if abs(priority) > MAX_PRIORITY:
+        raise InvalidRequest(
+            f"priority must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}"
+        )
+    return priority
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,7 +56,7 @@ class _ModelQueue:
             interval_s = now - self.last_finish_s
             weight = _SMOOTHING if self.finish_interval_s else 1.0
             self.finish_interval_s += weight * (interval_s - self.finish_interval_s)
-        # Without anybody waiting, the next interval would measure idleness.
+        # While no request waits, the next interval would measure idleness.
         self.last_finish_s = now if self.waiting else None
 
 
@@ -94,8 +109,8 @@ class Admission:
     def put_back(self, ticket: Ticket, blocked_until_s: float) -> None:
         """Lets an admitted request wait again, in its old place: no worker had room.
 
-        Nobody else of the model starts before `blocked_until_s` or the next finished request, so
-        that those behind do not overtake it. It gets its place even when the queue is full.
+        No other request of the model starts before `blocked_until_s` or the next finished request:
+        those behind must not overtake it. It gets its place even when the queue is full.
         """
         queue = self._queue(ticket.model)
         queue.running.discard(ticket.request_id)

@@ -79,9 +79,12 @@ class RequestState:
     def __init__(self, request_id: str, now: float) -> None:
         self.request_id = request_id
         self.status = RequestStatus.NEW
-        self.attempt = 0
-        """Counts from 1 with the first admission."""
         self.stamps = [Stamp(RequestStatus.NEW, now)]
+
+    @property
+    def attempt(self) -> int:
+        """Number of the present admission, from 1."""
+        return sum(stamp.status is RequestStatus.ADMITTED for stamp in self.stamps)
 
     @property
     def is_over(self) -> bool:
@@ -96,8 +99,6 @@ class RequestState:
         """
         if (self.status, to) not in TRANSITIONS:
             raise Internal(f"request {self.request_id}: {self.status.value} -> {to.value}")
-        if to is RequestStatus.ADMITTED:
-            self.attempt += 1
         self.status = to
         self.stamps.append(Stamp(to, now))
 
@@ -122,7 +123,7 @@ class Stage:
     start_s: float
     """Since the request's arrival at the scheduler."""
     duration_s: float
-    before_first_token: bool
+    before_first_token: bool = False
     """True on the path to the first token: these durations add up to the server's TTFT."""
     worker_id: str = ""
     num_bytes: int = 0

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
+from typing import Any
+
+from baton.core.clock import Clock
 
 
 class SystemClock:
@@ -24,3 +28,14 @@ class SystemClock:
     def timeout(self, delay_s: float | None) -> asyncio.Timeout:
         """Ends the block with TimeoutError after `delay_s`."""
         return asyncio.timeout(delay_s)
+
+
+async def ended_within(clock: Clock, tasks: Collection[asyncio.Task[Any]], limit_s: float) -> bool:
+    """Waits until all tasks have ended, at most `limit_s`; they go on when it was too long."""
+    try:
+        async with clock.timeout(limit_s):
+            while running := [task for task in tasks if not task.done()]:
+                await asyncio.wait(running)
+    except TimeoutError:
+        return False
+    return True

@@ -161,7 +161,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                 whole.append(output)
             elif output.text or output.token_ids or output.ending:
                 is_final = output.ending is not None and not wish.has_empty_final
-                await relay(live.model, [output], is_final=is_final)
+                await relay(live.asked.model, [output], is_final=is_final)
 
         model = await self._run(request, wish, context, take)
         if whole:
