@@ -1,7 +1,8 @@
 """Compiles baton/engine/native/*.c to one library when the package is built or installed.
 
 Where it cannot, for want of a C compiler or of an x86-64 Linux, the package works without: the
-engine then computes by oneDNN, and says so when it starts on a CPU that could do better. By hand:
+engine then computes by oneDNN, and says so when it starts on a CPU that could do better. With
+BATON_REQUIRE_KERNELS=1 in the environment the build fails instead. By hand:
 
     python shared/engine/hatch_build.py
 """
@@ -56,6 +57,8 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         """Compiles, and marks the wheel as one for this platform."""
         del version
         failure = compile_kernels()
+        if failure and os.environ.get("BATON_REQUIRE_KERNELS") == "1":
+            raise RuntimeError(f"BATON_REQUIRE_KERNELS=1, and the kernels are missing: {failure}")
         if failure:
             self.app.display_warning(f"without compiled kernels: {failure}")
             return

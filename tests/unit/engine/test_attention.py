@@ -89,6 +89,32 @@ def test_equals_plain_attention(
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("extra", ["none", "softcap"])
+def test_nan_in_blocks_of_others_and_behind_a_rows_end_reaches_no_row(
+    shapes: list[tuple[int, int]], extra: str
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = _rows(shapes)
+    options = AttentionOptions(0.3, None, 2.0 if extra == "softcap" else None, None)
+    query = torch.randn(sum(row.num_tokens for row in rows), NUM_HEADS, HEAD_DIM)
+    clean = torch.zeros(2, 512 * BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM)
+    own = [
+        row.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+        for row in rows
+        for position in range(row.end)
+    ]
+    clean[:, own] = torch.randn(2, len(own), NUM_KV_HEADS, HEAD_DIM, generator=generator)
+    dirty = torch.full_like(clean, torch.nan)
+    dirty[:, own] = clean[:, own]
+    found = []
+    for pool in (clean, dirty):
+        keys, values = pool.view(2, 512, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM)
+        batch = AttentionBatch(rows, BLOCK_SIZE, torch.device("cpu"))
+        found.append(SdpaBackend().attend(query, keys, values, batch, options))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("window", [None, 5])
 def test_products_equal_the_fused_kernel_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[int, int]], window: int | None

@@ -104,6 +104,21 @@ def test_activations_hold_at_both_ends() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_with_an_input_that_is_no_number_gives_no_numbers(value: float) -> None:
+    levels, scale = _int8(96, 64)
+    rows = torch.randn(4, 64).bfloat16()
+    rows[1, 5] = value
+    found = Product([(levels, scale, None)])(rows)
+    assert found[1].isnan().all()
+    assert found[[0, 2, 3]].isfinite().all()
+    gate = torch.eye(64).bfloat16()
+    gated = Product([(gate, None, None), (gate, None, None)], "silu")(rows)
+    assert not gated[1, 5].isfinite() or value == -torch.inf
+    assert gated[[0, 2, 3]].isfinite().all()
+
+
+@needs_kernels
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_row_does_not_depend_on_its_batch_or_on_threads(threads: int) -> None:
     torch.manual_seed(3)

@@ -94,6 +94,20 @@ def test_equals_gathered_attention_in_float32(
     assert _error(found, wanted) < 0.02
 
 
+@pytest.mark.parametrize("extra", ["none", "softcap", "sinks"])
+@pytest.mark.parametrize("position", [0, 20, 39])
+def test_nan_in_a_key_that_is_seen_is_not_hidden(extra: str, position: int) -> None:
+    heads = HEADS[0]
+    rows = _rows([(39, 1), (30, 1)], heads[3])
+    query, keys, values = _pools(heads, rows)
+    place = rows[0].block_table[position // heads[3]], position % heads[3]
+    keys[place] = torch.nan
+    batch = AttentionBatch(rows, heads[3], CPU)
+    found = PagedBackend().attend(query, keys, values, batch, _options(extra, None, heads[0]))
+    assert found[0].isnan().all()
+    assert found[1].isfinite().all()
+
+
 def _int8_pools(
     heads: tuple[int, int, int, int], rows: list[RowSpan]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from baton.engine.quantize_linears import (
     has_int8_kernels,
     make_linear,
 )
+from baton.engine.quantize_model import _place_layers
 
 CPU = torch.device("cpu")
 BF16_ROUNDING = 2.0**-8
@@ -83,6 +85,22 @@ def test_int4_weights_are_within_half_a_step_of_their_group(group_size: int) -> 
     # The zero is rounded too, which may cut off the ends of the range.
     bound = tensors["scale"].float() / 2 + tensors["zero"].float().abs() * BF16_ROUNDING
     assert bool((error.amax(2) <= bound * 1.00001).all())
+
+
+@pytest.mark.parametrize("value", [0.02, -0.01, 0.3, 0.0, -7.0])
+def test_int4_keeps_a_group_of_equal_weights(value: float) -> None:
+    weight = torch.full((4, 128), value)
+    found = _dequantized(weight, Quantization("int4", group_size=64))
+    assert torch.equal(found, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int4", "fp8"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_refused(scheme: str, value: float) -> None:
+    weight = _weight()
+    weight[3, 5] = value
+    with pytest.raises(Unsupported, match="NaN or infinity"):
+        quantize_weight(weight, Quantization(scheme))
 
 
 def test_int4_levels_are_unpacked_in_order() -> None:
@@ -279,3 +297,23 @@ def test_a_config_says_how_it_was_quantized(quantization: Quantization) -> None:
 def test_other_quantizers_are_refused(found: dict[str, object], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
         quantization_of({"quantization_config": found})
+
+
+@pytest.mark.parametrize("with_bias", ["q_proj", "k_proj"])
+def test_siblings_of_a_checkpoint_with_a_bias_in_some_stay_apart_and_keep_it(
+    with_bias: str,
+) -> None:
+    names = ("q_proj", "k_proj", "v_proj")
+    module = torch.nn.ModuleDict({name: torch.nn.Linear(128, 48) for name in names})
+    tensors = {}
+    for name in names:
+        parts = quantize_weight(_weight(), Quantization("int8"))
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    tensors[f"{with_bias}.bias"] = torch.ones(48)
+    rows = _rows(2, 128, torch.float32)
+    _place_layers(module, Quantization("int8"), tensors, torch.float32)  # type: ignore[arg-type]
+    outputs = {name: module[name](rows) for name in names}
+    for name in names:
+        added = 1.0 if name == with_bias else 0.0
+        other = outputs["v_proj"]
+        torch.testing.assert_close(outputs[name], other + added)

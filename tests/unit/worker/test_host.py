@@ -60,7 +60,7 @@ def _runtime(max_message_bytes: int = 4 << 20) -> Any:
         settings=settings,
         members=SimpleNamespace(view=dict),
         channels=None,
-        clock=lambda: 0.0,
+        clock=SimpleNamespace(now=lambda: 0.0),
         worker_id="w",
         report_progress=None,
     )

@@ -189,6 +189,11 @@ class BlockPool:
         self._by_hash[block_hash] = block_id
         self._note(block_hash, is_stored=True)
 
+    def forget(self, block_ids: Iterable[int]) -> None:
+        """Takes blocks out of the prefix cache, as their content is wrong; references stay."""
+        for block_id in block_ids:
+            self._forget(self._blocks[block_id])
+
     def release(self, block_ids: Sequence[int]) -> None:
         """Gives back one use reference each; the last blocks will be evicted first."""
         for block_id in reversed(block_ids):
@@ -282,13 +287,15 @@ class BlockPool:
 
     def _evict(self) -> int:
         block_id, _ = self._cached.popitem(last=False)
-        block = self._blocks[block_id]
+        self._forget(self._blocks[block_id])
+        return block_id
+
+    def _forget(self, block: _Block) -> None:
         if block.block_hash is not None:
             del self._by_hash[block.block_hash]
             self.num_evictions += 1
             self._note(block.block_hash, is_stored=False)
             block.block_hash = None
-        return block_id
 
     def _settle(self, block_id: int, block: _Block) -> None:
         """Sets the state after a reference went away."""

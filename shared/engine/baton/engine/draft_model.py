@@ -173,7 +173,8 @@ class DraftModel:
             row = sample_row(sequence, drafts.get(sequence.seq_id, _NO_TOKENS), self._eos_token_ids)
             plain = replace(row.sampling, logprobs=False, top_logprobs=0)
             sample_rows.append(replace(row, sampling=plain))
-        return [sampled.token_id for sampled in self._sampler.sample(logits, sample_rows)]
+        # The target rejects what comes of NaN; only the index must be valid.
+        return [max(0, sampled.token_id) for sampled in self._sampler.sample(logits, sample_rows)]
 
 
 def _fit(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:

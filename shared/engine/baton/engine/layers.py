@@ -8,28 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from baton.core.hashing import KvLayout
-from baton.core.sequence import Sequence as TokenSequence
 from baton.engine.events import LayersReady
 from baton.engine.state import EngineState
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """What the step under way does to one prompt's blocks."""
-
-    sequence: TokenSequence
-    """It is pinned by the step: its blocks stay its own until the step ends."""
-    num_before: int
-    """Blocks that were complete before."""
-    num_blocks: int
-    """Blocks that will be."""
+from baton.engine.step_entry import StepEntry
 
 
 def layer_news(
-    state: EngineState, completed: Sequence[Completed], layout: KvLayout
+    state: EngineState, prompts: Sequence[StepEntry], layout: KvLayout
 ) -> Callable[[int], None] | None:
     """Reports a step's layers in groups of about `layer_group_bytes` of KV.
 
@@ -38,8 +25,10 @@ def layer_news(
         None if the step's KV is not more than one group.
     """
     group_bytes = state.config.layer_group_bytes
-    completed = [entry for entry in completed if entry.num_blocks > entry.num_before]
-    num_bytes = layout.block_bytes * sum(entry.num_blocks - entry.num_before for entry in completed)
+    size = layout.block_size
+    # The step pins its sequences: their blocks stay theirs until it ends.
+    blocks = [(e.sequence, e.item.start // size, e.num_complete_blocks(size)) for e in prompts]
+    num_bytes = layout.block_bytes * sum(end - start for _, start, end in blocks)
     if group_bytes is None or num_bytes <= group_bytes:
         return None
     group = -(-layout.num_layers * group_bytes // num_bytes)
@@ -55,9 +44,9 @@ def layer_news(
         now = time.monotonic()
         with state.lock:
             state.outbox += [
-                LayersReady(entry.sequence.seq_id, entry.num_blocks, num_written, now)
-                for entry in completed
-                if not entry.sequence.is_released
+                LayersReady(sequence.seq_id, end, num_written, now)
+                for sequence, start, end in blocks
+                if end > start and not sequence.is_released
             ]
         state.deliver()
 

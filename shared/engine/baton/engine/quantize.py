@@ -104,8 +104,10 @@ def quantize_weight(weight: torch.Tensor, quantization: Quantization) -> dict[st
         float8_e4m3fn [out, in] with float32 [out].
 
     Raises:
-        Unsupported: the weight does not divide into groups.
+        Unsupported: the weight does not divide into groups, or has NaN or infinity.
     """
+    if not weight.isfinite().all():
+        raise Unsupported("the weight has NaN or infinity: the checkpoint is damaged")
     weight = weight.contiguous()  # kernels take memory as it lies
     if quantization.scheme == "int4":
         return _quantize_int4(weight, quantization.group_size)
@@ -140,7 +142,8 @@ def _quantize_int4(weight: torch.Tensor, group_size: int) -> dict[str, torch.Ten
     groups = weight.float().view(num_out, -1, group_size)
     low, high = groups.amin(2), groups.amax(2)
     scale = _scale_of(high - low, INT4_MAX)
-    zero = (low + INT4_ZERO * scale).bfloat16().float()
+    # A group of equal weights is its zero alone, at the level that the scale does not move.
+    zero = torch.where(low == high, low, low + INT4_ZERO * scale).bfloat16().float()
     rounded = ((groups - zero[..., None]) / scale[..., None]).round_().add_(INT4_ZERO)
     levels = rounded.clamp_(0, INT4_MAX).to(torch.uint8).view(num_out, num_in)
     return {

@@ -336,7 +336,8 @@ def _merge(
         for first_name in [name for name in found if name.split(".")[-1] == siblings[0]]:
             parent = first_name.removesuffix(siblings[0])
             names = [parent + sibling for sibling in siblings]
-            if not all(name in found for name in names):
+            # With a bias in some of them only, they stay apart, as those of a plain model do.
+            if len({tuple(found.get(name, ())) for name in names}) > 1:
                 continue
             layers = [found.pop(name) for name in names]
             merged[f"{first_name}.merged"] = {

@@ -73,6 +73,10 @@ class RowGroup:
             and self.num_queries == 1
             and (window is None or all(row.end - k <= window for row, k in self._row_keys()))
         )
+        ends = torch.tensor([row.end - start for row, start in self._row_keys()]).view(-1, 1)
+        is_unused = torch.arange(self.num_keys) >= ends
+        self.unused_slots = is_unused.flatten().nonzero().flatten()
+        """Keys behind the rows' own: other sequences' leftovers, whose NaN would pass a mask."""
         padded = [block for table in tables for block in (*table, *[0] * (width - len(table)))]
         self.block_index = torch.tensor(padded, dtype=torch.int64)
         self._mask: torch.Tensor | None = None
@@ -180,6 +184,7 @@ class AttentionBatch:
             if pending and (row is None or not self._fits(pending[0], row)):
                 group = RowGroup(pending, token_start, window, self._block_size)
                 group.block_index = group.block_index.to(self._device)
+                group.unused_slots = group.unused_slots.to(self._device)
                 groups.append(group)
                 token_start = group.token_end
                 pending = []

@@ -23,6 +23,8 @@ from baton.engine.noise import gumbel
 _ARGMAX_CHUNK = 64
 _MAX_CANDIDATES = 1024
 """Top-k and top-p look at this many tokens first; a row that needs more is sorted whole."""
+NO_TOKEN = -1
+"""Sampled from logits that are NaN."""
 _LOGPROB_ROWS = 32
 """Rows whose log-probabilities are computed at once: it takes some copies of their logits."""
 
@@ -64,6 +66,7 @@ class Sampled:
     """A chosen token."""
 
     token_id: int
+    """NO_TOKEN if the logits are NaN."""
     logprob: TokenLogprob | None = None
 
 
@@ -88,11 +91,10 @@ class Sampler:
         edited = logits
         if any(row.is_edited for row in rows):
             edited = self._edited(logits, rows)
-        if all(row.sampling.is_greedy for row in rows):
-            chosen = _argmax(edited)
-        else:
-            chosen = self._chosen(edited, rows)
-        token_ids: list[int] = chosen.tolist()
+        is_greedy = all(row.sampling.is_greedy for row in rows)
+        chosen = _argmax(edited) if is_greedy else self._chosen(edited, rows)
+        is_nan = _is_nan(logits, chosen, is_greedy=is_greedy)
+        token_ids: list[int] = chosen.masked_fill(is_nan, NO_TOKEN).tolist()
         if not any(row.sampling.logprobs for row in rows):
             return [Sampled(token_id) for token_id in token_ids]
         wanted = [index for index, row in enumerate(rows) if row.sampling.logprobs]
@@ -319,6 +321,13 @@ class Sampler:
             TokenLogprob(value, tuple(ids[:num]), tuple(values[:num]))
             for value, ids, values, num in zip(of_chosen, top_ids, top_values, num_top, strict=True)
         ]
+
+
+def _is_nan(logits: torch.Tensor, chosen: torch.Tensor, *, is_greedy: bool) -> torch.Tensor:
+    """Rows with NaN. A hidden state with NaN makes all logits NaN, hence also the first one."""
+    # The largest of numbers and NaN is NaN, so a greedy choice needs no look at all logits.
+    most = logits.gather(1, chosen.unsqueeze(1)).squeeze(1) if is_greedy else logits.amax(-1)
+    return most.isnan() | logits[:, 0].isnan()
 
 
 def _argmax(values: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from baton.core.batching import Candidate, StepItem, StepLimits, plan_step
+from baton.core.batching import Candidate, StepLimits, plan_step
 from baton.core.blocks import BlockState
 from baton.core.embedding import Pooling
-from baton.core.sampling import TokenLogprob
+from baton.core.errors import Internal
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
 from baton.engine.config import EngineConfig
@@ -17,63 +17,16 @@ from baton.engine.draft_model import DraftRequest, count_accepted, sample_row
 from baton.engine.drafts import Drafts
 from baton.engine.events import BlocksReady, Embedded, Started, Tokens
 from baton.engine.inputs import Row
-from baton.engine.layers import Completed, layer_news
-from baton.engine.pooling import pooled
+from baton.engine.layers import layer_news
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampled, Sampler
 from baton.engine.sequences import finish_reason
 from baton.engine.speeds import Speeds
 from baton.engine.state import EngineState
+from baton.engine.step_entry import StepEntry
 
 _MAX_CONSIDERED = 16
 """Waiting sequences looked at per step, so that a long queue does not slow every step down."""
-
-
-@dataclass(slots=True)
-class _Work:
-    """One sequence's part of the step under way; the sequence is pinned."""
-
-    sequence: TokenSequence
-    item: StepItem
-    drafts: list[int] = field(default_factory=list)
-    sampled: list[Sampled] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    hidden_sum: list[float] = field(default_factory=list)
-
-    @property
-    def num_prompt_logits(self) -> int:
-        """Known tokens whose successors' log-probabilities are asked for."""
-        if not self.sequence.wants_prompt_logprobs:
-            return 0
-        return self.num_known - self.item.is_sampled
-
-    @property
-    def num_logits(self) -> int:
-        """Rows of logits to sample from."""
-        return 1 + len(self.drafts) if self.item.is_sampled else 0
-
-    @property
-    def num_known(self) -> int:
-        """Known tokens computed."""
-        return self.item.num_tokens - self.item.num_draft_tokens
-
-    def num_complete_blocks(self, block_size: int) -> int:
-        """Leading blocks that nothing is written to after this step, but for output."""
-        end = self.item.start + self.num_known
-        return -(-end // block_size) if self.item.is_sampled else end // block_size
-
-    @property
-    def row(self) -> Row:
-        start = self.item.start
-        known = self.sequence.token_ids[start : start + self.num_known]
-        return Row(
-            [*known, *self.drafts],
-            start,
-            self.sequence.block_table,
-            self.num_logits,
-            has_hidden=self.sequence.spec.pooling is not None,
-            num_prompt_logits=self.num_prompt_logits,
-        )
 
 
 class StepLoop:
@@ -128,7 +81,7 @@ class StepLoop:
             self._drafts.observe_step(sum(1 + len(entry.drafts) for entry in work), step_s)
         return True
 
-    def _plan(self, now: float) -> list[_Work]:
+    def _plan(self, now: float) -> list[StepEntry]:
         state = self._state
         state.is_changed = False
         if not state.running and not state.waiting:
@@ -171,7 +124,7 @@ class StepLoop:
             sequence = state.running[item.seq_id]
             sequence.block_table.extend(state.pool.allocate(item.num_new_blocks))
             sequence.num_pins += 1
-            work.append(_Work(sequence, item))
+            work.append(StepEntry(sequence, item))
         return work
 
     def _considered(self) -> list[TokenSequence]:
@@ -185,38 +138,21 @@ class StepLoop:
     def _running(
         self, sequence: TokenSequence, num_draft_tokens: int, *, is_tight: bool
     ) -> Candidate:
-        num_private = 0
-        if is_tight:
-            pool = self._state.pool
-            num_private = sum(not pool.is_shared(block) for block in sequence.block_table)
-        return Candidate(
-            seq_id=sequence.seq_id,
-            num_tokens=sequence.num_tokens,
-            num_computed_tokens=sequence.num_computed_tokens,
-            num_blocks=len(sequence.block_table),
-            priority=sequence.spec.priority,
-            order=sequence.order,
+        table, pool = sequence.block_table, self._state.pool
+        return replace(
+            _candidate(sequence, sequence.num_computed_tokens, table),
             num_draft_tokens=num_draft_tokens,
-            num_private_blocks=num_private,
+            num_private_blocks=sum(not pool.is_shared(block) for block in table) if is_tight else 0,
             # Its blocks may be on their way to another worker.
             is_preemptible=not sequence.spec.prefill_only and not sequence.num_pins,
         )
 
     def _waiting(self, sequence: TokenSequence, matched: list[int] | None) -> Candidate:
+        if matched is None:
+            return _candidate(sequence, sequence.num_computed_tokens, sequence.block_table)
         pool = self._state.pool
-        blocks = sequence.block_table if matched is None else matched
-        num_computed = sequence.num_computed_tokens
-        if matched is not None:
-            num_computed = len(matched) * pool.block_size
-        return Candidate(
-            seq_id=sequence.seq_id,
-            num_tokens=sequence.num_tokens,
-            num_computed_tokens=num_computed,
-            num_blocks=len(blocks),
-            priority=sequence.spec.priority,
-            order=sequence.order,
-            num_revived_blocks=0 if matched is None else pool.num_unreferenced(matched),
-        )
+        candidate = _candidate(sequence, len(matched) * pool.block_size, matched)
+        return replace(candidate, num_revived_blocks=pool.num_unreferenced(matched))
 
     def _admit(self, sequence: TokenSequence, matched: list[int] | None, now: float) -> None:
         state = self._state
@@ -237,7 +173,7 @@ class StepLoop:
             queued_s = now - sequence.arrived_at_s
             state.outbox.append(Started(sequence.seq_id, queued_s, sequence.num_cached_tokens, now))
 
-    def _copy_shared(self, work: Sequence[_Work]) -> None:
+    def _copy_shared(self, work: Sequence[StepEntry]) -> None:
         """Copies the partly filled blocks that forked sequences are about to write to."""
         size = self._state.pool.block_size
         copies = [
@@ -250,7 +186,7 @@ class StepLoop:
             self._runner.kv.copy(sources, targets)
             self._drafts.copy_blocks(sources, targets)
 
-    def _execute(self, work: Sequence[_Work]) -> None:
+    def _execute(self, work: Sequence[StepEntry]) -> None:
         self._copy_shared(work)
         wanted = [
             DraftRequest(entry.sequence, entry.item.num_draft_tokens)
@@ -260,12 +196,7 @@ class StepLoop:
         drafts = self._drafts.propose(wanted) if wanted else {}
         for entry in work:
             entry.drafts = drafts.get(entry.sequence.seq_id, [])
-        size = self._state.pool.block_size
-        prompts = [
-            Completed(entry.sequence, entry.item.start // size, entry.num_complete_blocks(size))
-            for entry in work
-            if entry.sequence.spec.prefill_only
-        ]
+        prompts = [entry for entry in work if entry.sequence.spec.prefill_only]
         news = layer_news(self._state, prompts, self._runner.kv.layout)
         rows = [entry.row for entry in work]
         logits = self._runner.forward(rows, news)
@@ -286,15 +217,19 @@ class StepLoop:
             entry.sampled = sampled[offset:end]
             offset = end
 
-    def _pool(self, work: Sequence[_Work]) -> None:
+    def _pool(self, work: Sequence[StepEntry]) -> None:
         """Takes the hidden states of sequences that are computed for them."""
         hidden = iter(self._runner.hidden)
         for entry in work:
             pooling = entry.sequence.spec.pooling
             if pooling is not None:
-                entry.hidden_sum = pooled(next(hidden), pooling, is_last=entry.item.is_sampled)
+                states = next(hidden)
+                # Summed in float64; of a part of the prompt, the last state is the prompt's or none.
+                pooled = states.double().sum(0) if pooling is Pooling.MEAN else states[-1]
+                is_pooled = pooling is Pooling.MEAN or entry.item.is_sampled
+                entry.hidden_sum = pooled.tolist() if is_pooled else []
 
-    def _read_prompts(self, rows: Sequence[Row], work: Sequence[_Work]) -> None:
+    def _read_prompts(self, rows: Sequence[Row], work: Sequence[StepEntry]) -> None:
         """Takes log-probabilities of prompts, some tokens at a time."""
         for index, entry in enumerate(work):
             if not entry.num_prompt_logits:
@@ -306,7 +241,7 @@ class StepLoop:
                 entry.prompt_logprobs += self._sampler.logprobs_of(logits, token_ids, num_top)
                 after += len(logits)
 
-    def _update(self, work: Sequence[_Work], now: float) -> None:
+    def _update(self, work: Sequence[StepEntry], now: float) -> None:
         state = self._state
         state.counters["steps"] += 1
         for entry in work:
@@ -316,11 +251,15 @@ class StepLoop:
                 pass
             elif constraint is not None and constraint.failure is not None:
                 state.fail(entry.sequence, constraint.failure)
+            elif entry.has_nan:
+                # Its blocks would give NaN to all requests with the same prefix.
+                state.pool.forget(entry.sequence.block_table)
+                state.fail(entry.sequence, Internal("the model computed NaN"))
             else:
                 self._advance(entry, now)
             state.unpin(entry.sequence)
 
-    def _advance(self, entry: _Work, now: float) -> None:
+    def _advance(self, entry: StepEntry, now: float) -> None:
         sequence, state = entry.sequence, self._state
         sequence.num_computed_tokens = entry.item.start + entry.num_known
         if entry.num_known > 1:
@@ -348,7 +287,7 @@ class StepLoop:
         elif tokens.finish_reason is not None:
             state.end(sequence)
 
-    def _embed(self, entry: _Work, now: float) -> None:
+    def _embed(self, entry: StepEntry, now: float) -> None:
         """Adds a step's hidden states; the last step ends the sequence."""
         sequence, state = entry.sequence, self._state
         sequence.add_hidden(entry.hidden_sum)
@@ -359,7 +298,7 @@ class StepLoop:
             state.outbox.append(Embedded(sequence.seq_id, values, now))
             state.end(sequence)
 
-    def _take(self, entry: _Work, now: float) -> Tokens:
+    def _take(self, entry: StepEntry, now: float) -> Tokens:
         """Appends the tokens that a step gave, up to one that ends the output."""
         sequence, counters = entry.sequence, self._state.counters
         token_index = sequence.num_output_tokens
@@ -392,3 +331,14 @@ class StepLoop:
             at_s=now,
             prompt_logprobs=() if token_index else tuple(sequence.prompt_logprobs),
         )
+
+
+def _candidate(sequence: TokenSequence, num_computed_tokens: int, blocks: list[int]) -> Candidate:
+    return Candidate(
+        sequence.seq_id,
+        sequence.num_tokens,
+        num_computed_tokens,
+        len(blocks),
+        sequence.spec.priority,
+        sequence.order,
+    )

@@ -30,9 +30,10 @@ AVX512 static inline void store_rounded(bf16 *to, __mmask16 mask, __m512 values)
     _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(values));
 }
 
-/* e^x, off by at most 2 in the last place; the polynomial is Cephes' expf (S. Moshier, 1984). */
+/* e^x, off by at most 2 in the last place; the polynomial is Cephes' expf (S. Moshier, 1984).
+   NaN stays NaN: of two operands, one of them NaN, min and max give the second. */
 AVX512 static inline __m512 exponential(__m512 x) {
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-104)), _mm512_set1_ps(89)); /* 0, infinity */
+    x = _mm512_min_ps(_mm512_set1_ps(89), _mm512_max_ps(_mm512_set1_ps(-104), x)); /* infinity, 0 */
     const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
     rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);

@@ -120,9 +120,15 @@ typedef struct {
 /* halves: [2, in_features], high and low. */
 AVX512 static Rounding rounded(const bf16 *row, long in_features, int8_t *halves) {
     __m512 most = _mm512_set1_ps(1e-30f);
-    for (long k = 0; k < in_features; k += LANES)
-        most = _mm512_max_ps(most, _mm512_abs_ps(widened(row + k)));
-    const float unit = _mm512_reduce_max_ps(most) / (INT8_LARGEST * SPLIT);
+    __m512 tainted = _mm512_setzero_ps(); /* x * 0: NaN for NaN and infinity */
+    for (long k = 0; k < in_features; k += LANES) {
+        const __m512 x = widened(row + k);
+        most = _mm512_max_ps(most, _mm512_abs_ps(x));
+        tainted = _mm512_fmadd_ps(x, _mm512_setzero_ps(), tainted);
+    }
+    /* As a whole number NaN would look like any other: the unit carries it to every output. */
+    const float unit =
+        _mm512_reduce_max_ps(most) / (INT8_LARGEST * SPLIT) + _mm512_reduce_add_ps(tainted);
     __m512i highs = _mm512_setzero_si512(), lows = highs;
     for (long k = 0; k < in_features; k += LANES) {
         const __m512 x = _mm512_div_ps(widened(row + k), _mm512_set1_ps(unit));
