@@ -26,3 +26,14 @@ def test_growing_with_the_sequence_changes_nothing(token_ids: list[int], step: i
     for end in range(1, len(token_ids), step):
         growing.drafts(token_ids[:end], 1)
     assert growing.drafts(token_ids, 4) == NgramIndex().drafts(token_ids, 4)
+
+
+def test_a_long_prompt_is_indexed_in_parts_and_within_a_bound() -> None:
+    index, token_ids = NgramIndex(), list(range(100_000, 160_000))
+    index.drafts(token_ids, 4)
+    assert len(index._ends) <= 2 * 512
+    for token_id in range(300_000, 340_000):
+        token_ids.append(token_id)
+        index.drafts(token_ids, 1)
+        assert len(index._ends) <= 4 * 8192 + 2 * 512
+    assert index.drafts([*token_ids, *token_ids[-1000:-990]], 3) == token_ids[-990:-987]

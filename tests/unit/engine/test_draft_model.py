@@ -28,3 +28,11 @@ def test_penalties_see_drafts_as_output() -> None:
     row = sample_row(_sequence(SamplingParams(seed=3, presence_penalty=1.0)), [8], frozenset())
     assert list(row.prompt_token_ids) == [5, 6]
     assert list(row.output_token_ids) == [7, 8]
+
+
+def test_a_prompt_is_gone_through_for_penalties_only_once() -> None:
+    spec = SequenceSpec("a", (7, 5, 7, 6, 5), SamplingParams(repetition_penalty=1.3), 10)
+    sequence = Sequence(spec, 1, 0.0, SequenceStatus.RUNNING)
+    first, second = (sample_row(sequence, drafts, frozenset()) for drafts in ([], [8]))
+    assert first.prompt_token_ids == (7, 5, 6)
+    assert second.prompt_token_ids is first.prompt_token_ids

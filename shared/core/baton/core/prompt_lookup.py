@@ -10,10 +10,14 @@ from collections.abc import Sequence
 
 _LONGEST = 3
 _SHORTEST = 2
+_MAX_TOKENS = 8192
+"""Indexed of a sequence; each takes about 400 bytes."""
+_MAX_NEW_TOKENS = 512
+"""Indexed in one call: a long prompt would hold the step up."""
 
 
 class NgramIndex:
-    """Where each n-gram of one sequence last ended. Grows with the sequence."""
+    """Where each n-gram of one sequence last ended, of its last tokens if it is long."""
 
     def __init__(self) -> None:
         self._num_indexed = 0
@@ -25,11 +29,14 @@ class NgramIndex:
         `token_ids` are the sequence's known tokens; those of the last call lead them.
         """
         num_tokens = len(token_ids)
+        start = max(self._num_indexed, _SHORTEST, num_tokens - _MAX_TOKENS)
         # The n-grams that end at the last token are what is looked for.
-        for end in range(max(self._num_indexed, _SHORTEST), num_tokens):
+        self._num_indexed = min(num_tokens, start + _MAX_NEW_TOKENS)
+        if len(self._ends) > 4 * _MAX_TOKENS:
+            self._ends.clear()
+        for end in range(start, self._num_indexed):
             for size in range(_SHORTEST, min(_LONGEST, end) + 1):
                 self._ends[tuple(token_ids[end - size : end])] = end
-        self._num_indexed = num_tokens
         for size in range(min(_LONGEST, num_tokens), _SHORTEST - 1, -1):
             found = self._ends.get(tuple(token_ids[num_tokens - size :]))
             if found is not None:

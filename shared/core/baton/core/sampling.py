@@ -70,6 +70,12 @@ class SamplingParams:
     """What the whole output must match."""
 
     @property
+    def has_penalty(self) -> bool:
+        """Whether earlier tokens change the logits."""
+        penalties = self.repetition_penalty, self.frequency_penalty, self.presence_penalty
+        return penalties != (1.0, 0.0, 0.0)
+
+    @property
     def is_greedy(self) -> bool:
         """True when no noise is involved."""
         return self.temperature == 0.0

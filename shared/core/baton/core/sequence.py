@@ -145,6 +145,8 @@ class Sequence:
     """Of its drafts, once there were any."""
     ngrams: NgramIndex | None = None
     """Where its drafts are looked up, if they are."""
+    prompt_vocabulary: tuple[int, ...] = ()
+    """The prompt's tokens, each once, where penalties need them."""
     constraint: Constraint | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed, where asked for."""

@@ -35,15 +35,12 @@ def sample_row(
     sampling = sequence.spec.sampling
     prompt: Sequence[int] = _NO_TOKENS
     output: Sequence[int] = _NO_TOKENS
-    has_penalty = (
-        sampling.repetition_penalty != 1.0
-        or sampling.frequency_penalty != 0.0
-        or sampling.presence_penalty != 0.0
-    )
     constraint = sequence.constraint
-    # The lists are copied only for those who look at them.
-    if has_penalty:
-        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+    if sampling.has_penalty:
+        if not sequence.prompt_vocabulary:
+            prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+            sequence.prompt_vocabulary = tuple(dict.fromkeys(prompt))
+        prompt = sequence.prompt_vocabulary
         output = [*sequence.token_ids[sequence.num_prompt_tokens :], *drafts]
     return SampleRow(
         sampling=sampling,

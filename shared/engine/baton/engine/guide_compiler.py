@@ -35,18 +35,16 @@ class GuideCompiler:
             Unsupported: the model has no tokenizer for guides.
             QueueFull: too many guides wait, or no thread became free in time.
         """
-        running = self._running.get(guide)
-        if running is None:
+        if guide not in self._running:
             await self._wait_for_thread()
-            running = self._running.get(guide)
-            if running is None:
-                running = self._start(guide)
-            else:
+            if guide in self._running:  # begun for another request meanwhile
                 self._places.release()
+            else:
+                self._start(guide)
         try:
             async with asyncio.timeout(_COMPILE_TIMEOUT_S):
                 # The thread cannot be stopped: it keeps its place until it is done.
-                await asyncio.shield(running)
+                await asyncio.shield(self._running[guide])
         except TimeoutError:
             raise InvalidRequest(
                 f"guide.{guide.kind.value} took longer than {_COMPILE_TIMEOUT_S:g} s to compile; "
@@ -72,7 +70,7 @@ class GuideCompiler:
         finally:
             self._num_waiting -= 1
 
-    def _start(self, guide: Guide) -> asyncio.Future[None]:
+    def _start(self, guide: Guide) -> None:
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._threads, self._compile_guide, guide)
         self._running[guide] = running
@@ -85,4 +83,3 @@ class GuideCompiler:
                 running.exception()
 
         running.add_done_callback(ended)
-        return running

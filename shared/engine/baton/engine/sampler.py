@@ -38,6 +38,7 @@ class SampleRow:
     position: int
     """Index among the request's output tokens, over all attempts."""
     prompt_token_ids: Sequence[int]
+    """At least once each."""
     output_token_ids: Sequence[int]
     eos_token_ids: Collection[int]
     mask: bytes | None = None
@@ -50,9 +51,7 @@ class SampleRow:
         return (
             self.mask is not None
             or self.position < sampling.min_tokens
-            or sampling.repetition_penalty != 1.0
-            or sampling.frequency_penalty != 0.0
-            or sampling.presence_penalty != 0.0
+            or sampling.has_penalty
             or bool(sampling.logit_bias)
         )
 
@@ -246,7 +245,7 @@ class Sampler:
             penalty = row.sampling.repetition_penalty
             if penalty != 1.0:
                 seen = {*row.prompt_token_ids, *row.output_token_ids}
-                own = self._places(index, seen)
+                own = [index * self._vocab_size + token_id for token_id in seen]
                 places += own
                 penalties += [penalty] * len(own)
         if places:
@@ -268,7 +267,7 @@ class Sampler:
                     added[token_id] = added.get(token_id, 0.0) - penalty
             # A request may name any token in its bias.
             known = {key: value for key, value in added.items() if 0 <= key < self._vocab_size}
-            places += self._places(index, known)
+            places += [index * self._vocab_size + token_id for token_id in known]
             amounts += known.values()
         if places:
             at = torch.tensor(places, device=self._device)
@@ -299,11 +298,6 @@ class Sampler:
                 held[[end for end in ends if 0 <= end < self._vocab_size]] = -math.inf
                 if row.mask is None or held.max() > -math.inf:
                     logits[index] = held
-
-    def _places(self, index: int, token_ids: Collection[int]) -> list[int]:
-        """Indices of a row's tokens in the flattened logits."""
-        start = index * self._vocab_size
-        return [start + token_id for token_id in token_ids]
 
     def _logprobs(
         self, raw: torch.Tensor, chosen: torch.Tensor, num_top: Sequence[int]

@@ -224,7 +224,7 @@ class StepLoop:
             pooling = entry.sequence.spec.pooling
             if pooling is not None:
                 states = next(hidden)
-                # Summed in float64; of a part of the prompt, the last state is the prompt's or none.
+                # The prompt's last state is that of its last part.
                 pooled = states.double().sum(0) if pooling is Pooling.MEAN else states[-1]
                 is_pooled = pooling is Pooling.MEAN or entry.item.is_sampled
                 entry.hidden_sum = pooled.tolist() if is_pooled else []
@@ -333,12 +333,8 @@ class StepLoop:
         )
 
 
-def _candidate(sequence: TokenSequence, num_computed_tokens: int, blocks: list[int]) -> Candidate:
+def _candidate(sequence: TokenSequence, num_computed: int, blocks: list[int]) -> Candidate:
+    spec = sequence.spec
     return Candidate(
-        sequence.seq_id,
-        sequence.num_tokens,
-        num_computed_tokens,
-        len(blocks),
-        sequence.spec.priority,
-        sequence.order,
+        spec.seq_id, sequence.num_tokens, num_computed, len(blocks), spec.priority, sequence.order
     )

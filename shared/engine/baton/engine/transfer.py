@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from baton.core.blocks import BlockState
-from baton.core.errors import InvalidRequest, KvCacheFull
+from baton.core.errors import InvalidRequest
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
 from baton.engine.kv_cache import KvCache
@@ -99,11 +99,10 @@ class Transfer:
                 for index, block_hash in enumerate(hashes):
                     found = pool.match([block_hash])
                     pool.share(found)
+                    if not found and not pool.num_available:
+                        break
                     if not found:
-                        try:
-                            found = pool.allocate(1, BlockState.FILLING)
-                        except KvCacheFull:
-                            break
+                        found = pool.allocate(1, BlockState.FILLING)
                         fresh[found[0]] = index
                     pinned.extend(found)
             self._kv.write_whole(list(fresh), [payloads[index] for index in fresh.values()])
