@@ -17,8 +17,8 @@ from random import Random
 from baton.cli.rundir import RunDirectory, SystemState
 from baton.core.cluster import ServiceStatus
 from baton.core.errors import BatonError
-from baton.rpc.peers import ControlClient
 from baton.wire.channel import ChannelPool
+from baton.wire.control import RpcControl
 
 START_TIMEOUT_S = 180.0
 GRACE_S = 2.0
@@ -114,7 +114,7 @@ def _held(status: ServiceStatus) -> int:
 
 async def count_held(addresses: list[str], channels: ChannelPool) -> int:
     """Requests and KV blocks that the processes themselves say they hold."""
-    control = ControlClient(channels)
+    control = RpcControl(channels)
     try:
         answers = [await control.status(address, lease_s=1.0) for address in addresses]
     except BatonError as error:

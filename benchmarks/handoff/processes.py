@@ -13,8 +13,8 @@ from types import TracebackType
 
 from baton.core.cluster import ServiceState
 from baton.core.errors import BatonError
-from baton.rpc.peers import ControlClient
 from baton.wire.channel import ChannelPool
+from baton.wire.control import RpcControl
 
 _START_TIMEOUT_S = 180.0
 _TAIL_CHARS = 2000
@@ -34,7 +34,7 @@ class Processes:
         self._logs = logs
         self._started: list[subprocess.Popen[bytes]] = []
         self.channels = ChannelPool(max_message_bytes=MAX_MESSAGE_BYTES)
-        self.control = ControlClient(self.channels)
+        self.control = RpcControl(self.channels)
 
     async def __aenter__(self) -> Processes:
         return self

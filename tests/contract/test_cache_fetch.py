@@ -11,8 +11,8 @@ import xxhash
 
 from baton.core.errors import BatonError, InvalidRequest, KvChecksum
 from baton.core.hashing import KvLayout
-from baton.rpc.peers import Block, CachePeer
 from baton.v1 import cache_pb2
+from baton.wire.cache import CacheBlock, RpcCache
 from baton.wire.channel import ChannelPool
 from baton.wire.frames import encode_frame
 
@@ -27,7 +27,7 @@ def _frame(block_hash: bytes, payload: bytes = GOOD, of: bytes | None = None) ->
     return encode_frame(header.SerializeToString(), payload)
 
 
-async def _fetch(frames: list[bytes]) -> tuple[list[Block], BatonError | None]:
+async def _fetch(frames: list[bytes]) -> tuple[list[CacheBlock], BatonError | None]:
     """What a client got of a service that answers with these frames, and how it ended."""
 
     async def answer(_request: bytes, _context: object) -> AsyncIterator[bytes]:
@@ -42,9 +42,9 @@ async def _fetch(frames: list[bytes]) -> tuple[list[Block], BatonError | None]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     channels = ChannelPool(max_message_bytes=1 << 20)
-    found: list[Block] = []
+    found: list[CacheBlock] = []
     try:
-        peer = CachePeer(channels, f"127.0.0.1:{port}")
+        peer = RpcCache(channels, f"127.0.0.1:{port}", xxhash.xxh3_64_intdigest)
         async with aclosing(peer.fetch(HASHES, LAYOUT, timeout_s=20)) as blocks:
             async for block in blocks:
                 found += [block]  # what came before an error counts

@@ -13,9 +13,9 @@ from baton.core.cluster import ServiceState
 from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
-from baton.rpc.peers import ControlClient
 from baton.rpc.telemetry import Telemetry
 from baton.wire.channel import ChannelPool
+from baton.wire.control import RpcControl
 from tests.support.demo_process import Demo
 from tests.support.eventually import eventually
 from tests.support.nats import NatsServer
@@ -43,7 +43,7 @@ class Observer:
     def __init__(self, nats_url: str, static_addresses: list[str]) -> None:
         telemetry, metrics = Telemetry("t", "t-1"), Metrics("t", "t-1", "0")
         self._pool = ChannelPool(max_message_bytes=1 << 20)
-        control = ControlClient(self._pool)
+        control = RpcControl(self._pool)
         self.bus = Bus(nats_url, name="t", telemetry=telemetry, metrics=metrics, rng=Random(1))
         self.members = MembershipView(
             self.bus,

@@ -34,6 +34,8 @@ SHARED_FILE_NAMES = {
     "errors": "core lists them, wire converts",
     "layout": "core decides, wire converts",
     "prompt": "core defines it, wire converts",
+    "pins": "wire converts them, each part keeps or shows them",
+    "cache": "wire says what it answers, the service answers",
     "tokenizer": "wire says what it answers, the service answers",
     "sampling": "core decides, wire converts",
     "timing": "core decides, wire converts",

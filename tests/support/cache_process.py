@@ -5,15 +5,17 @@ from __future__ import annotations
 import grpc
 
 from baton.cache.answers import AnswerStore
+from baton.cache.cache import CacheLimits, LocalCache
 from baton.cache.metrics import make_metrics
 from baton.cache.pins import Pins
-from baton.cache.servicer import CacheLimits, CacheServicer, Stores
+from baton.cache.stores import Stores
 from baton.cache.tiers import TieredStore
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus
 from baton.core.prefix_index import PrefixIndex
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
+from baton.wire.cache import add_cache
 
 ANSWER_TTL_S = 60.0
 
@@ -29,7 +31,7 @@ class Cache:
         self.answers = AnswerStore(4096, ANSWER_TTL_S, lambda: self.now)
         self.pins = Pins(pinned_bytes, self.store.orders, lambda: self.now)
         stores = Stores(self.store, self.answers, self.pins)
-        servicer = CacheServicer(
+        self.local = LocalCache(
             stores,
             self.index,
             CacheLimits(max_prefix_blocks=64, stall_timeout_s=0.2),
@@ -37,7 +39,7 @@ class Cache:
         )
         telemetry = Telemetry("cache", "c1")
         self.server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, self.metrics)])
-        self.server.add_generic_rpc_handlers((servicer.handlers(),))
+        add_cache(self.server, self.local)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
 
     @property

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from baton.rpc.peers import ControlClient
 from baton.wire.channel import ChannelPool
+from baton.wire.control import RpcControl
 from tests.support.demo_service import NAME
 from tests.support.eventually import eventually
 from tests.support.nats import free_port
@@ -32,7 +32,7 @@ class Demo:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.pool = ChannelPool(max_message_bytes=1 << 20)
-        self.control = ControlClient(self.pool)
+        self.control = RpcControl(self.pool)
         self.gate = folder / "gate"
         self.loaded = folder / "loaded"
         self.stopped = folder / "stopped"

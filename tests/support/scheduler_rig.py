@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from random import Random
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import grpc
@@ -19,15 +19,14 @@ from baton.rpc.bus import Bus
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
-from baton.rpc.peers import ControlClient
 from baton.rpc.runtime import Lifecycle, Runtime
-from baton.rpc.servicer import ControlServicer
 from baton.rpc.telemetry import Telemetry
 from baton.scheduler.service import SchedulerService
 from baton.scheduler.settings import SchedulerSettings
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from baton.wire.channel import ChannelPool
 from baton.wire.clock import SystemClock
+from baton.wire.control import RpcControl, add_control
 from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.fake_workers import (
@@ -109,7 +108,7 @@ class Rig:
             bus=bus,
             members=self.members,
             channels=channels,
-            control=ControlClient(channels),
+            control=RpcControl(channels),
             rng=Random(2),
             clock=SystemClock(),
             lifecycle=Lifecycle(),
@@ -122,9 +121,12 @@ class Rig:
         )
         self.service.register(server)
         own = ServiceStatus("scheduler-0", "scheduler", "")
-        ControlServicer(
-            lambda: Announcement(own, lease_s=1.0), self.service.kv_snapshot, self.stops.append
-        ).register(server)
+        process: Any = SimpleNamespace(
+            describe=lambda: Announcement(own, lease_s=1.0),
+            kv_snapshot=self.service.kv_snapshot,
+            request_stop=self.stops.append,
+        )
+        add_control(server, process)
         port = server.add_insecure_port("127.0.0.1:0")
         await self.service.start()
         await server.start()

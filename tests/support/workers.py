@@ -26,7 +26,6 @@ from baton.rpc.bus import Bus
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
-from baton.rpc.peers import ControlClient
 from baton.rpc.runtime import Lifecycle, Runtime, Service
 from baton.rpc.server import create_server, listen
 from baton.rpc.settings import ServiceSettings
@@ -34,6 +33,7 @@ from baton.rpc.telemetry import Telemetry
 from baton.v1 import decode_pb2, decode_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from baton.wire.channel import ChannelPool
 from baton.wire.clock import SystemClock
+from baton.wire.control import RpcControl
 from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.faulty_prefill import faulty
@@ -89,7 +89,7 @@ async def hosted(
     metrics = Metrics(settings.role, worker_id, "0")
     channels = ChannelPool(max_message_bytes=settings.max_message_bytes, inject=telemetry.inject)
     bus = RecordingBus(name=worker_id, telemetry=telemetry, metrics=metrics, rng=Random(1))
-    control = ControlClient(channels)
+    control = RpcControl(channels)
     members = MembershipView(bus, lambda address: control.status(address, lease_s=3.0))
     if cache_address:
         status = ServiceStatus("cache-1", "cache", cache_address, state=ServiceState.READY)

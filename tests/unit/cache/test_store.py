@@ -11,6 +11,7 @@ from baton.cache.store import BLOCK_OVERHEAD_BYTES, BlockStore, StoredBlock, rec
 from baton.core.errors import InvalidRequest, KvChecksum, KvLayoutMismatch
 from baton.core.eviction import ChainLink
 from baton.core.hashing import KvLayout
+from baton.wire.cache import CacheBlock
 from tests.support.kv_blocks import LAYOUT, chain, make_block, name, payload
 
 COST_BYTES = LAYOUT.block_bytes + BLOCK_OVERHEAD_BYTES
@@ -22,9 +23,8 @@ def held(store: BlockStore, numbers: list[int]) -> list[int]:
 
 def test_block_comes_back_as_it_went_in() -> None:
     store = BlockStore(10 * COST_BYTES)
-    block = received_block(
-        name(1), xxhash.xxh3_64_intdigest(payload(1)), LAYOUT, memoryview(payload(1))
-    )
+    checksum = xxhash.xxh3_64_intdigest(payload(1))
+    block = received_block(CacheBlock(name(1), LAYOUT, checksum, memoryview(payload(1))))
     assert store.put(block)
     assert store.get(name(1)) == block == make_block(1)
     assert store.get(name(2)) is None
@@ -58,7 +58,7 @@ def test_what_does_not_fit_together_is_refused(
         "payload": payload(1),
     }
     with pytest.raises(error, match=text):
-        received_block(**{**fields, **change})
+        received_block(CacheBlock(**{**fields, **change}))
 
 
 def test_block_that_changed_in_memory_is_dropped_when_read() -> None:

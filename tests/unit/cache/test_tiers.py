@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import lmdb
 import pytest
 
 from baton.cache import disk_tier
+from baton.cache.disk import DiskError
 from baton.cache.disk_tier import DiskTier
 from baton.cache.store import BLOCK_OVERHEAD_BYTES, StoredBlock
 from baton.cache.tiers import TieredStore
@@ -160,6 +162,37 @@ async def test_failing_disk_costs_only_what_it_was_to_store(
         store.put(make_block(2, layout=LAYOUT))
         await store.disk.idle()
         assert name(1) in store.disk, "offered again when memory gave it up"
+
+
+async def test_writer_survives_that_a_reader_gives_up_a_block_whose_write_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_tier, "_PAUSE_S", 0.0)
+    async with tiers(tmp_path) as store:
+        begun, fail = threading.Event(), threading.Event()
+        write, read_block = store.disk._store.write, store.disk._store.read
+
+        def fail_to_write(*_: object) -> None:
+            begun.set()
+            fail.wait(10)
+            raise lmdb.DiskError("i/o error")
+
+        def fail_to_read(_: object) -> None:
+            raise DiskError("i/o error")
+
+        monkeypatch.setattr(store.disk._store, "write", fail_to_write)
+        monkeypatch.setattr(store.disk._store, "read", fail_to_read)
+        store.put(make_block(1, layout=LAYOUT))
+        await asyncio.to_thread(begun.wait, 10)
+        assert await store.disk.read([name(1)]) == []
+        monkeypatch.setattr(store.disk._store, "write", write)
+        monkeypatch.setattr(store.disk._store, "read", read_block)
+        fail.set()
+        store.put(make_block(2, layout=LAYOUT))
+        async with asyncio.timeout(10):
+            await store.disk.idle()
+        assert await store.disk.read([name(2)]) == [make_block(2, layout=LAYOUT)]
+        assert store.disk.used_bytes == store.disk.size(name(2))
 
 
 async def test_what_failed_to_be_deleted_is_deleted_later(

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from baton.core.hashing import KvLayout
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.prefill.prefix import PrefixSource
-from baton.rpc.peers import Block
+from baton.wire.cache import CacheBlock
 
+LAYOUT = KvLayout(4, "float32", (1,), (2,))
 HASHES = [bytes([index]) * 16 for index in range(6)]
 SPEC = SequenceSpec("a", tuple(range(100)), SamplingParams(), 4, prefill_only=True)
 
@@ -38,9 +40,9 @@ class Cache:
 
     async def fetch(
         self, hashes: Sequence[bytes], _layout: object, *, timeout_s: float
-    ) -> AsyncGenerator[Block, None]:
+    ) -> AsyncGenerator[CacheBlock, None]:
         for block_hash in hashes[: self._num_sent]:
-            yield Block(block_hash, b"content")
+            yield CacheBlock(block_hash, LAYOUT, 0, b"content")
         if self._is_stalling:
             await asyncio.Event().wait()
 

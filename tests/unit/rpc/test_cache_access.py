@@ -8,7 +8,7 @@ import pytest
 
 from baton.core.cluster import Announcement, ClusterView, ServiceState, ServiceStatus
 from baton.core.errors import NoWorker
-from baton.rpc.cache_access import CacheAccess
+from baton.rpc.cache_access import CacheAccess, rpc_caches
 from baton.wire.channel import ChannelPool
 
 KEYS = [number.to_bytes(16, "big") for number in range(300)]
@@ -29,7 +29,7 @@ class Clients:
     def __init__(self, channels: ChannelPool) -> None:
         self.now = 0.0
         self.view = ClusterView()
-        self.access = CacheAccess(lambda: self.view, channels, lambda: self.now)
+        self.access = CacheAccess(lambda: self.view, rpc_caches(channels), lambda: self.now)
 
     def know(self, *statuses: ServiceStatus) -> None:
         self.view = ClusterView()

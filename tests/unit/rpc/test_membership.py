@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from baton.core.cluster import Announcement, ClusterView, ServiceState, ServiceStatus
-from baton.core.errors import NoWorker
+from baton.core.errors import NoWorker, QueueFull
 from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
@@ -36,9 +36,12 @@ class Network:
     def __init__(self) -> None:
         self.processes: dict[str, Announcement] = {}
         self.asked: list[str] = []
+        self.busy: set[str] = set()
 
     async def ask(self, address: str) -> Announcement:
         self.asked.append(address)
+        if address in self.busy:
+            raise QueueFull("Concurrent RPC limit exceeded!")
         if address not in self.processes:
             raise NoWorker("connection refused")
         return self.processes[address]
@@ -108,6 +111,26 @@ async def test_who_stops_answering_is_lost_until_it_is_replaced_or_forgotten(
         assert [member.worker_id for member in members.lost()] == ["other"]
         now += 400.0
         assert members.lost() == []
+    finally:
+        await members.stop()
+
+
+async def test_process_that_refuses_for_being_busy_stays_a_member(network: Network) -> None:
+    now = 100.0
+    members = MembershipView(_bus(), network.ask, own_worker_id="me", clock=lambda: now)
+    await members.start()
+    try:
+        members.observe(_announcement("busy", "x:1"))
+        members.observe(_announcement("dead", "x:2"))
+        network.busy.add("x:1")
+
+        def tick() -> bool:
+            nonlocal now
+            now += 1.0  # the questions are some time apart
+            return network.asked.count("x:1") >= 4
+
+        await eventually(tick)
+        assert _ids(members) == {"busy"}
     finally:
         await members.stop()
 

@@ -12,10 +12,11 @@ from baton.core.errors import InvalidRequest, ModelNotFound, NoWorker
 from baton.core.hashing import Fingerprint, KvLayout, block_hashes, root_hash
 from baton.core.placement import PlacementJob, PlacementRules, place
 from baton.core.prefix_index import PrefixIndex
+from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.rpc.membership import MembershipView
-from baton.rpc.peers import KvSnapshot
-from baton.scheduler.view import ClusterWatch, PrefixWatch
+from baton.scheduler.view import ClusterWatch
 from baton.wire.cluster import KvEvent, kv_event_to_bytes
+from baton.wire.control import KvSnapshot
 from tests.support.eventually import eventually
 
 FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(4, "float32", (1,), (8,)))
@@ -46,7 +47,7 @@ class FakeControl:
         self.snapshots: dict[str, KvSnapshot] = {}
         self.num_asked = 0
 
-    async def kv_snapshot(self, address: str) -> KvSnapshot:
+    async def kv_snapshot(self, address: str, *, num_blocks: int) -> KvSnapshot:
         self.num_asked += 1
         if address not in self.snapshots:
             raise NoWorker("not there")
@@ -59,7 +60,7 @@ class Bench:
         self.control = FakeControl()
         self.now = 100.0
         self.members = MembershipView(self.bus, self._refuse, clock=lambda: self.now)  # type: ignore[arg-type]
-        self.prefixes = PrefixWatch(self.bus, self.control, self.members)  # type: ignore[arg-type]
+        self.prefixes = KvIndexFeed(self.control.kv_snapshot, self.members.view)
         self.cluster = ClusterWatch(self.members, self.prefixes.index, lambda: self.now)
 
     async def _refuse(self, address: str) -> Announcement:
@@ -88,9 +89,9 @@ class Bench:
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
-    await bench.prefixes.start()
+    await bench.prefixes.start(bench.bus, bench.members)  # type: ignore[arg-type]
     yield bench
-    await bench.prefixes.stop()
+    await bench.prefixes.close()
 
 
 def _hashes(num_tokens: int, salt: str = "") -> list[bytes]:

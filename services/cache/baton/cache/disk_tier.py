@@ -200,8 +200,10 @@ class DiskTier:
             logger.error("blocks not written to disk", extra={"error": str(error)})
             self.counters.num_failed += len(batch)
             for block_hash in batch:
-                self.order.remove(block_hash)
-                self._used_bytes -= self._sizes.pop(block_hash)
+                # A reader that found the block damaged may have given it up meanwhile.
+                if block_hash in self._sizes:
+                    self.order.remove(block_hash)
+                    self._used_bytes -= self._sizes.pop(block_hash)
             self._removed = removed + self._removed
             self._is_failing = True
             await asyncio.sleep(_PAUSE_S)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+
+from prometheus_client import Counter
 
 from baton.cache.answers import AnswerCounters
+from baton.cache.stores import Stores
 from baton.cache.tiers import TieredStore
 from baton.rpc.metrics import Metrics
-
-if TYPE_CHECKING:
-    from prometheus_client import Counter
-
-    from baton.cache.servicer import Stores
 
 
 @dataclass(frozen=True, slots=True)

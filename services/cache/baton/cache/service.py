@@ -9,15 +9,16 @@ from contextlib import suppress
 from typing import Any
 
 from baton.cache.answers import AnswerStore
+from baton.cache.cache import CacheLimits, LocalCache
 from baton.cache.disk_tier import DiskTier
-from baton.cache.index import ClusterIndex
 from baton.cache.metrics import make_metrics
 from baton.cache.pins import Pins
-from baton.cache.servicer import SERVICE_NAME, CacheLimits, CacheServicer, Stores
 from baton.cache.settings import CacheSettings
+from baton.cache.stores import Stores
 from baton.cache.tiers import TieredStore
-from baton.core.subjects import ALL_KV_EVENTS
+from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.rpc.process import Runtime, ServiceSnapshot
+from baton.wire.cache import add_cache
 
 logger = logging.getLogger(__name__)
 _FINISH_WRITES_S = 5.0
@@ -32,7 +33,7 @@ class CacheService:
         self._runtime = runtime
         self._store = TieredStore(settings.memory_bytes)
         self._tasks: list[asyncio.Task[None]] = []
-        self._index = ClusterIndex(runtime.control, runtime.members.view)
+        self._feed = KvIndexFeed(runtime.control.kv_snapshot, runtime.members.view)
         limits = CacheLimits(
             max_prefix_blocks=settings.max_prefix_blocks,
             stall_timeout_s=settings.stall_timeout_s,
@@ -44,12 +45,11 @@ class CacheService:
             Pins(min(settings.pinned_bytes, largest_bytes // 2), self._store.orders, time.time),
         )
         metrics = make_metrics(runtime.metrics, self._stores)
-        self._servicer = CacheServicer(self._stores, self._index.blocks, limits, metrics)
+        self._cache = LocalCache(self._stores, self._feed.index, limits, metrics)
 
     def register(self, server: Any) -> list[str]:
-        """Adds the servicer; returns the full names of what it serves."""
-        server.add_generic_rpc_handlers((self._servicer.handlers(),))
-        return [SERVICE_NAME]
+        """Serves the cache; returns the names of the gRPC services."""
+        return [add_cache(server, self._cache)]
 
     async def start(self) -> None:
         """Opens the disk, and listens to KV events and to who comes and goes."""
@@ -63,10 +63,7 @@ class CacheService:
             self._store.load_pins(self._stores.pins)
             logger.info("disk tier open", extra={"num_blocks": len(disk), "store": disk.store_id})
         self._tasks.append(asyncio.create_task(self._end_pins(), name="end pins"))
-        await self._runtime.bus.subscribe(ALL_KV_EVENTS, self._index.on_event)
-        self._runtime.bus.on_connect(self._index.on_bus_connected)
-        self._runtime.members.on_change(self._index.on_members)
-        self._index.on_members(self._runtime.members.view())
+        await self._feed.start(self._runtime.bus, self._runtime.members)
 
     def snapshot(self) -> ServiceSnapshot:
         """What `baton status` shows."""
@@ -92,9 +89,9 @@ class CacheService:
                 **stats,
                 "answers": len(self._stores.answers),
                 "pins": len(self._stores.pins),
-                "indexed_workers": len(self._index.blocks.worker_ids),
-                "kv_events": self._index.num_events,
-                "kv_snapshots": self._index.num_snapshots,
+                "indexed_workers": len(self._feed.index.worker_ids),
+                "kv_events": self._feed.num_events,
+                "kv_snapshots": self._feed.num_snapshots,
             },
         )
 
@@ -103,7 +100,7 @@ class CacheService:
 
     async def stop(self) -> None:
         """Ends running snapshots, and writes what waits for the disk."""
-        await self._index.close()
+        await self._feed.close()
         disk = self._store.disk
         if disk is not None:
             with suppress(TimeoutError):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import xxhash
 
 from baton.core.errors import InvalidRequest, KvChecksum, KvLayoutMismatch
-from baton.core.eviction import FIRST_LINK, ChainLink, EvictionOrder, recompute_cost
-from baton.core.hashing import HASH_BYTES, KvLayout
+from baton.core.eviction import EvictionOrder, recompute_cost
+from baton.core.hashing import HASH_BYTES
+from baton.wire.cache import CacheBlock
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +25,10 @@ MAX_POSITION = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class StoredBlock:
-    """One block's content. The payload's layout is described in cache.proto."""
+class StoredBlock(CacheBlock):
+    """One block, with content that this process owns."""
 
-    block_hash: bytes
-    layout: KvLayout
-    checksum: int
-    """XXH3-64 of the payload."""
     payload: bytes
-    link: ChainLink = FIRST_LINK
 
     @property
     def cost_bytes(self) -> int:
@@ -153,13 +149,7 @@ class BlockStore:
         return block
 
 
-def received_block(
-    block_hash: bytes,
-    checksum: int,
-    layout: KvLayout,
-    payload: bytes | memoryview,
-    link: ChainLink = FIRST_LINK,
-) -> StoredBlock:
+def received_block(block: CacheBlock) -> StoredBlock:
     """A block from outside, checked; the payload is copied.
 
     Raises:
@@ -167,18 +157,19 @@ def received_block(
         KvLayoutMismatch: the payload's length is not that of the layout.
         KvChecksum: the payload does not match its checksum.
     """
-    check_hash(block_hash)
+    check_hash(block.block_hash)
+    link, num_bytes = block.link, len(block.payload)
     if link.parent:
         check_hash(link.parent)
     if link.position > MAX_POSITION:
         raise InvalidRequest(f"a block's position is at most {MAX_POSITION}, got {link.position}")
-    if len(payload) != layout.block_bytes:
+    if num_bytes != block.layout.block_bytes:
         raise KvLayoutMismatch(
-            f"a block of this layout has {layout.block_bytes} bytes, got {len(payload)}"
+            f"a block of this layout has {block.layout.block_bytes} bytes, got {num_bytes}"
         )
-    if xxhash.xxh3_64_intdigest(payload) != checksum:
+    if xxhash.xxh3_64_intdigest(block.payload) != block.checksum:
         raise KvChecksum("a block's content does not match its checksum; send it again")
-    return StoredBlock(block_hash, layout, checksum, bytes(payload), link)
+    return StoredBlock(block.block_hash, block.layout, block.checksum, bytes(block.payload), link)
 
 
 def check_hash(block_hash: bytes) -> None:

@@ -1,6 +1,6 @@
-"""Prefixes from and to the cache service: a help when it is quick, never a condition.
+"""Prefixes from and to the cache service.
 
-Whatever goes wrong here costs a computation and no request.
+Best effort: a slow or missing cache costs a computation and never fails a request.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from contextlib import aclosing
 
 from baton.core.errors import BatonError
 from baton.core.sequence import SequenceSpec
-from baton.rpc.peers import CachePeer
 from baton.worker.host import EngineHost
 
 
@@ -43,7 +42,12 @@ class PrefixSource:
             async with asyncio.timeout(self._timeout_s):
                 num_stored = await cache.num_stored(hashes, timeout_s=self._timeout_s)
                 if num_stored > num_local:
-                    await self._collect(cache, hashes[num_local:num_stored], payloads)
+                    layout = self._engine.fingerprint.layout
+                    wanted = hashes[num_local:num_stored]
+                    fetched = cache.fetch(wanted, layout, timeout_s=self._timeout_s)
+                    async with aclosing(fetched) as blocks:
+                        async for block in blocks:
+                            payloads += [memoryview(block.payload)]  # what comes in time counts
         except (BatonError, TimeoutError) as error:
             self._cache.failed(cache, error)
         if not payloads:
@@ -59,19 +63,10 @@ class PrefixSource:
         return num_imported
 
     def offer(self, spec: SequenceSpec) -> None:
-        """Has a computed prompt's full blocks stored in the background; never waits."""
+        """Stores a computed prompt's full blocks in the background; never waits."""
         self._write_back.offer(self._hashes(spec))
 
     def _hashes(self, spec: SequenceSpec) -> list[bytes]:
         """Hashes of the full blocks before the last token's."""
         num_blocks = (len(spec.token_ids) - 1) // self._engine.fingerprint.layout.block_size
         return self._engine.block_hashes(spec)[:num_blocks]
-
-    async def _collect(
-        self, cache: CachePeer, hashes: list[bytes], payloads: list[memoryview]
-    ) -> None:
-        layout = self._engine.fingerprint.layout
-        fetched = cache.fetch(hashes, layout, timeout_s=self._timeout_s)
-        async with aclosing(fetched) as blocks:
-            async for block in blocks:
-                payloads += [memoryview(block.payload)]  # what comes in time counts

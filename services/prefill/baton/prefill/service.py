@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import grpc
 
-from baton.core.cluster import ClusterView
 from baton.core.errors import RequestNotFound, WorkerDraining
 from baton.core.handoff.frames import KvEncoding
+from baton.core.roles import Role
 from baton.core.sequence import SequenceSpec
 from baton.engine.kv_int8 import int8_layout
 from baton.handoff.push_stream import PushStream
@@ -23,6 +23,7 @@ from baton.prefill.servicer import PrefillServicer, register
 from baton.prefill.settings import PrefillSettings
 from baton.prefill.spans import Recorder
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.rpc.warm_channels import WarmChannels
 from baton.wire.push import PathMeasurement, RpcPushCall, probe
 from baton.worker.engine_store import EngineStore
 from baton.worker.host import EngineHost
@@ -49,7 +50,8 @@ class PrefillService:
     def __init__(self, runtime: Runtime[PrefillSettings]) -> None:
         self._runtime = runtime
         self._settings = runtime.settings
-        runtime.members.on_change(self._warm_channels)
+        warm = WarmChannels(runtime.channels, frozenset({Role.DECODE}), is_bulk=True)
+        runtime.members.on_change(warm.on_members)
         self._loaded: Loaded | None = None
         self._sent = runtime.metrics.counter(
             "handoff_sent_bytes", "KV bytes pushed and committed", ("transport",)
@@ -69,11 +71,6 @@ class PrefillService:
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Adds PrefillService."""
         return register(server, PrefillServicer(self))
-
-    def _warm_channels(self, view: ClusterView) -> None:
-        for member in view:
-            if member.status.role == "decode":
-                self._runtime.channels.warm(member.status.address, is_bulk=True)
 
     async def start(self) -> None:
         """Loads the model."""

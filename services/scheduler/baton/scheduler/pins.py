@@ -1,22 +1,19 @@
-"""Prefixes that the cache is to keep: from prompts to blocks and replicas."""
+"""Pins of prefixes: from prompts to blocks and replicas."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from baton.core.errors import InvalidRequest, NoWorker
 from baton.core.hashing import block_hashes, root_hash
 from baton.rpc.cache_access import CacheAccess
 from baton.scheduler.view import ClusterWatch
-
-if TYPE_CHECKING:
-    from baton.v1.common_pb2 import Pin
+from baton.wire.inference.pins import PinnedPrefix
 
 
 @dataclass(frozen=True, slots=True)
 class PinTarget:
-    """A prompt whose KV is to be kept."""
+    """A prompt whose KV the cache keeps."""
 
     model: str
     token_ids: tuple[int, ...]
@@ -30,13 +27,13 @@ class PrefixPins:
         self._cluster = cluster
         self._cache = cache
 
-    async def pin(self, target: PinTarget, ttl_s: float, label: str) -> Pin:
+    async def pin(self, target: PinTarget, ttl_s: float, label: str) -> PinnedPrefix:
         """Pins a prompt's full blocks.
 
         Raises:
             InvalidRequest: it fills no block, or a value is out of range.
             KvCacheFull: it does not fit what pins may take.
-            NoWorker: no worker tells how it computes, or there is no cache service.
+            NoWorker: the workers' fingerprints are unknown or differ, or there is no cache service.
         """
         fingerprint = self._cluster.fingerprint(target.model)
         if fingerprint is None:
@@ -55,10 +52,10 @@ class PrefixPins:
         return await peer.pin(hashes, layout.block_bytes, ttl_s, label)
 
     async def unpin(self, pin_id: str) -> bool:
-        """Takes a pin back, wherever it is; False when there is none."""
+        """Removes a pin, wherever it is; False when there is none."""
         found = [await peer.unpin(pin_id) for peer in self._cache.all()]
         return any(found)
 
-    async def current(self) -> list[Pin]:
+    async def current(self) -> list[PinnedPrefix]:
         """The pins of all replicas."""
         return [pin for peer in self._cache.all() for pin in await peer.pins()]

@@ -7,10 +7,11 @@ import logging
 
 import grpc
 
-from baton.core.cluster import ClusterView
 from baton.core.roles import Role
-from baton.rpc.cache_access import CacheAccess
+from baton.rpc.cache_access import CacheAccess, rpc_caches
+from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.rpc.warm_channels import WarmChannels
 from baton.scheduler.answers import Answers
 from baton.scheduler.callers import Callers
 from baton.scheduler.deps import SchedulerDeps
@@ -27,8 +28,7 @@ from baton.scheduler.servicer import Edge, InferenceServicer, add_inference_serv
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.stage_spans import StageSpans
 from baton.scheduler.text import TextRelay
-from baton.scheduler.view import ClusterWatch, PrefixWatch
-from baton.wire.channel import ChannelPool
+from baton.scheduler.view import ClusterWatch
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class SchedulerService:
         callers = Callers(settings.make_tenants(), settings.plain_gateway_key, runtime.clock.now)
         runtime.lifecycle.guard = callers.refusal
         _warn_of_missing_key(settings)
-        self._prefixes = PrefixWatch(runtime.bus, runtime.control, runtime.members)
+        self._runtime = runtime
+        self._prefixes = KvIndexFeed(runtime.control.kv_snapshot, runtime.members.view)
         cluster = ClusterWatch(
             runtime.members, self._prefixes.index, runtime.clock.now, own_id=runtime.worker_id
         )
@@ -58,7 +59,7 @@ class SchedulerService:
         )
         encoder = Encoder(cluster, peers, settings.tokenizer_timeout_s)
         metrics = SchedulerMetrics(runtime.metrics)
-        cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock.now)
+        cache = CacheAccess(runtime.members.view, rpc_caches(runtime.channels), runtime.clock.now)
         self._answers = Answers(cluster, cache, runtime.metrics, settings.cache_timeout_s)
         self._orchestrator = Orchestrator(
             SchedulerDeps(
@@ -84,7 +85,7 @@ class SchedulerService:
         )
         self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock.now, runtime.rng)
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
-        runtime.members.on_change(lambda view: _warm_channels(view, runtime.channels))
+        runtime.members.on_change(WarmChannels(runtime.channels, _CALLED_ROLES).on_members)
         edge = Edge(
             self._orchestrator,
             self._embedder,
@@ -108,7 +109,7 @@ class SchedulerService:
 
     async def start(self) -> None:
         """See `runtime.Service`."""
-        await self._prefixes.start()
+        await self._prefixes.start(self._runtime.bus, self._runtime.members)
 
     def snapshot(self) -> ServiceSnapshot:
         """See `runtime.Service`."""
@@ -136,15 +137,9 @@ class SchedulerService:
         await self._leases.close()
         await self._answers.close()
         await self._text.close()
-        await self._prefixes.stop()
+        await self._prefixes.close()
 
 
 def _warn_of_missing_key(settings: SchedulerSettings) -> None:
     if (settings.api_keys or settings.tenants_file) and not settings.plain_gateway_key:
         logger.warning("gateways will be refused: callers need keys, and gateway_key is not set")
-
-
-def _warm_channels(view: ClusterView, channels: ChannelPool) -> None:
-    for member in view:
-        if member.status.role in _CALLED_ROLES:
-            channels.warm(member.status.address)

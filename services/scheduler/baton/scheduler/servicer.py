@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -29,8 +29,9 @@ from baton.scheduler.pins import PinTarget, PrefixPins
 from baton.scheduler.recent import RequestRecord
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.view import ClusterWatch
-from baton.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from baton.v1 import inference_pb2, inference_pb2_grpc
 from baton.wire.cluster import status_to_pb
+from baton.wire.inference.pins import PinnedPrefix, pin_to_pb
 from baton.wire.prompt import chat_from_pb
 from baton.wire.sampling import sampling_from_pb
 from baton.wire.timing import duration_from_pb, duration_to_pb, slice_to_pb, stage_to_pb
@@ -146,8 +147,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         target = PinTarget(model, tuple(prompt), salted(request.cache_salt))
         # The label says whose it is: nobody sees, or takes back, another tenant's pins.
         pin = await self._edge.pins.pin(target, ttl_s, salted(request.label))
-        pin.label = request.label
-        return inference_pb2.PinPrefixResponse(pin=pin)
+        return inference_pb2.PinPrefixResponse(pin=pin_to_pb(replace(pin, label=request.label)))
 
     async def UnpinPrefix(
         self, request: inference_pb2.UnpinPrefixRequest, context: Any
@@ -161,13 +161,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.ListPinnedPrefixesRequest, context: Any
     ) -> inference_pb2.ListPinnedPrefixesResponse:
         """The prefixes that are kept."""
-        return inference_pb2.ListPinnedPrefixesResponse(pins=await self._own_pins())
+        pins = [pin_to_pb(pin) for pin in await self._own_pins()]
+        return inference_pb2.ListPinnedPrefixesResponse(pins=pins)
 
-    async def _own_pins(self) -> list[common_pb2.Pin]:
-        own = [p for p in await self._edge.pins.current() if unsalted(p.label) is not None]
-        for pin in own:
-            pin.label = unsalted(pin.label) or ""
-        return own
+    async def _own_pins(self) -> list[PinnedPrefix]:
+        return [
+            replace(pin, label=label)
+            for pin in await self._edge.pins.current()
+            if (label := unsalted(pin.label)) is not None
+        ]
 
     async def GetClusterStatus(
         self, request: inference_pb2.GetClusterStatusRequest, context: Any

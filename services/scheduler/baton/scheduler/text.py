@@ -114,10 +114,11 @@ class TextRelay:
     ) -> None:
         self._open_call = open_call
         self._pick = pick
-        self._on_lost = on_lost
-        """Gets the address of a tokenizer whose call broke."""
+        self.on_lost = on_lost
+        """Gets the address of a tokenizer whose call broke, or that does not answer."""
         self._links: dict[str, TextLink] = {}
-        self._stream_ids = count(1)
+        self.stream_ids = count(1)
+        """Unique over all calls."""
 
     def open(self, how: OpenText, timeout_s: float) -> TextOutput:
         """A new output. Nothing is sent before its first tokens."""
@@ -136,14 +137,6 @@ class TextRelay:
             self._links = {key: old for key, old in self._links.items() if not old.is_broken}
             self._links[address] = link
         return link
-
-    def lost(self, link: TextLink) -> None:
-        """Reports a link that broke or does not answer."""
-        self._on_lost(link.address)
-
-    def next_stream_id(self) -> int:
-        """Unique over all calls."""
-        return next(self._stream_ids)
 
     def forget(self, link: TextLink, stream_id: int) -> None:
         """Frees an output's state at the tokenizer. Does not wait."""
@@ -221,7 +214,7 @@ class TextOutput:
     def _lose_link(self, avoid: set[str]) -> None:
         if self._link is not None:
             avoid.add(self._link.address)
-            self._relay.lost(self._link)
+            self._relay.on_lost(self._link.address)
         self._link = None
         self._is_open = False
 
@@ -237,7 +230,7 @@ class TextOutput:
         replayed = self._token_ids if is_new else []
         if self._link is None or is_new:
             self._link = self._relay.link(self._how.model, frozenset(avoid))
-            self._stream_id = self._relay.next_stream_id()
+            self._stream_id = next(self._relay.stream_ids)
         self._is_open = True
         piece = TextPiece(
             stream_id=self._stream_id,

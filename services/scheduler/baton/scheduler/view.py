@@ -2,103 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import count
 
 from baton.core.cluster import ClusterView, Member, ServiceState, ServiceStatus
-from baton.core.errors import BatonError, InvalidRequest, ModelNotFound, NoWorker
+from baton.core.errors import InvalidRequest, ModelNotFound, NoWorker
 from baton.core.hashing import Fingerprint, block_hashes, root_hash
-from baton.core.placement import DECODE_ROLE, PREFILL_ROLE, Load, Placement
+from baton.core.placement import Load, Placement
 from baton.core.prefix_index import PrefixIndex
 from baton.core.roles import Role
-from baton.core.subjects import ALL_KV_EVENTS
-from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
-from baton.rpc.peers import ControlClient
 from baton.scheduler.compatibility import Compatibility
-from baton.wire.cluster import kv_event_from_bytes
 
-logger = logging.getLogger(__name__)
-
-TOKENIZER_ROLE = "tokenizer"
 MAX_MODEL_LEN_STAT = "max_model_len_tokens"
 """Workers say under this name how many tokens of prompt and output they take together."""
-_KV_ROLES = frozenset({DECODE_ROLE, PREFILL_ROLE})
 _DEFAULT_PLACES = 64
-_REPAIR_DELAY_S = 0.5
 _RETRY_AFTER_S = 1.0
-
-
-class PrefixWatch:
-    """Keeps a PrefixIndex current: events from the bus, snapshots from workers to mend gaps."""
-
-    def __init__(self, bus: Bus, control: ControlClient, members: MembershipView) -> None:
-        self.index = PrefixIndex()
-        self._bus = bus
-        self._control = control
-        self._members = members
-        self._repairs: dict[str, asyncio.Task[None]] = {}
-        """Per worker id."""
-
-    async def start(self) -> None:
-        """Begins to listen, and asks the workers that are there already."""
-        await self._bus.subscribe(ALL_KV_EVENTS, self._on_event)
-        self._members.on_change(self._on_members)
-        self._on_members(self._members.view())
-
-    async def stop(self) -> None:
-        """Ends all of that."""
-        tasks = list(self._repairs.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _on_event(self, subject: str, data: bytes) -> None:
-        try:
-            event = kv_event_from_bytes(data)
-        except InvalidRequest as error:
-            logger.warning("bad KV event", extra={"subject": subject, "error": error.message})
-            return
-        if self._members.view().get(event.worker_id) is None:
-            return
-        if self.index.apply(event.worker_id, event.sequence, event.stored, event.removed):
-            self._repair(event.worker_id)
-
-    def _on_members(self, view: ClusterView) -> None:
-        for worker_id in self.index.worker_ids:
-            if view.get(worker_id) is None:
-                self.index.drop_worker(worker_id)
-        for member in view:
-            is_new = member.worker_id not in self.index.worker_ids
-            is_ready = member.status.state is ServiceState.READY
-            if is_new and is_ready and member.status.role in _KV_ROLES:
-                self._repair(member.worker_id)
-
-    def _repair(self, worker_id: str) -> None:
-        if worker_id in self._repairs:
-            return
-        task = asyncio.get_running_loop().create_task(self._load(worker_id))
-        self._repairs[worker_id] = task
-        task.add_done_callback(lambda _: self._repairs.pop(worker_id, None))
-
-    async def _load(self, worker_id: str) -> None:
-        while (member := self._members.view().get(worker_id)) is not None:
-            try:
-                snapshot = await self._control.kv_snapshot(member.status.address)
-            except BatonError as error:
-                logger.debug("no KV snapshot", extra={"worker": worker_id, "error": str(error)})
-            else:
-                is_same_boot = snapshot.worker_id == worker_id
-                has_gap = is_same_boot and self.index.load_snapshot(
-                    worker_id, snapshot.sequence, snapshot.block_hashes
-                )
-                if not has_gap:
-                    return
-            await asyncio.sleep(_REPAIR_DELAY_S)
 
 
 class ClusterWatch:
@@ -153,7 +74,7 @@ class ClusterWatch:
         return sorted({
             member.status.model
             for member in self.view()
-            if member.status.role == DECODE_ROLE and member.status.state is ServiceState.READY
+            if member.status.role == Role.DECODE and member.status.state is ServiceState.READY
         })
 
     def resolve_model(self, name: str) -> str:
@@ -182,7 +103,7 @@ class ClusterWatch:
         """Most tokens of prompt and output together, 0 when no worker says."""
         limits = [
             int(member.status.stats.get(MAX_MODEL_LEN_STAT, 0.0))
-            for member in self._ready(DECODE_ROLE, model)
+            for member in self._ready(Role.DECODE, model)
         ]
         return min((limit for limit in limits if limit > 0), default=0)
 
@@ -194,7 +115,7 @@ class ClusterWatch:
         """
         places = sum(
             member.rates.max_num_seqs or _DEFAULT_PLACES
-            for member in self._ready(DECODE_ROLE, model)
+            for member in self._ready(Role.DECODE, model)
         )
         return max(1, places // self._num_schedulers())
 
@@ -222,7 +143,7 @@ class ClusterWatch:
 
     def has_healthy_decode(self, model: str, excluded: frozenset[str]) -> bool:
         """True when a worker that has not failed the request could take it."""
-        usable = self.view().usable(DECODE_ROLE, self._clock(), model=model)
+        usable = self.view().usable(Role.DECODE, self._clock(), model=model)
         return any(member.worker_id not in excluded for member in usable)
 
     def tokenizer(self, model: str, avoid: frozenset[str] = frozenset()) -> Member:
@@ -235,7 +156,7 @@ class ClusterWatch:
         """
         ready = [
             member
-            for member in self._ready(TOKENIZER_ROLE)
+            for member in self._ready(Role.TOKENIZER)
             # A tokenizer reports every model that it knows, with commas between them.
             if not model or model in member.status.model.split(",")
         ]
@@ -326,7 +247,7 @@ class ClusterWatch:
         return next(iter(by_digest.values())) if len(by_digest) == 1 else None
 
     def _fingerprints(self, model: str) -> list[Fingerprint]:
-        members = [*self._ready(DECODE_ROLE, model), *self._ready(PREFILL_ROLE, model)]
+        members = [*self._ready(Role.DECODE, model), *self._ready(Role.PREFILL, model)]
         return [m.status.fingerprint for m in members if m.status.fingerprint is not None]
 
 

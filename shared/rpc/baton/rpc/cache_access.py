@@ -1,4 +1,4 @@
-"""The cache service's replicas, as its clients see them: who keeps what, and who is left alone.
+"""The cache service's replicas, as its clients see them: who keeps what, and who gets a pause.
 
 A prefix is kept whole by one replica, chosen by its first block. Chosen per block, it would be
 spread over all of them: each look-up would ask every one, and the loss of any would cut every
@@ -10,32 +10,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import xxhash
+
 from baton.core.cluster import ClusterView, Member
 from baton.core.errors import BatonError
 from baton.core.replicas import owner
-from baton.rpc.peers import CachePeer
+from baton.core.roles import Role
+from baton.wire.cache import CacheCaller, RpcCache
 from baton.wire.channel import ChannelPool
 
 logger = logging.getLogger(__name__)
 _PAUSE_S = 5.0
-_ROLE = "cache"
+Connect = Callable[[str], CacheCaller]
+"""The caller of the replica at an address."""
+
+
+def rpc_caches(channels: ChannelPool) -> Connect:
+    """Connects to replicas over shared channels."""
+    return lambda address: RpcCache(channels, address, xxhash.xxh3_64_intdigest)
 
 
 class CacheAccess:
-    """Finds the replica for a key; one that failed is left alone for a moment."""
+    """Finds the replica for a key; one that failed is not asked for 5 s."""
 
     def __init__(
-        self, view: Callable[[], ClusterView], channels: ChannelPool, clock: Callable[[], float]
+        self, view: Callable[[], ClusterView], connect: Connect, clock: Callable[[], float]
     ) -> None:
         self._view = view
-        self._channels = channels
+        self._connect = connect
         self._clock = clock
         self._paused_until_s: dict[str, float] = {}
         """By address."""
         self.num_failures = 0
 
-    def replica(self, key: bytes) -> CachePeer | None:
-        """The replica for a key, if there is one and it is to be asked now.
+    def replica(self, key: bytes) -> CacheCaller | None:
+        """The replica for a key, if there is one and it has no pause.
 
         For a prefix, `key` is the hash of its first block.
         """
@@ -46,14 +55,13 @@ class CacheAccess:
         address = replicas[name].status.address
         if self._clock() < self._paused_until_s.get(address, 0.0):
             return None
-        return CachePeer(self._channels, address)
+        return self._connect(address)
 
-    def all(self) -> list[CachePeer]:
+    def all(self) -> list[CacheCaller]:
         """Every replica."""
-        members = self._replicas().values()
-        return [CachePeer(self._channels, member.status.address) for member in members]
+        return [self._connect(each.status.address) for each in self._replicas().values()]
 
-    def failed(self, peer: CachePeer, error: BatonError | TimeoutError) -> None:
+    def failed(self, peer: CacheCaller, error: BatonError | TimeoutError) -> None:
         """A call failed."""
         now = self._clock()
         self.num_failures += 1
@@ -61,11 +69,11 @@ class CacheAccess:
             address: until_s for address, until_s in self._paused_until_s.items() if until_s > now
         }
         self._paused_until_s[peer.address] = now + _PAUSE_S
-        logger.info("cache service left alone for a moment", extra={"error": str(error)})
+        logger.info("cache service gets a pause", extra={"error": str(error)})
 
     def _replicas(self) -> dict[str, Member]:
-        """By what names their share: their store's id, so that a restart finds its own again."""
-        members = self._view().usable(_ROLE, self._clock())
+        """By the name of their share: their store's id, so that a restart finds its own again."""
+        members = self._view().usable(Role.CACHE, self._clock())
         # Right after a restart the process before it may still be listed: the younger one counts.
         members.sort(key=lambda member: -member.status.uptime_s)
         return {member.status.store_id or member.worker_id: member for member in members}

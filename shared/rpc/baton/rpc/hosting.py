@@ -25,9 +25,9 @@ from baton.rpc.logs import log_failure
 from baton.rpc.membership import Announcer, MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.runtime import Lifecycle, Runtime, Service, ServiceSnapshot
-from baton.rpc.servicer import ControlServicer
 from baton.rpc.settings import ServiceSettings, parse_cores
 from baton.rpc.version import VERSION
+from baton.wire.control import add_control
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,14 @@ class Hosting:
             leaving=self._is_leaving,
         )
 
+    def kv_snapshot(self) -> tuple[int, list[bytes]]:
+        """See wire.control.ControlServer; empty while the service loads."""
+        return self._service.kv_snapshot() if self._has_loaded else (0, [])
+
+    def request_stop(self, grace_s: float | None) -> None:
+        """See wire.control.ControlServer."""
+        self._runtime.request_stop(grace_s=grace_s)
+
     async def run(self, on_ready: Callable[[dict[str, object]], None]) -> None:
         """Serves until a stop is requested, drains, and stops. Sets the lifecycle's exit code."""
         await self._serve()
@@ -145,12 +153,7 @@ class Hosting:
             delay_meter.cancel()
 
     async def _serve(self) -> None:
-        control = ControlServicer(
-            self.describe,
-            self._kv_snapshot,
-            lambda grace_s: self._runtime.request_stop(grace_s=grace_s),
-        )
-        served = [*self._service.register(self._server), control.register(self._server)]
+        served = [*self._service.register(self._server), add_control(self._server, self)]
         self._names.extend(served)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self._set_health(_NOT_SERVING)
@@ -239,11 +242,6 @@ class Hosting:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in self._names:
             await self._health.set(name, status)
-
-    def _kv_snapshot(self) -> tuple[int, list[bytes]]:
-        if not self._has_loaded:
-            return 0, []
-        return self._service.kv_snapshot()
 
     def _take_snapshot(self) -> ServiceSnapshot:
         """The service's load, or the last known one where there is none to have."""

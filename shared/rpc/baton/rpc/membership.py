@@ -1,9 +1,10 @@
-"""Who is there: leases announced on the bus, doubts settled by asking the process itself.
+"""The cluster's members: leases announced on the bus, doubts settled by asking the process.
 
 A lease is an announcement on core NATS, measured on the receiver's own clock; the broker stores
-nothing, so its restart loses nothing. An ended lease is a reason to ask, not a verdict: whoever
-still answers GetStatus stays a member. That one rule covers a dead bus, a worker cut off from the
-bus, and static peers without any bus. Two unanswered questions in a row end a membership.
+nothing, so its restart loses nothing. An ended lease is a reason to ask, not a verdict: a process
+that answers GetStatus, if only that it is too busy, stays a member. That one rule covers a dead
+bus, a worker cut off from the bus, and static peers without any bus. Two unanswered questions in a
+row end a membership.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from baton.core.cluster import Announcement, ClusterView, Member
-from baton.core.errors import BatonError, InvalidRequest
+from baton.core.errors import BatonError, InvalidRequest, QueueFull
 from baton.core.subjects import MEMBER_QUERY, MEMBERS
 from baton.rpc.bus import Bus
 from baton.wire.cluster import announcement_from_bytes, announcement_to_bytes
@@ -67,7 +68,7 @@ class MembershipView:
         self._view = ClusterView()
         self._callbacks: list[OnChange] = []
         self._lost: dict[str, tuple[Member, float]] = {}
-        """Who ended without a goodbye and when, by address."""
+        """Members that ended without a goodbye and when, by address."""
         self._polls: dict[str, _Poll] = {}
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_POLLS)
         self._task: asyncio.Task[None] | None = None
@@ -77,13 +78,13 @@ class MembershipView:
         return self._view
 
     def lost(self) -> list[Member]:
-        """Who stopped answering in the last minutes, and has not been replaced since."""
+        """Members that stopped answering in the last minutes and were not replaced since."""
         oldest_s = self._clock() - LOST_MEMORY_S
         self._lost = {key: entry for key, entry in self._lost.items() if entry[1] >= oldest_s}
         return [member for member, _ in self._lost.values()]
 
     def on_change(self, callback: OnChange) -> None:
-        """Has `callback` called when somebody joins, leaves, or changes state (not load)."""
+        """Calls `callback` when a member joins, leaves, or changes state (not load)."""
         self._callbacks.append(callback)
 
     def suspect(self, worker_id: str) -> None:
@@ -96,14 +97,14 @@ class MembershipView:
         self._start_polls()
 
     def observe(self, announcement: Announcement) -> None:
-        """Takes in what a process said about itself, by whatever way that came."""
+        """Takes in what a process said about itself, over the bus or in an answer."""
         status = announcement.status
         if self._roles is not None and status.role not in self._roles:
             return
         self._lost.pop(status.address, None)
         view = self._view
         for member in self._view:
-            # Ids are per boot: whoever had this address before is gone.
+            # Ids are per boot: the process that had this address before is gone.
             is_same_address = member.status.address == status.address
             if is_same_address and member.worker_id != status.worker_id:
                 view = view.without(member.worker_id)
@@ -168,6 +169,8 @@ class MembershipView:
         try:
             async with self._slots:
                 announcement = await self._ask_status(address)
+        except QueueFull:
+            poll.num_failures = 0  # An answer, though a busy one: the process lives.
         except BatonError as error:
             poll.num_failures += 1
             poll.next_at_s = self._clock() + _RETRY_INTERVAL_S
@@ -205,7 +208,7 @@ class MembershipView:
 
 
 def _outline(view: ClusterView) -> set[tuple[object, ...]]:
-    """What a change of which is worth telling."""
+    """The parts whose change callbacks hear about."""
     return {
         (m.worker_id, m.status.state, m.status.address, m.status.model, m.suspect_until_s)
         for m in view

@@ -29,7 +29,6 @@ from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.logs import setup_logging
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
-from baton.rpc.peers import ControlClient
 from baton.rpc.runtime import Lifecycle, Runtime, Service, ServiceSnapshot
 from baton.rpc.server import (
     advertised_host,
@@ -43,6 +42,7 @@ from baton.rpc.telemetry import Telemetry
 from baton.rpc.version import VERSION
 from baton.wire.channel import ChannelPool
 from baton.wire.clock import SystemClock
+from baton.wire.control import RpcControl
 
 __all__ = ["Runtime", "Service", "ServiceSnapshot", "main", "run"]
 
@@ -127,7 +127,7 @@ async def _assemble(
     bus = Bus(settings.nats_url, name=worker_id, telemetry=telemetry, metrics=metrics, rng=rng)
     bus.start()
     stack.push_async_callback(bus.close)
-    control = ControlClient(channels)
+    control = RpcControl(channels)
     members = MembershipView(
         bus,
         lambda address: control.status(address, lease_s=settings.lease_s),

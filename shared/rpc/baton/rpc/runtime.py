@@ -18,10 +18,10 @@ from baton.core.hashing import Fingerprint
 from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
-from baton.rpc.peers import ControlClient
 from baton.rpc.settings import ServiceSettings
 from baton.rpc.telemetry import Telemetry
 from baton.wire.channel import ChannelPool
+from baton.wire.control import ControlCaller
 
 logger = logging.getLogger(__name__)
 S_co = TypeVar("S_co", bound=ServiceSettings, covariant=True)
@@ -108,7 +108,7 @@ class Runtime(Generic[S_co]):
     bus: Bus
     members: MembershipView
     channels: ChannelPool
-    control: ControlClient
+    control: ControlCaller
     rng: Random
     clock: Clock
     lifecycle: Lifecycle

@@ -76,8 +76,8 @@ class ServiceSettings(BaseSettings):
     """Time between announcements of state and load."""
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=64 * 1024, le=1024 * 1024 * 1024)
     """Largest gRPC message accepted."""
-    max_concurrent_rpcs: int = Field(default=1024, ge=1, le=1_000_000)
-    """Calls served at once; more are refused."""
+    max_concurrent_rpcs: int = Field(default=4096, ge=1, le=1_000_000)
+    """Calls served at once, those that wait for admission included; more are refused."""
     cores: str = ""
     """CPU cores that the process may use, such as "0,1"; empty for all."""
     tls_cert: str = ""

@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 
 MAX_CHANNELS = 1024
+_LAST_CALLS_S = 3600.0
+"""A channel that is closed lets its calls go on for so long."""
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_time_ms", 15_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -129,11 +131,13 @@ class ChannelPool:
         tls: TlsFiles | None = None,
         inject: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
-        self._options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
+        self.max_message_bytes = max_message_bytes
+        """Largest message that the pool's channels take."""
         self._credentials = tls.channel_credentials() if tls and tls.is_set else None
         self._inject = inject
         self._channels: dict[tuple[str, bool], grpc.aio.Channel] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[grpc.aio.Channel, asyncio.Task[None]] = {}
+        """Channels that still end their calls."""
 
     def get(self, address: str, *, is_bulk: bool = False) -> grpc.aio.Channel:
         """The channel to `address` ("host:port"); the pool owns it.
@@ -141,7 +145,7 @@ class ChannelPool:
         A bulk channel has a TCP connection of its own and is tuned for large messages.
         """
         key = (address, is_bulk)
-        channel = self._channels.pop(key, None) or self._open(address, is_bulk=is_bulk)
+        channel = self._channels.pop(key, None) or self.open(address, is_bulk=is_bulk)
         self._channels[key] = channel  # now the most recently used
         if len(self._channels) > MAX_CHANNELS:
             self._close_soon(self._channels.pop(next(iter(self._channels))))
@@ -152,7 +156,10 @@ class ChannelPool:
         self.get(address, is_bulk=is_bulk).get_state(try_to_connect=True)
 
     def discard(self, address: str) -> None:
-        """Closes the channels to an address that is gone for good; their calls end cancelled."""
+        """Closes the channels to a peer that is gone, each when its last call has ended.
+
+        A call that starts on one of them raises grpc.aio.UsageError, which `rpc_errors` maps.
+        """
         for is_bulk in (False, True):
             channel = self._channels.pop((address, is_bulk), None)
             if channel is not None:
@@ -160,14 +167,21 @@ class ChannelPool:
 
     async def close(self) -> None:
         """Closes all channels; calls on them end cancelled."""
-        channels = list(self._channels.values())
+        channels = [*self._channels.values(), *self._closing]
+        tasks = list(self._closing.values())
         self._channels.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for channel in channels:
             await channel.close(None)
-        await asyncio.gather(*self._closing)
 
-    def _open(self, address: str, *, is_bulk: bool) -> grpc.aio.Channel:
-        options = (*self._options, *(_BULK_OPTIONS if is_bulk else ()))
+    def open(
+        self, address: str, *, is_bulk: bool = False, max_message_bytes: int | None = None
+    ) -> grpc.aio.Channel:
+        """A new channel, which the caller closes."""
+        limit = ("grpc.max_receive_message_length", max_message_bytes or self.max_message_bytes)
+        options = (*_OPTIONS, limit, *(_BULK_OPTIONS if is_bulk else ()))
         if self._credentials is None:
             channel = grpc.aio.insecure_channel(address, options=options)
         else:
@@ -175,6 +189,6 @@ class ChannelPool:
         return channel if self._inject is None else TracedChannel(channel, self._inject)
 
     def _close_soon(self, channel: grpc.aio.Channel) -> None:
-        task = asyncio.get_running_loop().create_task(channel.close(None))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        task = asyncio.get_running_loop().create_task(channel.close(_LAST_CALLS_S))
+        self._closing[channel] = task
+        task.add_done_callback(lambda _: self._closing.pop(channel, None))

@@ -199,11 +199,11 @@ class _RpcTextCall:
 
 def add_tokenizer(server: grpc.aio.Server, tokenizer: TokenizerServer) -> str:
     """Serves a tokenizer; returns the service's full name."""
-    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(_Adapter(tokenizer), server)
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(_TokenizerAdapter(tokenizer), server)
     return str(_SERVICE.full_name)
 
 
-class _Adapter(tokenizer_pb2_grpc.TokenizerServiceServicer):
+class _TokenizerAdapter(tokenizer_pb2_grpc.TokenizerServiceServicer):
     def __init__(self, tokenizer: TokenizerServer) -> None:
         self._tokenizer = tokenizer
 

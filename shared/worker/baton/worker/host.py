@@ -12,7 +12,7 @@ from baton.core.cluster import WorkerRates
 from baton.core.subjects import kv_events_of
 from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
-from baton.rpc.cache_access import CacheAccess
+from baton.rpc.cache_access import CacheAccess, rpc_caches
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.wire.cluster import KvEvent, kv_event_to_bytes
 from baton.wire.frames import check_kv_frames
@@ -36,7 +36,9 @@ class EngineHost:
         self.worker = worker
         self.copiers = ThreadPoolExecutor(num_copiers, thread_name_prefix="baton-kv-copy")
         """Threads that copy KV of blocks that nobody writes to."""
-        self.cache = CacheAccess(runtime.members.view, runtime.channels, runtime.clock.now)
+        self.cache = CacheAccess(
+            runtime.members.view, rpc_caches(runtime.channels), runtime.clock.now
+        )
         self.write_back = WriteBack(
             worker.engine, self.cache, self.copiers, runtime.settings.write_back_queue_blocks
         )

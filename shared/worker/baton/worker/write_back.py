@@ -1,6 +1,6 @@
 """Blocks of a worker's prefix cache to the cache service, in the background.
 
-A help and never a condition: what cannot be stored soon is not stored, and no request waits.
+Best effort: blocks that cannot be stored soon are dropped, and no request waits.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 
+import xxhash
+
 from baton.core.errors import BatonError
 from baton.core.eviction import ChainLink
 from baton.engine.engine import Engine
 from baton.rpc.cache_access import CacheAccess
-from baton.rpc.peers import Block, CachePeer
+from baton.wire.cache import CacheBlock
 
 _STORE_TIMEOUT_S = 30.0
 _BATCH_BLOCKS = 64
@@ -38,7 +40,7 @@ class WriteBack:
         """Blocks not stored because too many were waiting."""
 
     def offer(self, hashes: list[bytes]) -> None:
-        """Has a prefix's full blocks stored in the background; never waits."""
+        """Stores a prefix's full blocks in the background; never waits."""
         if not hashes or self._cache.replica(hashes[0]) is None:
             return
         if self._num_queued_blocks + len(hashes) > self._max_queued_blocks:
@@ -48,7 +50,7 @@ class WriteBack:
         self._queue.put_nowait(hashes)
 
     async def run(self) -> None:
-        """Stores what was offered, for ever; run it as a task."""
+        """Stores offered prefixes until it is cancelled; run it as a task."""
         while True:
             hashes = await self._queue.get()
             try:
@@ -61,21 +63,16 @@ class WriteBack:
         if cache is None:
             return
         try:
-            await self._store_at(cache, hashes)
+            num_stored = await cache.num_stored(hashes, timeout_s=_STORE_TIMEOUT_S)
+            if num_stored < len(hashes):
+                blocks = self._exported(hashes, num_stored)
+                self.num_stored_blocks += await cache.store(blocks, timeout_s=_STORE_TIMEOUT_S)
         except BatonError as error:
             self._cache.failed(cache, error)
 
-    async def _store_at(self, cache: CachePeer, hashes: list[bytes]) -> None:
-        num_stored = await cache.num_stored(hashes, timeout_s=_STORE_TIMEOUT_S)
-        if num_stored < len(hashes):
-            self.num_stored_blocks += await cache.store(
-                self._exported(hashes, num_stored),
-                self._engine.fingerprint,
-                timeout_s=_STORE_TIMEOUT_S,
-            )
-
-    async def _exported(self, hashes: list[bytes], first: int) -> AsyncIterator[Block]:
+    async def _exported(self, hashes: list[bytes], first: int) -> AsyncIterator[CacheBlock]:
         loop = asyncio.get_running_loop()
+        layout = self._engine.fingerprint.layout
         positions = {block_hash: position for position, block_hash in enumerate(hashes)}
         for start in range(first, len(hashes), _BATCH_BLOCKS):
             exported = await loop.run_in_executor(
@@ -86,4 +83,5 @@ class WriteBack:
             for block_hash, payload in exported:
                 position = positions[block_hash]
                 parent = hashes[position - 1] if position else b""
-                yield Block(block_hash, payload, ChainLink(parent, position))
+                checksum = xxhash.xxh3_64_intdigest(payload)
+                yield CacheBlock(block_hash, layout, checksum, payload, ChainLink(parent, position))
