@@ -117,7 +117,7 @@ class _Planner:
             self._extend(candidate, candidate.num_uncomputed_tokens)
 
     def admit(self, waiting: Sequence[Candidate]) -> None:
-        """Admits in order. Whoever finds no blocks lets nobody pass who would take any."""
+        """Admits in order. Behind a candidate that lacks blocks, none that needs blocks passes."""
         num_running = len(self._running)
         is_blocked = False
         for candidate in waiting:

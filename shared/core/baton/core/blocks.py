@@ -45,10 +45,10 @@ class Fork:
     """Blocks of one sequence that another one of the same tokens uses too."""
 
     shared: list[int]
-    """Full ones, which nobody writes any more."""
+    """Full blocks, which are no longer written."""
     source: int | None
     """The partly filled one behind them: the newcomer copies it before its first write. Until then
-    it has a reference of its own, which the newcomer releases."""
+    it has a separate reference, which the newcomer releases."""
 
 
 @dataclass(slots=True)

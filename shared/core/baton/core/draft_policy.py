@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 _FIRST_SHARE = 0.7
 _MAX_DEPTH = 16
-"""Drafts behind this one are taken to be as good as this one."""
+"""Drafts behind this one are assumed to be accepted as often as this one."""
 _TYPICAL_RATE = 0.01
 """Weight of one draft's outcome for all sequences: the last 100 or so count."""
 _OWN_RATE = 0.04
@@ -153,7 +153,7 @@ class TypicalAcceptance:
         self.found_share += _TYPICAL_RATE * (is_found - self.found_share)
 
     def observe(self, num_proposed: int, num_accepted: int) -> None:
-        """Says what became of drafts. Those behind the first rejected one tell nothing."""
+        """Says what became of drafts. Those behind the first rejected one carry no information."""
         for depth in range(min(num_accepted + 1, num_proposed, _MAX_DEPTH)):
             outcome = 1.0 if depth < num_accepted else 0.0
             # The last one stands for those that were not proposed.

@@ -62,7 +62,7 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
-    """How many most likely tokens to tell per prompt token, besides it; None tells nothing."""
+    """How many of the most likely tokens to report per prompt token, besides it; None for none."""
     speculation: bool | None = None
     draft_source: DraftSource | None = None
     """None: the draft model where there is one, else looked up."""

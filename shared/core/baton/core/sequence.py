@@ -183,7 +183,7 @@ class Sequence:
 
     @property
     def is_computed_whole(self) -> bool:
-        """True when cached KV does not help, because it does not tell what is asked for."""
+        """True when cached KV does not help: it lacks the log-probabilities or states asked for."""
         return self.wants_prompt_logprobs or self.spec.pooling is Pooling.MEAN
 
     def add_hidden(self, values: abc.Sequence[float]) -> None:

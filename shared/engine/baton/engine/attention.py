@@ -1,6 +1,6 @@
 """Paged attention, plugged into transformers' models.
 
-A model's attention layers call `PagedAttention`, registered under a name of its own. It writes the
+A model's attention layers call `PagedAttention`, registered under our own name. It writes the
 new K and V into the pool and lets a backend attend.
 """
 

@@ -5,7 +5,7 @@ the target's own sample. The output is therefore the one without speculation, at
 Source: Daliri, Musco, Suresh, "Coupling without Communication and Drafter-Invariant Speculative
 Decoding", 2024.
 
-The draft's KV lies in tensors of its own under the same block ids. Nothing of it is handed over or
+The draft's KV lies in separate tensors under the same block ids. None of it is handed over or
 cached: for a new sequence the draft computes the known tokens first.
 """
 

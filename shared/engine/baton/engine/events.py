@@ -1,4 +1,4 @@
-"""What an engine tells about its sequences. Times are `time.monotonic()` seconds."""
+"""Events that an engine reports about its sequences. Times are `time.monotonic()` seconds."""
 
 from __future__ import annotations
 

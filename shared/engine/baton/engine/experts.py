@@ -1,6 +1,6 @@
 """Mixture-of-experts layers whose experts are linear layers, open to be packed or quantized.
 
-transformers keeps a layer's experts in three-dimensional tensors and tells their layout through its
+transformers keeps a layer's experts in three-dimensional tensors and shows their layout through its
 experts interface. That is all that is known of them here. Experts without that interface, and those
 that turn out to compute something else, stay as they are.
 """
@@ -75,7 +75,7 @@ def open_experts(module: nn.Module, saved: Collection[str] | None = None) -> int
     """Turns a model's experts into linear layers in place, before these are packed or quantized.
 
     Each class of experts is tried once on random input, and left alone if the output differs.
-    Without weights to try, `saved` tells by the names of a checkpoint's layers which were opened.
+    Without weights to try, the layer names in `saved`, a checkpoint's, show which were opened.
 
     Returns:
         Groups of experts opened.
@@ -110,7 +110,7 @@ def _linears(experts: Any, name: str) -> nn.ModuleList:
     biases = getattr(experts, f"{name}_bias").detach() if experts.has_bias else None
     linears = nn.ModuleList()
     for index, weight in enumerate(weights.mT if experts.is_transposed else weights):
-        # Without storage of its own: its parameters are set right below.
+        # Without storage: its parameters are set right below.
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if biases is not None:

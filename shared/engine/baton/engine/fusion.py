@@ -40,7 +40,7 @@ class MergedLinear(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.merged = merged
-        # In lists, because a module takes its time to set an attribute of its own.
+        # In lists: nn.Module.__setattr__ is slow.
         self._inputs: list[torch.Tensor] = []
         self._parts: list[torch.Tensor | None] = []
 
@@ -182,7 +182,7 @@ def _is_same(module: nn.Module, fused: nn.Module, dtype: torch.dtype) -> bool:
 
 
 def pack_products(module: nn.Module) -> int:
-    """Packs what our kernels multiply with, when nothing is to be merged any more.
+    """Packs the weights that our kernels multiply with, after all merging.
 
     Returns:
         Products packed.
@@ -209,7 +209,7 @@ def _are_alike(siblings: list[nn.Linear]) -> bool:
 
 def _concatenated(siblings: list[nn.Linear]) -> nn.Linear:
     weight = torch.cat([sibling.weight for sibling in siblings])
-    # Without storage of its own: its parameters are set right below.
+    # Without storage: its parameters are set right below.
     merged = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     merged.weight = nn.Parameter(weight, requires_grad=False)
     if siblings[0].bias is not None:

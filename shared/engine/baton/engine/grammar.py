@@ -30,8 +30,8 @@ _MAX_RENEWALS = 2
 _MAX_MESSAGE_CHARS = 300
 _RETRY_AFTER_S = 0.5
 _JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,24}"
-"""What people indent with. Without a bound, a model that likes whitespace writes nothing else up to
-its last token; small ones do, with blank lines where there are no spaces."""
+"""What people indent with. Bounded, because small models otherwise emit whitespace, or blank lines,
+until max_tokens."""
 
 
 class GrammarConstraint:

@@ -2,7 +2,7 @@
 
 A graph repeats what was launched once, on the same memory. So the tables of a step lie in buffers
 that stay, and a step in which every sequence has one token is padded to the next of a few batch
-sizes, each captured once. Padding reads and writes a block that belongs to nobody.
+sizes, each captured once. Padding reads and writes the scratch block, which no sequence owns.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class KvCache:
     In int8 the last dimension is longer: it has the scales, see `kv_int8`.
 
     The engine thread writes the blocks that it computes. Transfer threads read and write whole
-    blocks that nobody else writes meanwhile.
+    blocks that no other thread writes meanwhile.
     """
 
     def __init__(self, layout: KvLayout, num_blocks: int, device: torch.device) -> None:
@@ -115,7 +115,7 @@ class KvCache:
             rows[index] = source
 
     def write_whole(self, block_ids: Sequence[int], payloads: Sequence[memoryview]) -> None:
-        """Sets the content of blocks, each from a payload of its own with all layers.
+        """Sets the content of blocks, each from its own payload with all layers.
 
         Few operators for many blocks: a fourth of the time that a `write` for each takes.
 

@@ -139,7 +139,7 @@ def _try_attention(module: PreTrainedModel, attention: PagedAttention, layout: K
 
 def _speed_up(module: PreTrainedModel, factory: LinearFactory) -> None:
     """Replaces layers of the model by faster ones, where `factory` makes any."""
-    # Any layer tells whether this device and dtype have them at all.
+    # One layer shows whether this device and dtype have them at all.
     sample = torch.nn.Linear(1, 1, bias=False, device=module.device, dtype=module.dtype)
     if factory(sample) is None:
         return

@@ -1,6 +1,6 @@
 """Copies between a device's KV and host memory, beside what the device computes.
 
-A copy goes through pinned memory and on a stream of its own. That stream first waits for what was
+A copy goes through pinned memory and on a separate stream. That stream first waits for what was
 queued before, since blocks may just have been computed, or may still be written to by a step of
 the sequence that had them last. A call returns when its copy is over, so whatever is queued later
 sees it; torch keeps the pinned memory for the next one.

@@ -78,7 +78,7 @@ class ModelRunner:
         self.hidden = []
         self._before_head = None
         has_hidden = any(row.has_hidden or row.num_prompt_logits for row in rows)
-        # A graph cannot tell of its layers, nor of hidden states.
+        # A graph reports neither its layers nor hidden states.
         if self._graphs is not None and on_written is None and not has_hidden:
             captured = self._graphs.forward(rows)
             if captured is not None:

@@ -110,7 +110,7 @@ class Sampler:
         Args:
             logits: float32 [N, vocab_size]; not changed.
             token_ids: N ids.
-            num_top: how many most likely tokens to tell besides.
+            num_top: how many of the most likely tokens to report as well.
         """
         found: list[TokenLogprob] = []
         for start in range(0, len(token_ids), _LOGPROB_ROWS):

@@ -257,7 +257,7 @@ def _check_prompt_logprobs(num_prompt_tokens: int, sampling: SamplingParams) -> 
     if num_values > MAX_PROMPT_LOGPROBS:
         raise InvalidRequest(
             f"prompt_logprobs of {num_prompt_tokens} tokens with {sampling.prompt_logprobs} "
-            f"alternatives each are {num_values} values; at most {MAX_PROMPT_LOGPROBS} are told"
+            f"alternatives each are {num_values} values; at most {MAX_PROMPT_LOGPROBS} are reported"
         )
 
 

@@ -29,7 +29,7 @@ class EngineState:
         self.is_changed = False
         """There may be something to compute or to deliver that the last step did not see."""
         self.failure: BatonError | None = None
-        """Why nothing is computed any more."""
+        """Why the engine has stopped computing."""
         self.sequences: dict[str, Sequence] = {}
         self.running: dict[str, Sequence] = {}
         self.waiting: dict[str, Sequence] = {}
@@ -111,7 +111,7 @@ class EngineState:
     def fork(self, sequence: Sequence, origin_seq_id: str) -> bool:
         """Gives a new sequence the KV of another one with the same prompt, all but the last token.
 
-        False if that one is not here any more, has not computed it yet, or is of another tenant.
+        False if that one has ended, has not computed the prompt yet, or belongs to another tenant.
         """
         origin = self.sequences.get(origin_seq_id)
         num_tokens = sequence.num_tokens - 1
@@ -133,7 +133,7 @@ class EngineState:
         return True
 
     def drop_copy_source(self, sequence: Sequence) -> bool:
-        """The sequence's partly filled block has its content; False if it had it before."""
+        """Releases the block that a fork was copied from; False if there is none."""
         if sequence.copy_source is None:
             return False
         self.pool.release([sequence.copy_source])
@@ -165,7 +165,7 @@ class EngineState:
         self.counters["preemptions"] += 1
 
     def end(self, sequence: Sequence, *, quarantine: bool = False) -> int:
-        """Ends a sequence; its blocks go when no step and no transfer touches them any more.
+        """Ends a sequence; its blocks are freed once no step and no transfer uses them.
 
         Returns:
             Blocks let go, or about to be.
@@ -193,7 +193,7 @@ class EngineState:
         self._let_go(sequence)
 
     def end_quarantine(self, seq_id: str) -> None:
-        """Nothing can write to the blocks any more. Idempotent."""
+        """Frees a sequence's quarantined blocks: all writers are done. Idempotent."""
         blocks = self._quarantined.pop(seq_id, None)
         if blocks:
             self.pool.end_quarantine(blocks)

@@ -98,7 +98,7 @@ class EngineWorker:
     def _run(self, config: EngineConfig) -> None:
         try:
             engine = Engine(config, self._report)
-        except Exception as error:  # noqa: BLE001 - whoever awaits `start` gets it
+        except Exception as error:  # noqa: BLE001 - the caller of `start` gets it
             self._call(self._set_loaded, None, error)
             return
         # A compile on the event loop or on this thread would hold up every stream.
