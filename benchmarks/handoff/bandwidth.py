@@ -49,7 +49,7 @@ from baton.wire.push import RpcPushCall, add_push_server
 
 TRANSPORTS = ("nixl", "shm", "grpc")
 _BLOCK_SIZE = 16
-_LAYOUT = KvLayout(_BLOCK_SIZE, "bfloat16", (8,) * 32, (128,) * 32)
+_LAYOUT = KvLayout.one_group(_BLOCK_SIZE, "bfloat16", (8,) * 32, (128,) * 32)
 _FINGERPRINT = Fingerprint("8b-shape", "", "", "", _LAYOUT)
 _TIMEOUT_S = 30.0
 

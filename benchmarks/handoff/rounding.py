@@ -19,7 +19,7 @@ from baton.engine.kv_cache import KvCache
 from baton.engine.kv_rounding import restore_kv, round_kv
 from benchmarks.quantization.perplexity import DEMO, heldout_texts, load, make_windows
 
-_LAYOUT = KvLayout(16, "bfloat16", (8,) * 32, (128,) * 32)
+_LAYOUT = KvLayout.one_group(16, "bfloat16", (8,) * 32, (128,) * 32)
 """Of an 8B model."""
 _NUM_BLOCKS = 8
 _PROMPT_TOKENS = 512
@@ -109,7 +109,7 @@ def _round_cache(cache: Any) -> None:
         for tensor in (layer.keys, layer.values):
             tokens = tensor[0].transpose(0, 1).contiguous()  # [num_tokens, heads, head_dim]
             num_tokens, num_heads, dim = tokens.shape
-            layout = KvLayout(1, "bfloat16", (num_heads,), (dim,))
+            layout = KvLayout.one_group(1, "bfloat16", (num_heads,), (dim,))
             span = Span(0, 1, 0, num_tokens)
             kv = KvCache(layout, num_tokens, torch.device("cpu"))
             kv.keys[0][:, 0] = tokens

@@ -16,7 +16,7 @@ from baton.wire.cache import CacheBlock, RpcCache
 from baton.wire.channel import ChannelPool
 from baton.wire.frames import encode_frame
 
-LAYOUT = KvLayout(4, "float32", (1,), (2,))
+LAYOUT = KvLayout.one_group(4, "float32", (1,), (2,))
 GOOD = bytes(range(LAYOUT.block_bytes))
 HASHES = [bytes([number]) * 16 for number in range(3)]
 

@@ -10,7 +10,7 @@ from baton.cache.disk import DiskStore
 from baton.core.hashing import KvLayout
 from tests.support.kv_blocks import make_block, name
 
-LAYOUT = KvLayout(block_size=16, dtype="float32", num_kv_heads=(2, 2), head_dim=(32, 32))
+LAYOUT = KvLayout.one_group(block_size=16, dtype="float32", num_kv_heads=(2, 2), head_dim=(32, 32))
 BUDGET_BYTES = 8 << 20
 BATCH = 4
 KEPT = 48

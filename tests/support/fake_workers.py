@@ -33,7 +33,7 @@ from baton.wire.timing import duration_to_pb
 from tests.support.fake_tokenizer import MODEL, FakeTokenizer
 from tests.support.pauses import Pauses
 
-FINGERPRINT = Fingerprint(MODEL, "c", "w", "t", KvLayout(16, "float32", (1,), (8,)))
+FINGERPRINT = Fingerprint(MODEL, "c", "w", "t", KvLayout.one_group(16, "float32", (1,), (8,)))
 MAX_MODEL_LEN_TOKENS = 512
 
 

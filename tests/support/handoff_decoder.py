@@ -18,7 +18,7 @@ from baton.core.handoff.reservation import Reservation, ReservationState, Reserv
 from baton.core.handoff.verification import Expected, Ledger, Receiver
 from baton.core.hashing import Fingerprint, KvLayout
 
-LAYOUT = KvLayout(block_size=1, dtype="float16", num_kv_heads=(1,), head_dim=(1,))
+LAYOUT = KvLayout.one_group(block_size=1, dtype="float16", num_kv_heads=(1,), head_dim=(1,))
 FINGERPRINT = Fingerprint("demo", "c", "w", "t", LAYOUT)
 NUM_BLOCKS = 3
 PROMPTS = {

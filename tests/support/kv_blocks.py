@@ -10,7 +10,7 @@ from baton.cache.store import StoredBlock
 from baton.core.eviction import FIRST_LINK, ChainLink
 from baton.core.hashing import KvLayout
 
-LAYOUT = KvLayout(block_size=2, dtype="float32", num_kv_heads=(1, 1), head_dim=(4, 4))
+LAYOUT = KvLayout.one_group(block_size=2, dtype="float32", num_kv_heads=(1, 1), head_dim=(4, 4))
 
 
 def name(number: int) -> bytes:

@@ -202,3 +202,8 @@ def test_killed_while_writing_it_opens_with_whole_transactions_only(tmp_path: Pa
             assert store.read(name(number)) == make_block(number, layout=LAYOUT)
         assert (store.folder / "blocks.lmdb").stat().st_size <= BUDGET_BYTES
         store.close()
+
+
+def test_a_record_names_a_layout_as_those_of_older_versions_do() -> None:
+    layout = '"layout":{"block_size":2,"dtype":"float32","num_kv_heads":[1,1],"head_dim":[4,4]}'
+    assert layout.encode() in disk._description(make_block(1))

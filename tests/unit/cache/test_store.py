@@ -125,7 +125,7 @@ def test_pinned_blocks_fill_the_store_and_others_are_refused() -> None:
 def test_block_larger_than_the_budget_is_skipped_and_evicts_nothing() -> None:
     store = BlockStore(COST_BYTES)
     store.put(make_block(1))
-    wide = KvLayout(block_size=2, dtype="float32", num_kv_heads=(8,), head_dim=(64,))
+    wide = KvLayout.one_group(block_size=2, dtype="float32", num_kv_heads=(8,), head_dim=(64,))
     data = bytes(wide.block_bytes)
     assert not store.put(StoredBlock(name(2), wide, xxhash.xxh3_64_intdigest(data), data))
     assert name(1) in store

@@ -20,7 +20,7 @@ from baton.cache.tiers import TieredStore
 from baton.core.hashing import KvLayout, block_hashes, root_hash
 from tests.support.kv_blocks import chain, make_block, name
 
-LAYOUT = KvLayout(block_size=16, dtype="float32", num_kv_heads=(2, 2), head_dim=(16, 16))
+LAYOUT = KvLayout.one_group(block_size=16, dtype="float32", num_kv_heads=(2, 2), head_dim=(16, 16))
 COST_BYTES = LAYOUT.block_bytes + BLOCK_OVERHEAD_BYTES
 NUMBERS = list(range(1, 21))
 HASHES = [name(number) for number in NUMBERS]

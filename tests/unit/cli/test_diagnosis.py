@@ -19,7 +19,7 @@ from baton.cli.peers import OwnWord, PathFigures
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.hashing import Fingerprint, KvLayout
 
-FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(16, "float32", (1,), (8,)))
+FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout.one_group(16, "float32", (1,), (8,)))
 BLOCKS = {"free": 6, "cached": 2}
 
 

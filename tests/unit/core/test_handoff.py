@@ -20,7 +20,9 @@ from baton.core.handoff.reservation import Reservation, ReservationState, Reserv
 from baton.core.handoff.verification import Expected, Ledger, Receiver
 from baton.core.hashing import Fingerprint, KvLayout
 
-LAYOUT = KvLayout(block_size=4, dtype="float32", num_kv_heads=(2, 1, 2), head_dim=(4, 8, 4))
+LAYOUT = KvLayout.one_group(
+    block_size=4, dtype="float32", num_kv_heads=(2, 1, 2), head_dim=(4, 8, 4)
+)
 FINGERPRINT = Fingerprint("demo", "c", "w", "t", LAYOUT)
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from baton.core.hashing import HASH_BYTES, block_hashes, root_hash, tokens_hash
+from baton.core.hashing import HASH_BYTES, KvGroup, KvLayout, block_hashes, root_hash, tokens_hash
 
 SIZE = 4
 TOKENS = list(range(11))
@@ -32,3 +32,12 @@ def test_models_and_tenants_share_nothing() -> None:
 def test_a_sequences_hash_depends_on_order_and_length() -> None:
     found = {tokens_hash(tokens) for tokens in ([1, 2], [2, 1], [1, 2, 0], [258])}
     assert len(found) == 4
+
+
+def test_a_layout_counts_the_layers_of_all_its_groups() -> None:
+    whole = KvLayout.one_group(4, "bfloat16", (2, 1, 3), (8, 16, 4))
+    cut = KvLayout(4, "bfloat16", (KvGroup((2, 1), (8, 16)), KvGroup((3,), (4,))))
+    assert cut.num_layers == whole.num_layers == 3
+    assert cut.block_bytes == whole.block_bytes
+    assert cut.layers_block_bytes(1, 3) == whole.layers_block_bytes(1, 3)
+    assert cut != whole

@@ -9,7 +9,9 @@ from baton.core.handoff.frames import Span
 from baton.core.handoff.outgoing import Outgoing
 from baton.core.hashing import KvLayout
 
-LAYOUT = KvLayout(block_size=4, dtype="float32", num_kv_heads=(2, 1, 2), head_dim=(4, 8, 4))
+LAYOUT = KvLayout.one_group(
+    block_size=4, dtype="float32", num_kv_heads=(2, 1, 2), head_dim=(4, 8, 4)
+)
 NUM_LAYERS = LAYOUT.num_layers
 
 

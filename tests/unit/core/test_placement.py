@@ -24,7 +24,7 @@ from baton.core.placement import (
 )
 
 NOW = 100.0
-FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(16, "float32", (2,), (64,)))
+FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout.one_group(16, "float32", (2,), (64,)))
 
 
 def member(worker_id: str, **changes: Any) -> Member:

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_blocks_survive_the_way_to_another_cache(dtype: str) -> None:
-    layout = KvLayout(4, dtype, (2, 1), (8, 16))
+    layout = KvLayout.one_group(4, dtype, (2, 1), (8, 16))
     source, target = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
     for part in (*source.keys, *source.values):
         part.copy_(torch.randn(part.shape))
@@ -30,7 +30,7 @@ def test_blocks_survive_the_way_to_another_cache(dtype: str) -> None:
 
 
 def test_the_wire_order_is_layer_then_k_then_v() -> None:
-    cache = KvCache(KvLayout(1, "float32", (1, 1), (1, 1)), 3, CPU)
+    cache = KvCache(KvLayout.one_group(1, "float32", (1, 1), (1, 1)), 3, CPU)
     for number, part in enumerate((cache.keys[0], cache.values[0], cache.keys[1], cache.values[1])):
         part.view(-1).copy_(torch.tensor([0.0, 1.0, 2.0]) + 10 * number)
     numbers = torch.frombuffer(cache.read([2, 1], 0, 2), dtype=torch.float32)
@@ -39,7 +39,7 @@ def test_the_wire_order_is_layer_then_k_then_v() -> None:
 
 @pytest.mark.parametrize("is_staged", [False, True])
 def test_whole_blocks_are_written_at_once(is_staged: bool) -> None:
-    layout = KvLayout(4, "bfloat16", (2, 1), (8, 16))
+    layout = KvLayout.one_group(4, "bfloat16", (2, 1), (8, 16))
     source, target = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
     if is_staged:
         target._pinned = PinnedCopies(CPU)
@@ -56,7 +56,7 @@ def test_whole_blocks_are_written_at_once(is_staged: bool) -> None:
 
 
 def test_a_payload_of_the_wrong_size_writes_nothing() -> None:
-    cache = KvCache(KvLayout(4, "float32", (1,), (8,)), 2, CPU)
+    cache = KvCache(KvLayout.one_group(4, "float32", (1,), (8,)), 2, CPU)
     payload = memoryview(b"\x01" * (cache.layout.block_bytes - 1))
     with pytest.raises(KvLayoutMismatch, match="256 bytes, got 255"):
         cache.write([0], 0, 1, payload)
@@ -87,7 +87,7 @@ def test_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_staged_copies_are_those_of_a_cpu(dtype: str) -> None:
     """What a device's cache does, on CPU memory: only streams and pinned memory are missing."""
-    layout = KvLayout(4, dtype, (2, 1), (8, 16))
+    layout = KvLayout.one_group(4, dtype, (2, 1), (8, 16))
     plain, staged = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
     staged._pinned = PinnedCopies(CPU)
     for part in plain._parts(0, 2):
@@ -127,7 +127,7 @@ def test_blocks_take_no_memory_before_they_are_written() -> None:
     if not Path("/proc/self/statm").is_file():
         pytest.skip("no /proc")
     before = resident_bytes()
-    cache = KvCache(KvLayout(16, "float32", (4,), (64,)), 16384, CPU)
+    cache = KvCache(KvLayout.one_group(16, "float32", (4,), (64,)), 16384, CPU)
     assert cache.num_bytes == 512 << 20
     assert resident_bytes() - before < 64 << 20
     cache.keys[0][5] = 1.0

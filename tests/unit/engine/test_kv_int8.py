@@ -30,7 +30,7 @@ def test_each_vector_is_rounded_by_its_own_scale(dtype: torch.dtype, size: int) 
 
 
 def test_blocks_have_about_half_the_bytes_of_16_bits() -> None:
-    plain = KvLayout(16, "bfloat16", (8, 4), (64, 128))
+    plain = KvLayout.one_group(16, "bfloat16", (8, 4), (64, 128))
     small = int8_layout(plain)
     assert plain.block_bytes == 2 * 16 * 2 * (8 * 64 + 4 * 128)
     assert small.block_bytes == 2 * 16 * (8 * 66 + 4 * 130)
@@ -43,7 +43,7 @@ def test_blocks_have_about_half_the_bytes_of_16_bits() -> None:
 
 
 def test_the_difference_is_told() -> None:
-    plain = KvLayout(16, "bfloat16", (8,), (64,))
+    plain = KvLayout.one_group(16, "bfloat16", (8,), (64,))
     one, other = (Fingerprint("m", "c", "w", "t", kind) for kind in (plain, int8_layout(plain)))
     assert one.differences(other) == ["dtype: bfloat16 != int8"]
     assert one.digest() != other.digest()
@@ -51,4 +51,4 @@ def test_the_difference_is_told() -> None:
 
 def test_heads_of_odd_size_are_refused() -> None:
     with pytest.raises(Unsupported, match="layer 1 has 63"):
-        int8_layout(KvLayout(16, "bfloat16", (8, 8), (64, 63)))
+        int8_layout(KvLayout.one_group(16, "bfloat16", (8, 8), (64, 63)))

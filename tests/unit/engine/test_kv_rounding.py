@@ -23,7 +23,7 @@ def _rounded(cache: KvCache, span: Span) -> memoryview:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_values_move_by_half_a_step_at_most(dtype: str) -> None:
-    layout = KvLayout(4, dtype, (2, 1, 3), (8, 16, 6))
+    layout = KvLayout.one_group(4, dtype, (2, 1, 3), (8, 16, 6))
     source, target = KvCache(layout, 6, CPU), KvCache(layout, 6, CPU)
     for part in (*source.keys, *source.values):
         part.copy_(torch.randn(part.shape) * torch.rand(part.shape[:3]).unsqueeze(-1) * 100)
@@ -42,7 +42,7 @@ def test_values_move_by_half_a_step_at_most(dtype: str) -> None:
 
 
 def test_the_wires_form_is_that_of_a_pool_in_int8() -> None:
-    layout = KvLayout(1, "float32", (2, 1), (2, 4))
+    layout = KvLayout.one_group(1, "float32", (2, 1), (2, 4))
     cache = KvCache(layout, 1, CPU)
     pool = KvCache(KvEncoding.INT8.layout(layout), 1, CPU)
     for part, packed in zip(cache.keys + cache.values, pool.keys + pool.values, strict=True):
@@ -52,6 +52,6 @@ def test_the_wires_form_is_that_of_a_pool_in_int8() -> None:
 
 
 def test_it_is_smaller() -> None:
-    layout = KvLayout(16, "bfloat16", (8,) * 32, (128,) * 32)
+    layout = KvLayout.one_group(16, "bfloat16", (8,) * 32, (128,) * 32)
     span = Span(0, 32, 0, 4)
     assert span.num_bytes(KvEncoding.INT8.layout(layout)) / span.num_bytes(layout) == 130 / 256

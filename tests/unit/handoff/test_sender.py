@@ -19,7 +19,7 @@ from baton.handoff.sender import PushSender, PushTarget, SenderParts
 from baton.wire.clock import SystemClock
 from tests.support.eventually import eventually
 
-LAYOUT = KvLayout(4, "float32", (1, 1), (2, 2))
+LAYOUT = KvLayout.one_group(4, "float32", (1, 1), (2, 2))
 SPEC = SequenceSpec("a/1", tuple(range(8)), SamplingParams(seed=1), max_tokens=1)
 
 

@@ -11,7 +11,7 @@ from baton.core.hashing import Fingerprint, KvLayout
 from baton.handoff.transports.shm import SharedInlet, SharedReceiver
 from tests.support.shared_memory import num_held
 
-FINGERPRINT = Fingerprint("demo", "c", "w", "t", KvLayout(4, "float32", (1,), (2,)))
+FINGERPRINT = Fingerprint("demo", "c", "w", "t", KvLayout.one_group(4, "float32", (1,), (2,)))
 
 
 @pytest.fixture

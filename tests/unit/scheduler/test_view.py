@@ -19,7 +19,7 @@ from baton.wire.cluster import KvEvent, kv_event_to_bytes
 from baton.wire.control import KvSnapshot
 from tests.support.eventually import eventually
 
-FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(4, "float32", (1,), (8,)))
+FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout.one_group(4, "float32", (1,), (8,)))
 
 
 class FakeBus:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus, WorkerRates
-from baton.core.errors import ErrorReason, InvalidRequest
+from baton.core.errors import ErrorReason, InvalidRequest, Unsupported
 from baton.core.guide import Guide, GuideKind
-from baton.core.hashing import Fingerprint, KvLayout
+from baton.core.hashing import Fingerprint, KvGroup, KvLayout
 from baton.core.sampling import DraftSource, FinishReason, SamplingParams, TokenLogprob
 from baton.v1 import common_pb2, inference_pb2
 from baton.wire import layout as layout_module
@@ -38,7 +38,7 @@ from baton.wire.sampling import (
 )
 from baton.wire.timing import duration_from_pb, duration_to_pb
 
-FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout(16, "bfloat16", (2, 4), (8, 16)))
+FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout.one_group(16, "bfloat16", (2, 4), (8, 16)))
 STATUS = ServiceStatus(
     worker_id="decode-1",
     role="decode",
@@ -215,6 +215,12 @@ def test_fingerprint_survives_and_its_layout_is_checked() -> None:
         })
         with pytest.raises(InvalidRequest, match=r"layout\."):
             layout_module.fingerprint_from_pb(common_pb2.ModelFingerprint(layout=layout))
+
+
+def test_a_layout_of_several_groups_is_not_sent_as_one() -> None:
+    group = KvGroup((2,), (8,))
+    with pytest.raises(Unsupported, match="one group on the wire, not 2"):
+        layout_module.layout_to_pb(KvLayout(16, "bfloat16", (group, group)))
 
 
 def test_announcement_survives() -> None:

@@ -99,7 +99,7 @@ def test_malformed_frames_are_refused(data: bytes) -> None:
 
 
 def test_blocks_that_no_message_can_hold_are_refused(caplog: pytest.LogCaptureFixture) -> None:
-    layout = KvLayout(256, "bfloat16", (8,) * 32, (128,) * 32)
+    layout = KvLayout.one_group(256, "bfloat16", (8,) * 32, (128,) * 32)
     with caplog.at_level(logging.WARNING):
         check_kv_frames(layout, 64 << 20)
         assert not caplog.records

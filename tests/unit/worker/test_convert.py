@@ -14,8 +14,8 @@ from baton.v1 import common_pb2, decode_pb2, prefill_pb2
 from baton.wire.layout import fingerprint_to_pb
 from baton.worker.convert import MAX_SALT_CHARS, seq_id_from_pb, spec_from_pb
 
-OURS = Fingerprint("demo", "a", "b", "c", KvLayout(16, "float32", (2,), (8,)))
-OTHER = Fingerprint("demo", "a", "x", "c", KvLayout(16, "float32", (2,), (8,)))
+OURS = Fingerprint("demo", "a", "b", "c", KvLayout.one_group(16, "float32", (2,), (8,)))
+OTHER = Fingerprint("demo", "a", "x", "c", KvLayout.one_group(16, "float32", (2,), (8,)))
 REQUESTS = (decode_pb2.ReserveRequest, prefill_pb2.PrefillRequest)
 
 

@@ -17,7 +17,7 @@ from baton.engine.worker import EngineWorker
 from baton.worker.host import EngineHost
 from tests.support.eventually import eventually
 
-LAYOUT = KvLayout(16, "float32", (4,), (64,))
+LAYOUT = KvLayout.one_group(16, "float32", (4,), (64,))
 
 
 class _Worker:

@@ -14,7 +14,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -234,9 +234,13 @@ def _claim(folder: Path) -> tuple[Path, int]:
     raise InvalidRequest(f"all {_MAX_REPLICAS} folders of {folder} are in use")
 
 
+_LAYOUT_FIELDS = ("block_size", "dtype", "num_kv_heads", "head_dim")
+"""As records name them since before layouts had groups."""
+
+
 def _description(block: StoredBlock) -> bytes:
     described = {
-        "layout": asdict(block.layout),
+        "layout": {name: getattr(block.layout, name) for name in _LAYOUT_FIELDS},
         "parent": block.link.parent.hex(),
         "position": block.link.position,
     }
@@ -260,7 +264,7 @@ def _described(block_hash: bytes, about: bytes) -> tuple[KvLayout, ChainLink, in
     fields = json.loads(text)
     layout = fields["layout"]
     return (
-        KvLayout(
+        KvLayout.one_group(
             layout["block_size"],
             layout["dtype"],
             tuple(layout["num_kv_heads"]),

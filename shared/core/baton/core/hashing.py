@@ -19,17 +19,46 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Layers whose KV shares one block table."""
+
+    num_kv_heads: tuple[int, ...]
+    """Per layer."""
+    head_dim: tuple[int, ...]
+    """Per layer."""
+
+
+@dataclass(frozen=True, slots=True)
 class KvLayout:
-    """Shape of a worker's KV cache. Mirrors baton.v1.KvLayout."""
+    """Shape of a worker's KV cache."""
 
     block_size: int
     """Tokens per block."""
     dtype: str
     """"float32", "bfloat16" or "float16", or "int8" with a scale for each token and head."""
-    num_kv_heads: tuple[int, ...]
-    """Per layer."""
-    head_dim: tuple[int, ...]
-    """Per layer."""
+    groups: tuple[KvGroup, ...]
+    """One today, of all layers; windows, latent and recurrent state will need several."""
+
+    @classmethod
+    def one_group(
+        cls,
+        block_size: int,
+        dtype: str,
+        num_kv_heads: tuple[int, ...],
+        head_dim: tuple[int, ...],
+    ) -> KvLayout:
+        """The layout of a model whose layers share one block table. Mirrors baton.v1.KvLayout."""
+        return cls(block_size, dtype, (KvGroup(num_kv_heads, head_dim),))
+
+    @property
+    def num_kv_heads(self) -> tuple[int, ...]:
+        """Per layer, group by group."""
+        return tuple(heads for group in self.groups for heads in group.num_kv_heads)
+
+    @property
+    def head_dim(self) -> tuple[int, ...]:
+        """Per layer, group by group."""
+        return tuple(dim for group in self.groups for dim in group.head_dim)
 
     @property
     def num_layers(self) -> int:

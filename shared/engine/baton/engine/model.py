@@ -98,7 +98,7 @@ def load_model(
     pack_products(module)
     on_progress(0.9, "looking at its layers")
     shapes = layer_shapes(module, config, attention)
-    layout = KvLayout(
+    layout = KvLayout.one_group(
         block_size=block_size,
         dtype=dtype_name(module.dtype),
         num_kv_heads=tuple(shape.num_kv_heads for shape in shapes),

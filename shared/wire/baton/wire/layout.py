@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from baton.core.errors import InvalidRequest
+from baton.core.errors import InvalidRequest, Unsupported
 from baton.core.hashing import HASH_BYTES, Fingerprint, KvLayout
 from baton.v1 import common_pb2
 
@@ -39,7 +39,13 @@ def fingerprint_from_pb(pb: common_pb2.ModelFingerprint) -> Fingerprint:
 
 
 def layout_to_pb(layout: KvLayout) -> common_pb2.KvLayout:
-    """The wire's form."""
+    """The wire's form.
+
+    Raises:
+        Unsupported: the layout has several groups, which the message cannot say.
+    """
+    if len(layout.groups) != 1:
+        raise Unsupported(f"a KV layout has one group on the wire, not {len(layout.groups)}")
     return common_pb2.KvLayout(
         block_size=layout.block_size,
         dtype=layout.dtype,
@@ -63,7 +69,7 @@ def layout_from_pb(pb: common_pb2.KvLayout) -> KvLayout:
     for heads, dim in zip(pb.num_kv_heads, pb.head_dim, strict=True):
         in_range("layout.num_kv_heads", heads, 1, 65_536)
         in_range("layout.head_dim", dim, 1, 65_536)
-    return KvLayout(pb.block_size, pb.dtype, tuple(pb.num_kv_heads), tuple(pb.head_dim))
+    return KvLayout.one_group(pb.block_size, pb.dtype, tuple(pb.num_kv_heads), tuple(pb.head_dim))
 
 
 def in_range(field: str, value: int, low: int, high: int) -> None:
