@@ -12,23 +12,23 @@ from dataclasses import replace
 from baton.core.answer_key import answer_key, is_determined
 from baton.core.errors import BatonError
 from baton.core.request import RequestStatus
-from baton.core.sampling import FinishReason
 from baton.core.stages import StageName
 from baton.rpc.cache_access import CacheAccess
 from baton.rpc.metrics import Metrics
-from baton.scheduler.convert import output_to_bytes, outputs_from_bytes
 from baton.scheduler.live import LiveRequest
-from baton.scheduler.messages import Output
-from baton.scheduler.relay import Emit
+from baton.scheduler.relay import begun
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.view import ClusterWatch
+from baton.wire.inference.chunks import Chunk
+from baton.wire.inference.kept_answer import answer_part, chunks_of_answer
+from baton.wire.inference.serving import Emit
 
 MAX_ANSWER_BYTES = 1 << 20
 """Larger answers are not kept."""
 _STORE_TIMEOUT_S = 5.0
 _MAX_STORES = 64
 """Under way at a time; more answers are not kept."""
-_WHOLE = frozenset({FinishReason.STOP, FinishReason.LENGTH})
+_WHOLE = frozenset({"stop", "length"})
 
 
 class Answers:
@@ -65,7 +65,7 @@ class Answers:
             keep_special_tokens=asked.job.keep_special_tokens,
         )
 
-    async def find(self, key: bytes) -> list[Output] | None:
+    async def find(self, key: bytes) -> list[Chunk] | None:
         """The whole answer, if one is kept and comes in time."""
         peer = self._cache.replica(key)
         if peer is None:
@@ -73,31 +73,31 @@ class Answers:
             return None
         try:
             content = await peer.answer(key, timeout_s=self._timeout_s)
-            outputs = outputs_from_bytes(content) if content else None
+            chunks = chunks_of_answer(content) if content else None
         except BatonError as error:
             self._cache.failed(peer, error)
             self._count.labels("failed").inc()
             return None
-        self._count.labels("miss" if outputs is None else "hit").inc()
-        return outputs
+        self._count.labels("miss" if chunks is None else "hit").inc()
+        return chunks
 
     def recorded(self, key: bytes, live: LiveRequest, emit: Emit) -> Emit:
         """As `emit`, and keeps what went out once it has ended well."""
         parts: list[bytes] = []
         num_bytes = 0
 
-        async def record(output: Output) -> None:
+        async def record(chunk: Chunk) -> None:
             nonlocal num_bytes
-            await emit(output)
+            await emit(chunk)
             if num_bytes > MAX_ANSWER_BYTES:
                 return
-            parts.append(output_to_bytes(output))
+            parts.append(answer_part(chunk))
             num_bytes += len(parts[-1])
             if num_bytes > MAX_ANSWER_BYTES:
                 parts.clear()
                 self._count.labels("not_kept").inc()
                 return
-            is_whole = output.ending is not None and output.ending.finish_reason in _WHOLE
+            is_whole = chunk.finish_reason in _WHOLE
             # Other workers may have come, and computed it, since the key was made.
             if is_whole and self.key(live) == key:
                 self._keep(key, b"".join(parts))
@@ -132,17 +132,20 @@ class Answers:
 
 
 async def replay(
-    live: LiveRequest, outputs: list[Output], emit: Emit, metrics: SchedulerMetrics
+    live: LiveRequest, chunks: list[Chunk], emit: Emit, metrics: SchedulerMetrics
 ) -> None:
     """Sends a kept answer as it was sent the first time, and ends the request."""
     live.timeline.first_token(StageName.ANSWER_LOOKUP)
     metrics.ttft_s.observe(live.timeline.stages.ttft_s or 0.0)
-    for output in outputs:
-        live.output.ids.extend(output.token_ids)
-        metrics.sent(len(output.token_ids))
-        ending = output.ending
-        if ending is not None:
-            live.output.finish_reason = ending.finish_reason
-            ending = replace(ending, stages=tuple(live.timeline.stages.stages))
-        await emit(replace(output, ending=ending))
+    for index, kept in enumerate(chunks):
+        live.output.ids.extend(kept.token_ids)
+        metrics.sent(len(kept.token_ids))
+        chunk = replace(kept, request_id=live.request_id, model=live.asked.model)
+        if index == 0:
+            chunk = begun(chunk, live)
+        if chunk.finish_reason:
+            live.output.finish_reason = chunk.finish_reason
+            stages = tuple(live.timeline.stages.stages)
+            chunk = replace(chunk, trace_id=live.trace_id, stages=stages)
+        await emit(chunk)
     live.state.end(RequestStatus.FINISHED, live.clock.now())

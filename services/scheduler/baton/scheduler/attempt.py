@@ -26,7 +26,6 @@ from baton.scheduler.failover import AttemptFailed
 from baton.scheduler.live import LiveRequest
 from baton.scheduler.messages import (
     FirstToken,
-    PlacementTaken,
     PrefillDone,
     PrefillEvent,
     PrefillStarted,
@@ -38,6 +37,7 @@ from baton.scheduler.relay import OutputRelay
 from baton.scheduler.request_timeline import AttemptTimeline
 from baton.scheduler.streams import PeerStream, Silent
 from baton.wire.clock import ended_within
+from baton.wire.inference.chunks import PlacementTaken
 
 _SLOWEST_PREFILL_TOKENS_PER_S = 100.0
 _COMMIT_GRACE_S = 1.0
@@ -297,7 +297,7 @@ class Attempt:
         self._live.placement = PlacementTaken(
             prefill_worker_id=(placement.prefill or placement.decode).worker_id,
             decode_worker_id=self._decode_id,
-            is_local=placement.is_local,
+            local_prefill=placement.is_local,
             reason=placement.reason,
             attempts=self._number,
             decode_cached_tokens=decode_cached,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from random import Random
 
 from baton.core.admission import check_priority
 from baton.core.cluster import Member
-from baton.core.embedding import Pooling, shaped
+from baton.core.embedding import shaped
 from baton.core.errors import BatonError, InvalidRequest, NoWorker, PromptTooLong, WorkerDraining
 from baton.core.placement import PREFILL_ROLE
-from baton.core.prompt import Prompt
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
 from baton.scheduler.live import worker_request_id
@@ -21,36 +19,11 @@ from baton.scheduler.messages import EmbedOrder
 from baton.scheduler.peers import Peers
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.view import ClusterWatch
+from baton.wire.inference.vectors import Embedding, EmbedRequest
 
 logger = logging.getLogger(__name__)
 MAX_AT_ONCE = 16
 """Inputs of one request that are computed side by side."""
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedJob:
-    """A checked request for vectors."""
-
-    model: str
-    prompts: tuple[Prompt, ...]
-    """None of them empty."""
-    request_id: str
-    pooling: Pooling
-    dimensions: int = 0
-    is_scaled: bool = True
-    priority: int = 0
-    cache_salt: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """The vector of one input."""
-
-    index: int
-    model: str
-    values: tuple[float, ...]
-    num_tokens: int
-    num_cached_tokens: int
 
 
 class Embedder:
@@ -79,7 +52,7 @@ class Embedder:
         """Requests for vectors that run."""
         return len(self._running)
 
-    async def embed(self, job: EmbedJob, timeout_s: float) -> AsyncGenerator[Embedding, None]:
+    async def embed(self, job: EmbedRequest, timeout_s: float) -> AsyncGenerator[Embedding, None]:
         """Vectors in the order in which they are done. Closing it early cancels the others.
 
         Raises:
@@ -96,7 +69,7 @@ class Embedder:
             async with places:
                 return await self._one(job, model, index, ends_at_s)
 
-        tasks = [asyncio.create_task(one(index)) for index in range(len(job.prompts))]
+        tasks = [asyncio.create_task(one(index)) for index in range(len(job.inputs))]
         caller = asyncio.current_task()
         if caller is not None:
             self._running.add(caller)
@@ -116,8 +89,8 @@ class Embedder:
         if self._running:
             await asyncio.wait(set(self._running), timeout=grace_s)
 
-    async def _one(self, job: EmbedJob, model: str, index: int, ends_at_s: float) -> Embedding:
-        prompt = job.prompts[index]
+    async def _one(self, job: EmbedRequest, model: str, index: int, ends_at_s: float) -> Embedding:
+        prompt = job.inputs[index]
         if isinstance(prompt, tuple):
             token_ids = prompt
         else:
@@ -146,7 +119,9 @@ class Embedder:
                 await self._recover(failover, AttemptFailed("embed", worker.worker_id, error))
             else:
                 vector = shaped(values, job.dimensions, is_scaled=job.is_scaled)
-                return Embedding(index, model, vector, len(token_ids), num_cached_tokens)
+                return Embedding(
+                    index, vector, len(token_ids), num_cached_tokens, model, job.request_id
+                )
 
     def _choose(self, model: str, excluded: frozenset[str]) -> Member:
         """The prefill worker with the fewest tokens waiting; one that failed only as a last one."""

@@ -13,9 +13,11 @@ from baton.core.ids import MAX_REQUEST_ID_CHARS
 from baton.core.output import TokenBatch, Usage
 from baton.core.placement import Placement
 from baton.core.request import RequestState
-from baton.core.sampling import FinishReason, SamplingParams
-from baton.scheduler.messages import GenerateJob, PlacementTaken, WorkOrder
+from baton.core.sampling import SamplingParams
+from baton.scheduler.messages import WorkOrder
 from baton.scheduler.request_timeline import RequestTimeline
+from baton.wire.inference.chunks import PlacementTaken
+from baton.wire.inference.requests import GenerateRequest
 
 RequestKey = tuple[str, str]
 """Tenant and request id: two tenants may use one id at the same time."""
@@ -25,7 +27,7 @@ RequestKey = tuple[str, str]
 class AcceptedRequest:
     """What was asked. Complete once the prompt is tokenized."""
 
-    job: GenerateJob
+    job: GenerateRequest
     worker_request_id: str
     """Id towards workers, unique over all schedulers; the caller's id is only a label."""
     model: str
@@ -60,15 +62,16 @@ def worker_request_id(request_id: str, rng: Random) -> str:
 class RequestOutput:
     """What went to the caller so far, over all attempts: a fail-over continues from it."""
 
-    def __init__(self, job: GenerateJob) -> None:
-        self.ids: list[int] = list(job.output_ids)
-        self.digest = job.output_digest
+    def __init__(self, job: GenerateRequest) -> None:
+        self.ids: list[int] = list(job.received_ids)
+        self.digest = job.resume.fingerprint if job.resume else b""
         """Fingerprint of what computes the output; empty before that is known."""
         self.cached_tokens = 0
         """Of the prompt, that some worker had in its cache."""
         self.draft_tokens = 0
         self.accepted_tokens = 0
-        self.finish_reason: FinishReason | None = None
+        self.finish_reason = ""
+        """Such as "stop"; empty before the end."""
 
     @property
     def pinned_digest(self) -> bytes:

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from baton.core.embedding import Pooling
 from baton.core.hashing import Fingerprint
-from baton.core.output import TokenText, Usage
-from baton.core.prompt import Prompt
-from baton.core.request import Stage
 from baton.core.sampling import FinishReason, SamplingParams, TokenLogprob
 from baton.core.timeline import Slice
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateJob:
-    """A checked request for one completion."""
-
-    model: str
-    prompt: Prompt
-    sampling: SamplingParams
-    request_id: str
-    priority: int = 0
-    cache_salt: str = ""
-    keep_special_tokens: bool = False
-    can_reuse_answer: bool = False
-    """An answer kept of an identical request will do, and this one's may be kept."""
-    fork_of: str = ""
-    """Id of a request with the same prompt, whose KV is to be shared."""
-    output_ids: tuple[int, ...] = ()
-    """Output that the caller has already, from a call that broke."""
-    num_output_chars: int = 0
-    """Characters of its text that the caller has."""
-    output_digest: bytes = b""
-    """Fingerprint of what computed it; empty when the caller does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,61 +99,3 @@ class PrefillDone:
 
 
 PrefillEvent = PrefillStarted | FirstToken | PrefillDone
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementTaken:
-    """Where a request ran, and why."""
-
-    prefill_worker_id: str
-    decode_worker_id: str
-    is_local: bool
-    reason: str
-    attempts: int
-    decode_cached_tokens: int
-    prefill_cached_tokens: int
-
-
-NOWHERE = PlacementTaken(
-    prefill_worker_id="",
-    decode_worker_id="",
-    is_local=False,
-    reason="",
-    attempts=0,
-    decode_cached_tokens=0,
-    prefill_cached_tokens=0,
-)
-"""The placement of what no worker computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputToken:
-    """One token, of the output or the prompt, with its log-probabilities and texts."""
-
-    token_id: int
-    text: TokenText
-    logprob: float
-    top: tuple[OutputToken, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """What only a request's last message carries."""
-
-    finish_reason: FinishReason
-    stop_reason: str
-    usage: Usage
-    stages: tuple[Stage, ...]
-    placement: PlacementTaken
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A piece of the answer."""
-
-    text: str
-    token_index: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[OutputToken, ...] = field(default=())
-    prompt_logprobs: tuple[OutputToken, ...] = ()
-    ending: Ending | None = None

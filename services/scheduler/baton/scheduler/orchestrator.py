@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from baton.core.admission import Admission, check_priority
 from baton.core.errors import BatonError, InvalidRequest, QueueFull, WorkerDraining
@@ -15,13 +15,13 @@ from baton.scheduler.answers import replay
 from baton.scheduler.deps import SchedulerDeps
 from baton.scheduler.gate import AdmissionGate
 from baton.scheduler.live import AcceptedRequest, LiveRequest, RequestKey, worker_request_id
-from baton.scheduler.messages import GenerateJob
 from baton.scheduler.placer import Placer
 from baton.scheduler.prompts import Prompts
 from baton.scheduler.recent import RecentRequests
-from baton.scheduler.relay import Emit
 from baton.scheduler.request_run import RequestRun
 from baton.wire.clock import ended_within
+from baton.wire.inference.requests import GenerateRequest
+from baton.wire.inference.serving import Emit
 
 _LAST_CANCELS_S = 1.0
 _FULL_RETRY_S = 1.0
@@ -62,12 +62,8 @@ class Orchestrator:
         for model in {live.asked.model for live in self._live.values()}:
             self._gate.advance(model)
 
-    async def generate(
-        self, job: GenerateJob, timeout_s: float, make_emit: Callable[[LiveRequest], Emit]
-    ) -> None:
-        """Runs a request to its end; returns after the last message was sent.
-
-        `make_emit` makes the sender of the accepted request's messages.
+    async def generate(self, job: GenerateRequest, timeout_s: float, emit: Emit) -> None:
+        """Runs a request to its end; returns after the last chunk was sent.
 
         Raises:
             BatonError: the request was refused, or ended otherwise.
@@ -77,7 +73,7 @@ class Orchestrator:
         if task is not None:
             self._tasks.add(task)
         try:
-            await self._run_to_an_end(live, make_emit(live))
+            await self._run_to_an_end(live, emit)
         finally:
             del self._live[live.asked.key]
             live.prompt_kv.settled.set()
@@ -98,7 +94,7 @@ class Orchestrator:
         """Stops timers."""
         self._gate.close()
 
-    def _accept(self, job: GenerateJob, timeout_s: float) -> LiveRequest:
+    def _accept(self, job: GenerateRequest, timeout_s: float) -> LiveRequest:
         if self._is_draining:
             raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)
         check_priority(job.priority)
@@ -167,7 +163,7 @@ class Orchestrator:
             end = RequestStatus.ABORTED if is_callers else RequestStatus.FAILED
             live.state.end(end, self._clock.now())
         finish = live.output.finish_reason
-        self.recent.ended(live, finish.name.lower() if finish and status == "ok" else status)
+        self.recent.ended(live, finish if finish and status == "ok" else status)
         self._deps.metrics.requests.labels(status).inc()
         self._deps.metrics.e2e_s.observe(live.timeline.now_s())
 

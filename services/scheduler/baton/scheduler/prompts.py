@@ -44,7 +44,7 @@ class Prompts:
         """
         seed = asked.job.sampling.seed
         max_tokens = self._max_tokens(asked)
-        if max_tokens is not None and len(asked.job.output_ids) >= max_tokens:
+        if max_tokens is not None and len(asked.job.received_ids) >= max_tokens:
             raise InvalidRequest("resume has max_tokens tokens: nothing is left to produce")
         sampling = replace(
             asked.job.sampling,

@@ -4,43 +4,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from baton.core.errors import RequestNotFound
-from baton.core.request import Stage
-from baton.core.timeline import Track
 from baton.scheduler.live import LiveRequest, RequestKey
-from baton.scheduler.messages import PlacementTaken
+from baton.wire.inference.records import RequestRecord
 
 MAX_RUNNING = 256
 """Running requests that one list shows."""
 
 
 @dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """What is remembered of a request."""
+class _Entry:
+    """A record, and what callers do not see of it."""
 
-    request_id: str
+    record: RequestRecord
     cache_salt: str
     """Tells whose it is."""
-    trace_id: str
-    model: str
-    state: str
-    outcome: str
-    """How it ended; empty while it runs."""
     arrived_at_s: float
     """On the scheduler's clock."""
-    elapsed_s: float
-    """To its end, or to now while it runs."""
-    ttft_s: float | None
-    prompt_tokens: int
-    output_tokens: int
-    draft_tokens: int
-    accepted_tokens: int
-    placement: PlacementTaken | None
-    stages: tuple[Stage, ...]
-    tracks: tuple[Track, ...]
 
 
 class RecentRequests:
@@ -50,7 +33,7 @@ class RecentRequests:
         self._limit = limit
         self._clock = clock
         self._running: OrderedDict[RequestKey, LiveRequest] = OrderedDict()
-        self._ended: OrderedDict[RequestKey, RequestRecord] = OrderedDict()
+        self._ended: OrderedDict[RequestKey, _Entry] = OrderedDict()
 
     def started(self, live: LiveRequest) -> None:
         """A request was accepted."""
@@ -62,24 +45,25 @@ class RecentRequests:
         if not self._limit:
             return
         self._ended.pop(live.asked.key, None)  # an id may be used again
-        self._ended[live.asked.key] = self._record(live, outcome)
+        self._ended[live.asked.key] = self._entry(live, outcome)
         if len(self._ended) > self._limit:
             self._ended.popitem(last=False)
 
     def latest(self, limit: int = 0, mark: str = "") -> list[RequestRecord]:
         """The requests, the one that arrived last first; at most `limit`, 0 for all.
 
-        Only those whose salts begin with `mark`.
+        Only those whose salts begin with `mark`, and without their tracks.
         """
         running = (
             live
             for live in reversed(self._running.values())
             if live.asked.job.cache_salt.startswith(mark)
         )
-        found = [self._record(live, "") for live in islice(running, MAX_RUNNING)]
+        found = [self._entry(live, "") for live in islice(running, MAX_RUNNING)]
         found += [entry for entry in self._ended.values() if entry.cache_salt.startswith(mark)]
-        found.sort(key=lambda record: record.arrived_at_s, reverse=True)
-        return found[:limit] if limit else found
+        found.sort(key=lambda entry: entry.arrived_at_s, reverse=True)
+        chosen = found[:limit] if limit else found
+        return [replace(self._aged(entry), tracks=()) for entry in chosen]
 
     def get(self, request_id: str, mark: str = "") -> RequestRecord:
         """One of them.
@@ -88,29 +72,27 @@ class RecentRequests:
             RequestNotFound: it is not remembered, or its salt does not begin with `mark`.
         """
         running = [live for key, live in self._running.items() if key[1] == request_id]
-        found = [self._record(live, "") for live in reversed(running)]
+        found = [self._entry(live, "") for live in reversed(running)]
         found += [entry for key, entry in reversed(self._ended.items()) if key[1] == request_id]
-        for record in found:
-            if record.cache_salt.startswith(mark):
-                return record
+        for entry in found:
+            if entry.cache_salt.startswith(mark):
+                return self._aged(entry)
         raise RequestNotFound(
             f"request {request_id!r} is not among the last {self._limit} that ended here"
         )
 
-    def age_s(self, record: RequestRecord) -> float:
-        """Time since the request arrived."""
-        return self._clock() - record.arrived_at_s
+    def _aged(self, entry: _Entry) -> RequestRecord:
+        return replace(entry.record, age_s=self._clock() - entry.arrived_at_s)
 
-    def _record(self, live: LiveRequest, outcome: str) -> RequestRecord:
+    def _entry(self, live: LiveRequest, outcome: str) -> _Entry:
         asked, output, stages = live.asked, live.output, live.timeline.stages
-        return RequestRecord(
+        record = RequestRecord(
             request_id=live.request_id,
-            cache_salt=asked.job.cache_salt,
             trace_id=live.trace_id,
             model=asked.model,
             state=live.state.status.value,
             outcome=outcome,
-            arrived_at_s=stages.arrived_at_s,
+            age_s=0.0,
             elapsed_s=live.timeline.now_s(),
             ttft_s=stages.ttft_s,
             prompt_tokens=len(asked.prompt_ids),
@@ -121,3 +103,4 @@ class RecentRequests:
             stages=tuple(stages.stages),
             tracks=live.timeline.tracks,
         )
+        return _Entry(record, asked.job.cache_salt, stages.arrived_at_s)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from baton.core.output import TokenBatch, TokenText
 from baton.core.request import RequestStatus
 from baton.core.sampling import FinishReason, TokenLogprob
 from baton.core.stages import StageName
 from baton.scheduler.live import LiveRequest
-from baton.scheduler.messages import NOWHERE, Ending, Output, OutputToken
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.text import TextOutput
+from baton.wire.inference.chunks import Chunk, Logprob, PlacementTaken, TopLogprob
+from baton.wire.inference.serving import Emit
 from baton.wire.tokenizer import TextReply
-
-Emit = Callable[[Output], Awaitable[None]]
-"""Sends a piece to the caller; waits while the caller is slow."""
 
 
 class OutputRelay:
@@ -29,6 +28,7 @@ class OutputRelay:
         self._emit = emit
         self._metrics = metrics
         self._last_at_s: float | None = None
+        self._has_begun = False
 
     async def feed(self, batch: TokenBatch) -> bool:
         """Sends what is new in a batch, which leaves no gap; True when the output has ended."""
@@ -86,20 +86,26 @@ class OutputRelay:
         texts = iter(reply.token_texts)
         prompt_logprobs = _with_texts(*self._of_prompt(batch), texts)
         live.output.ids.extend(token_ids)
-        finish_reason = FinishReason.STOP if reply.stop else batch.finish_reason
-        await self._emit(
-            Output(
-                text=reply.text,
-                token_index=index,
-                token_ids=tuple(token_ids),
-                logprobs=_with_texts(token_ids, logprobs, texts),
-                prompt_logprobs=prompt_logprobs,
-                ending=self._ending(finish_reason, batch, reply) if finish_reason else None,
-            )
+        chunk = Chunk(
+            text=reply.text,
+            token_index=index,
+            num_tokens=len(token_ids),
+            token_ids=tuple(token_ids),
+            logprobs=_with_texts(token_ids, logprobs, texts),
+            prompt_logprobs=prompt_logprobs,
+            request_id=live.request_id,
+            model=live.asked.model,
         )
-        if finish_reason is not None:
-            live.output.finish_reason = finish_reason
-            live.state.end(RequestStatus.FINISHED, live.clock.now())
+        if not self._has_begun:
+            self._has_begun = True
+            chunk = begun(chunk, live)
+        finish_reason = FinishReason.STOP if reply.stop else batch.finish_reason
+        if finish_reason is None:
+            await self._emit(chunk)
+            return
+        await self._emit(self._ended(chunk, finish_reason, batch, reply))
+        live.output.finish_reason = finish_reason.name.lower()
+        live.state.end(RequestStatus.FINISHED, live.clock.now())
 
     def _observe(self, num_tokens: int) -> None:
         now = self._live.clock.now()
@@ -112,12 +118,16 @@ class OutputRelay:
             self._last_at_s = now
         self._metrics.sent(num_tokens)
 
-    def _ending(self, reason: FinishReason, batch: TokenBatch, reply: TextReply) -> Ending:
+    def _ended(
+        self, chunk: Chunk, reason: FinishReason, batch: TokenBatch, reply: TextReply
+    ) -> Chunk:
         live = self._live
-        placement = live.placement or NOWHERE
+        placement = live.placement or PlacementTaken()
         live.timeline.decoded(placement.decode_worker_id, max(0, len(live.output.ids) - 1))
-        return Ending(
-            finish_reason=reason,
+        return replace(
+            chunk,
+            trace_id=live.trace_id,
+            finish_reason=reason.name.lower(),
             stop_reason=reply.stop or self._stop_token(batch),
             usage=live.output.usage(len(live.asked.prompt_ids)),
             stages=tuple(live.timeline.stages.stages),
@@ -130,6 +140,16 @@ class OutputRelay:
         return str(batch.stop_token_id) if is_asked_for else ""
 
 
+def begun(chunk: Chunk, live: LiveRequest) -> Chunk:
+    """The chunk as a call's first one: with what its caller needs to go on elsewhere."""
+    return replace(
+        chunk,
+        trace_id=live.trace_id,
+        seed=live.asked.sampling.seed,
+        fingerprint=live.output.digest,
+    )
+
+
 def _described(token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> list[int]:
     """Tokens whose texts go with log-probabilities."""
     ids: list[int] = []
@@ -140,17 +160,15 @@ def _described(token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> li
 
 def _with_texts(
     token_ids: Sequence[int], logprobs: Sequence[TokenLogprob], remaining: Iterator[TokenText]
-) -> tuple[OutputToken, ...]:
+) -> tuple[Logprob, ...]:
     """Joins log-probabilities with the texts that were asked for in the same order."""
     nothing = TokenText(b"", "")
     joined = []
     for token_id, logprob in zip(token_ids, logprobs, strict=False):
-        text = next(remaining, nothing)
-        top = tuple(
-            OutputToken(top_id, next(remaining, nothing), top_logprob)
-            for top_id, top_logprob in zip(
-                logprob.top_token_ids, logprob.top_logprobs, strict=False
-            )
-        )
-        joined.append(OutputToken(token_id, text, logprob.logprob, top))
+        own = next(remaining, nothing)
+        top = []
+        for top_id, value in zip(logprob.top_token_ids, logprob.top_logprobs, strict=False):
+            text = next(remaining, nothing)
+            top.append(TopLogprob(top_id, text.text, text.token_bytes, value))
+        joined.append(Logprob(token_id, own.text, own.token_bytes, logprob.logprob, tuple(top)))
     return tuple(joined)

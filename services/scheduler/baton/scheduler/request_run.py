@@ -21,8 +21,9 @@ from baton.scheduler.failover import AttemptFailed, Failover, Verdict
 from baton.scheduler.gate import AdmissionGate
 from baton.scheduler.live import LiveRequest
 from baton.scheduler.placer import Placer
-from baton.scheduler.relay import Emit, OutputRelay
+from baton.scheduler.relay import OutputRelay
 from baton.scheduler.stage_spans import placement_attributes
+from baton.wire.inference.serving import Emit
 from baton.wire.tokenizer import OpenText
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class RequestRun:
             OpenText(live.asked.model, live.asked.sampling.stop, job.keep_special_tokens),
             deps.settings.tokenizer_timeout_s,
         )
-        self._text.resume(job.output_ids, job.num_output_chars)
+        if job.resume is not None:
+            self._text.resume(job.resume.token_ids, job.resume.num_chars)
         self._relay = OutputRelay(live, self._text, emit, deps.metrics)
 
     async def run(self) -> None:

@@ -17,6 +17,7 @@ from baton.scheduler.callers import Callers
 from baton.scheduler.deps import SchedulerDeps
 from baton.scheduler.embeddings import Embedder
 from baton.scheduler.encoder import Encoder
+from baton.scheduler.front import FrontDeps, SchedulerFront
 from baton.scheduler.leases import Leases
 from baton.scheduler.oip.servicer import OpenInferenceServicer, add_open_inference_servicer
 from baton.scheduler.orchestrator import Orchestrator
@@ -24,11 +25,11 @@ from baton.scheduler.peers import Peers
 from baton.scheduler.pins import PrefixPins
 from baton.scheduler.releases import Releases
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
-from baton.scheduler.servicer import Edge, InferenceServicer, add_inference_servicer
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.stage_spans import StageSpans
 from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch
+from baton.wire.inference.serving import add_inference_server
 
 logger = logging.getLogger(__name__)
 
@@ -86,24 +87,24 @@ class SchedulerService:
         self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock.now, runtime.rng)
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
         runtime.members.on_change(WarmChannels(runtime.channels, _CALLED_ROLES).on_members)
-        edge = Edge(
-            self._orchestrator,
-            self._embedder,
-            encoder,
-            cluster,
-            metrics,
-            PrefixPins(cluster, cache),
-            lambda: runtime.bus.is_connected,
-            settings.request_timeout_s,
-            runtime.rng,
+        deps = FrontDeps(
+            orchestrator=self._orchestrator,
+            embedder=self._embedder,
+            encoder=encoder,
+            cluster=cluster,
+            metrics=metrics,
+            pins=PrefixPins(cluster, cache),
+            is_bus_connected=lambda: runtime.bus.is_connected,
+            request_timeout_s=settings.request_timeout_s,
+            rng=runtime.rng,
         )
-        self._servicer = InferenceServicer(edge)
-        self._open_servicer = OpenInferenceServicer(edge)
+        self._front = SchedulerFront(deps)
+        self._open_servicer = OpenInferenceServicer(deps)
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """See `runtime.Service`."""
         return [
-            add_inference_servicer(self._servicer, server),
+            add_inference_server(server, self._front),
             add_open_inference_servicer(self._open_servicer, server),
         ]
 

@@ -11,6 +11,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.prompt import Prompt
 from baton.core.sampling import SamplingParams
 from baton.scheduler.oip.tensors import Scalar, Tensor
+from baton.wire.inference.requests import checked_salt
 
 TEXT_INPUT, TOKEN_INPUT = "text_input", "input_ids"
 _FLOATS = "temperature top_p min_p repetition_penalty frequency_penalty presence_penalty"
@@ -32,7 +33,6 @@ TIMEOUT = "timeout"
 """Time that the request may take, in microseconds; 0 sets no limit."""
 _OF_TRITON = frozenset({TIMEOUT, EMPTY_FINAL})
 _BESIDE_SAMPLING = frozenset({"stream", "cache_salt", "keep_special_tokens"})
-MAX_CACHE_SALT_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,12 @@ def read_wish(tensors: Mapping[str, Tensor], parameters: Mapping[str, Scalar]) -
         raise InvalidRequest(f"{TIMEOUT} must be a number of microseconds, got {timeout_us!r}")
     if not 0 <= checked.get("seed", 0) < 1 << 64:
         raise InvalidRequest(f"seed must be in [0, 2**64 - 1], got {checked['seed']}")
-    if len(checked.get("cache_salt", "")) > MAX_CACHE_SALT_CHARS:
-        raise InvalidRequest(f"cache_salt must have at most {MAX_CACHE_SALT_CHARS} characters")
     return Wish(
         prompt=prompt,
         sampling=SamplingParams(**fields).check(),
         is_stream=checked.get("stream", False),
         has_empty_final=bool(parameters.get(EMPTY_FINAL, False)),
-        cache_salt=checked.get("cache_salt", ""),
+        cache_salt=checked_salt(checked.get("cache_salt", "")),
         keep_special_tokens=checked.get("keep_special_tokens", False),
         timeout_s=timeout_us / 1e6 if timeout_us else None,
     )

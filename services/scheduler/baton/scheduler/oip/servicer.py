@@ -14,8 +14,7 @@ from baton.oip import open_inference_pb2_grpc
 from baton.rpc.logs import bind_request_id
 from baton.rpc.version import VERSION
 from baton.scheduler.callers import salted
-from baton.scheduler.live import LiveRequest
-from baton.scheduler.messages import GenerateJob, Output
+from baton.scheduler.front import FrontDeps
 from baton.scheduler.oip.sampling import (
     DATATYPES,
     PARAMETERS,
@@ -25,8 +24,10 @@ from baton.scheduler.oip.sampling import (
     read_wish,
 )
 from baton.scheduler.oip.tensors import Scalar, Tensor, from_raw, to_raw
-from baton.scheduler.servicer import Edge
 from baton.wire.errors import public_message
+from baton.wire.inference.chunks import Chunk
+from baton.wire.inference.requests import GenerateRequest
+from baton.wire.inference.serving import Emit
 
 MODEL_VERSION = "1"
 MAX_STREAMED_AT_ONCE = 64
@@ -47,8 +48,8 @@ Send = Callable[[pb.ModelInferResponse], Awaitable[None]]
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers GRPCInferenceService."""
 
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
+    def __init__(self, deps: FrontDeps) -> None:
+        self._deps = deps
 
     async def ServerLive(
         self, request: pb.ServerLiveRequest, context: Any
@@ -60,13 +61,13 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, request: pb.ServerReadyRequest, context: Any
     ) -> pb.ServerReadyResponse:
         """Some model can be used."""
-        return pb.ServerReadyResponse(ready=bool(self._edge.cluster.models()))
+        return pb.ServerReadyResponse(ready=bool(self._deps.cluster.models()))
 
     async def ModelReady(
         self, request: pb.ModelReadyRequest, context: Any
     ) -> pb.ModelReadyResponse:
         """A model can be used."""
-        is_known = request.name in self._edge.cluster.models()
+        is_known = request.name in self._deps.cluster.models()
         return pb.ModelReadyResponse(ready=is_known and request.version in {"", MODEL_VERSION})
 
     async def ServerMetadata(
@@ -104,14 +105,13 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         wish = wish_of(request)
         if wish.is_stream:
             raise Unsupported("ModelInfer does not stream; call ModelStreamInfer")
-        outputs: list[Output] = []
+        chunks: list[Chunk] = []
 
-        async def keep(live: LiveRequest, output: Output) -> None:
-            del live
-            outputs.append(output)
+        async def keep(chunk: Chunk) -> None:
+            chunks.append(chunk)
 
         model = await self._run(request, wish, context, keep)
-        return _response(request, model, outputs)
+        return _response(request, model, chunks)
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Any
@@ -149,19 +149,19 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         send: Callable[[pb.ModelStreamInferResponse], Awaitable[None]],
     ) -> None:
         wish = wish_of(request)
-        whole: list[Output] = []
+        whole: list[Chunk] = []
 
-        async def relay(model: str, outputs: list[Output], *, is_final: bool) -> None:
-            response = _response(request, model, outputs)
+        async def relay(model: str, chunks: list[Chunk], *, is_final: bool) -> None:
+            response = _response(request, model, chunks)
             response.parameters["triton_final_response"].bool_param = is_final
             await send(pb.ModelStreamInferResponse(infer_response=response))
 
-        async def take(live: LiveRequest, output: Output) -> None:
+        async def take(chunk: Chunk) -> None:
             if not wish.is_stream:
-                whole.append(output)
-            elif output.text or output.token_ids or output.ending:
-                is_final = output.ending is not None and not wish.has_empty_final
-                await relay(live.asked.model, [output], is_final=is_final)
+                whole.append(chunk)
+            elif chunk.text or chunk.token_ids or chunk.finish_reason:
+                is_final = bool(chunk.finish_reason) and not wish.has_empty_final
+                await relay(chunk.model, [chunk], is_final=is_final)
 
         model = await self._run(request, wish, context, take)
         if whole:
@@ -174,34 +174,31 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         request: pb.ModelInferRequest,
         wish: Wish,
         context: Any,
-        take: Callable[[LiveRequest, Output], Awaitable[None]],
+        emit: Emit,
     ) -> str:
         """Runs a request to its end; returns the model that answered."""
         model = self._resolve(request.model_name, request.model_version)
-        job = GenerateJob(
+        job = GenerateRequest(
             model=model,
             prompt=wish.prompt,
             sampling=wish.sampling,
             # The caller's id need not be unique here.
-            request_id=make_id("oip", self._edge.rng),
+            request_id=make_id("oip", self._deps.rng),
             cache_salt=salted(wish.cache_salt),
             keep_special_tokens=wish.keep_special_tokens,
         )
         bind_request_id(job.request_id)
         remaining_s = context.time_remaining()
-        limits = (remaining_s, wish.timeout_s, self._edge.request_timeout_s)
+        limits = (remaining_s, wish.timeout_s, self._deps.request_timeout_s)
         timeout_s = min(limit for limit in limits if limit is not None)
 
-        def emit(live: LiveRequest) -> Callable[[Output], Awaitable[None]]:
-            return lambda output: take(live, output)
-
-        await self._edge.orchestrator.generate(job, timeout_s, emit)
+        await self._deps.orchestrator.generate(job, timeout_s, emit)
         return model
 
     def _resolve(self, name: str, version: str) -> str:
         if version not in {"", MODEL_VERSION}:
             raise ModelNotFound(f"there is only version {MODEL_VERSION!r}, not {version!r}")
-        return self._edge.cluster.resolve_model(name)
+        return self._deps.cluster.resolve_model(name)
 
 
 def wish_of(request: pb.ModelInferRequest) -> Wish:
@@ -253,17 +250,16 @@ def _check_shape(given: pb.ModelInferRequest.InferInputTensor, num_values: int) 
 
 
 def _response(
-    request: pb.ModelInferRequest, model: str, outputs: list[Output]
+    request: pb.ModelInferRequest, model: str, chunks: list[Chunk]
 ) -> pb.ModelInferResponse:
     response = pb.ModelInferResponse(model_name=model, model_version=MODEL_VERSION, id=request.id)
-    if not outputs:
+    if not chunks:
         return response
-    ending = outputs[-1].ending
-    reason = ending.finish_reason.name.lower() if ending else ""
+    last = chunks[-1]
     values: dict[str, list[Scalar]] = {
-        "text_output": ["".join(output.text for output in outputs).encode()],
-        "output_ids": [token_id for output in outputs for token_id in output.token_ids],
-        "finish_reason": [reason.encode()],
+        "text_output": ["".join(chunk.text for chunk in chunks).encode()],
+        "output_ids": [token_id for chunk in chunks for token_id in chunk.token_ids],
+        "finish_reason": [last.finish_reason.encode()],
     }
     for name in [output.name for output in request.outputs] or ["text_output"]:
         shape, datatype = [len(values[name])], _OUTPUTS[name]
@@ -272,10 +268,10 @@ def _response(
             response.raw_output_contents.append(to_raw(datatype, values[name]))
         else:
             getattr(tensor.contents, _CONTENTS[datatype]).extend(values[name])
-    if ending is not None:
-        response.parameters["finish_reason"].string_param = reason
-        response.parameters["prompt_tokens"].int64_param = ending.usage.prompt_tokens
-        response.parameters["completion_tokens"].int64_param = ending.usage.completion_tokens
+    if last.usage is not None:
+        response.parameters["finish_reason"].string_param = last.finish_reason
+        response.parameters["prompt_tokens"].int64_param = last.usage.prompt_tokens
+        response.parameters["completion_tokens"].int64_param = last.usage.completion_tokens
     return response
 
 
