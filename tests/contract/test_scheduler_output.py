@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from baton.scheduler import relay
 from baton.v1 import common_pb2
 from tests.support.eventually import eventually
 from tests.support.fake_workers import expected_text
@@ -56,6 +57,18 @@ async def test_prompt_logprobs_come_once_with_token_texts(is_local: bool) -> Non
         assert {tuple(top.token for top in entry.top) for entry in entries} == {("A", "B")}
         plain = await rig.ask("hello there", sampling={"logprobs": True})
         assert not any(message.prompt_logprobs for message in plain.messages)
+
+
+async def test_texts_of_many_tokens_are_asked_for_in_parts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_DESCRIBED_TOKENS", 4)
+    answer = await rig.ask("hello there", sampling={"prompt_logprobs": 2, "max_tokens": 3})
+    [entries] = [m.prompt_logprobs for m in answer.messages if m.prompt_logprobs]
+    assert "".join(entry.token for entry in entries) == "ello there"
+    assert {tuple(top.token for top in entry.top) for entry in entries} == {("A", "B")}
+    assert max(rig.tokenizers[0].num_described) == 4
+    assert sum(rig.tokenizers[0].num_described) == 30
 
 
 async def test_logprobs_carry_token_texts(rig: Rig) -> None:

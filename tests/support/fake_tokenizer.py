@@ -22,6 +22,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """To the deadline of the last call of each method."""
         self.encoded: list[Any] = []
         self.open_outputs: dict[int, list[str]] = {}
+        self.num_described: list[int] = []
+        """Tokens described per message, where any."""
         self.break_after_messages = -1
         self.encode_error: BatonError | None = None
 
@@ -50,6 +52,8 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
             if request.HasField("open"):
                 self.open_outputs[stream_id] = []
                 stops[stream_id] = list(request.open.stop)
+            if request.describe_token_ids:
+                self.num_described.append(len(request.describe_token_ids))
             yield self._step(request, stops)
 
     def _step(self, request: Any, stops: dict[int, list[str]]) -> Any:

@@ -39,6 +39,7 @@ def test_every_kind_passes_and_says_what_it_is(guide: Guide) -> None:
         (Guide(GuideKind.CHOICE, "yes"), "JSON array"),
         (Guide(GuideKind.CHOICE, "[1]"), "list of texts"),
         (Guide.json_schema({"items": [{"multipleOf": 1_234_567}]}), "multipleOf"),
+        (Guide(GuideKind.JSON_SCHEMA, '{"multipleOf": 0.%s}' % ("1" * 5000)), "multipleOf"),
         (Guide.json_schema({"allOf": [{"multipleOf": 997}, {"multipleOf": 9.91}]}), "multipleOf"),
         (Guide(GuideKind.JSON_SCHEMA, '{"multiple\\u004ff": 100003}'), "multipleOf"),
         (Guide(GuideKind.LARK, 'start: %json // x\n {"multipleOf": 100003}'), "multipleOf"),

@@ -1,6 +1,17 @@
 from __future__ import annotations
 
-from baton.core.hashing import HASH_BYTES, KvGroup, KvLayout, block_hashes, root_hash, tokens_hash
+import pytest
+
+from baton.core import hashing
+from baton.core.hashing import (
+    HASH_BYTES,
+    BlockHashes,
+    KvGroup,
+    KvLayout,
+    block_hashes,
+    root_hash,
+    tokens_hash,
+)
 
 SIZE = 4
 TOKENS = list(range(11))
@@ -15,6 +26,19 @@ def test_full_blocks_have_hashes_and_equal_prefixes_equal_ones() -> None:
     assert [len(one) for one in hashes] == [HASH_BYTES] * 2
     assert _hashes([*TOKENS[:8], 99, 98, 97, 96])[:2] == hashes
     assert _hashes(TOKENS[:3]) == []
+
+
+def test_hashes_of_a_growing_sequence_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, computed = BlockHashes(), []
+    chain = hashing.chain
+    monkeypatch.setattr(
+        hashing, "chain", lambda parent, ids: computed.append(ids) or chain(parent, ids)
+    )
+    for num_tokens in (3, 8, 8, 11):
+        found = list(hashed.of(b"model", "", TOKENS[:num_tokens], SIZE))
+        assert len(computed) == num_tokens // SIZE
+    assert found == _hashes(TOKENS)
+    assert list(hashed.of(b"model", "salt", TOKENS, SIZE)) == _hashes(TOKENS, "salt")
 
 
 def test_a_blocks_hash_covers_all_tokens_before_it() -> None:

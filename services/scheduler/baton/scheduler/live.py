@@ -8,7 +8,7 @@ from random import Random
 
 from baton.core.clock import Clock
 from baton.core.errors import DeadlineExceeded
-from baton.core.hashing import Fingerprint
+from baton.core.hashing import BlockHashes, Fingerprint
 from baton.core.ids import MAX_REQUEST_ID_CHARS
 from baton.core.output import TokenBatch, Usage
 from baton.core.placement import Placement
@@ -128,6 +128,7 @@ class LiveRequest:
         self.output = RequestOutput(asked.job)
         self.timeline = RequestTimeline(clock)
         self.prompt_kv = PromptKv()
+        self.block_hashes = BlockHashes()
         self.placement: PlacementTaken | None = None
         self.trace_id = ""
 

@@ -65,7 +65,9 @@ class Placer:
             model=asked.model,
             num_tokens=len(token_ids),
             ordinal=self._ordinal,
-            cached_blocks=self._cluster.cached_blocks(asked.model, token_ids, asked.job.cache_salt),
+            cached_blocks=self._cluster.cached_blocks(
+                asked.model, token_ids, asked.job.cache_salt, live.block_hashes
+            ),
             loads=self._cluster.loads(),
             excluded=failover.excluded,
             digest=live.output.pinned_digest,

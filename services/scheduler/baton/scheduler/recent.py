@@ -16,7 +16,7 @@ MAX_RUNNING = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _Remembered:
     """A record, and what callers do not see of it."""
 
     record: RequestRecord
@@ -33,7 +33,7 @@ class RecentRequests:
         self._limit = limit
         self._clock = clock
         self._running: OrderedDict[RequestKey, LiveRequest] = OrderedDict()
-        self._ended: OrderedDict[RequestKey, _Entry] = OrderedDict()
+        self._ended: OrderedDict[RequestKey, _Remembered] = OrderedDict()
 
     def started(self, live: LiveRequest) -> None:
         """A request was accepted."""
@@ -81,10 +81,10 @@ class RecentRequests:
             f"request {request_id!r} is not among the last {self._limit} that ended here"
         )
 
-    def _aged(self, entry: _Entry) -> RequestRecord:
+    def _aged(self, entry: _Remembered) -> RequestRecord:
         return replace(entry.record, age_s=self._clock() - entry.arrived_at_s)
 
-    def _entry(self, live: LiveRequest, outcome: str) -> _Entry:
+    def _entry(self, live: LiveRequest, outcome: str) -> _Remembered:
         asked, output, stages = live.asked, live.output, live.timeline.stages
         record = RequestRecord(
             request_id=live.request_id,
@@ -103,4 +103,4 @@ class RecentRequests:
             stages=tuple(stages.stages),
             tracks=live.timeline.tracks,
         )
-        return _Entry(record, asked.job.cache_salt, stages.arrived_at_s)
+        return _Remembered(record, asked.job.cache_salt, stages.arrived_at_s)

@@ -16,6 +16,9 @@ from baton.wire.inference.chunks import Chunk, Logprob, PlacementTaken, TopLogpr
 from baton.wire.inference.serving import Emit
 from baton.wire.tokenizer import TextReply
 
+MAX_DESCRIBED_TOKENS = 8192
+"""In one message: a prompt's log-probabilities ask for more, and tokens may be long texts."""
+
 
 class OutputRelay:
     """Drops tokens that the caller has, turns the others into text, and ends the output once."""
@@ -53,11 +56,16 @@ class OutputRelay:
         self, batch: TokenBatch, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]
     ) -> TextReply:
         describe = _described(*self._of_prompt(batch)) + _described(token_ids, logprobs)
-        return await self._text.add(
+        texts: list[TokenText] = []
+        while len(describe) > MAX_DESCRIBED_TOKENS:
+            part, describe = describe[:MAX_DESCRIBED_TOKENS], describe[MAX_DESCRIBED_TOKENS:]
+            texts += (await self._text.add((), describe=part)).token_texts
+        reply = await self._text.add(
             self._visible(batch, token_ids),
             describe=describe,
             is_last=batch.finish_reason is not None,
         )
+        return replace(reply, token_texts=(*texts, *reply.token_texts)) if texts else reply
 
     def _of_prompt(self, batch: TokenBatch) -> tuple[Sequence[int], Sequence[TokenLogprob]]:
         """Prompt tokens with log-probabilities: they go out with the first output token."""

@@ -9,7 +9,7 @@ from itertools import count
 
 from baton.core.cluster import ClusterView, Member, ServiceState, ServiceStatus
 from baton.core.errors import InvalidRequest, ModelNotFound, NoWorker
-from baton.core.hashing import Fingerprint, block_hashes, root_hash
+from baton.core.hashing import BlockHashes, Fingerprint
 from baton.core.placement import Load, Placement
 from baton.core.prefix_index import PrefixIndex
 from baton.core.roles import Role
@@ -170,18 +170,25 @@ class ClusterWatch:
         return best[next(self._turns) % len(best)]
 
     def cached_blocks(
-        self, model: str, token_ids: Sequence[int], cache_salt: str
+        self,
+        model: str,
+        token_ids: Sequence[int],
+        cache_salt: str,
+        hashed: BlockHashes | None = None,
     ) -> Mapping[str, int]:
-        """Leading blocks of a prompt per worker id, as far as events told."""
+        """Leading blocks of a prompt per worker id, as far as KV events say.
+
+        `hashed` keeps the request's hashes: a further attempt hashes only what came since.
+        """
         found: dict[str, int] = {}
         seen: set[bytes] = set()
+        hashed = hashed or BlockHashes()
         for fingerprint in self._fingerprints(model):
             digest = fingerprint.digest()
             if digest in seen:
                 continue
             seen.add(digest)
-            root = root_hash(digest, cache_salt)
-            hashes = list(block_hashes(root, token_ids, fingerprint.layout.block_size))
+            hashes = hashed.of(digest, cache_salt, token_ids, fingerprint.layout.block_size)
             for worker_id, num_blocks in self._index.match(hashes).items():
                 found[worker_id] = max(num_blocks, found.get(worker_id, 0))
         return found

@@ -142,7 +142,9 @@ def _check_multiples(schema: Any) -> None:
         number = value.get("multipleOf")
         if isinstance(number, (int, Decimal)) and Decimal(number).is_finite():
             digits = "".join(map(str, Decimal(number).as_tuple().digits)).rstrip("0")
-            multiple = math.lcm(multiple, int(digits or 1))
+            # Python refuses to read numbers of thousands of digits; these are too large already.
+            is_readable = len(digits) <= len(str(MAX_MULTIPLE))
+            multiple = math.lcm(multiple, int(digits or 1) if is_readable else MAX_MULTIPLE + 1)
         if multiple > MAX_MULTIPLE:
             raise InvalidRequest(
                 f"multipleOf in a guide is served up to a common multiple of {MAX_MULTIPLE}"

@@ -150,6 +150,23 @@ def block_hashes(
         yield parent
 
 
+class BlockHashes:
+    """The hashes of one growing token sequence, each computed once per model and salt."""
+
+    def __init__(self) -> None:
+        self._found: dict[bytes, list[bytes]] = {}
+
+    def of(
+        self, digest: bytes, cache_salt: str, token_ids: Sequence[int], block_size: int
+    ) -> Sequence[bytes]:
+        """Hashes of the full blocks; `token_ids` begin with those of the last call."""
+        root = root_hash(digest, cache_salt)
+        hashes = self._found.setdefault(root, [])
+        rest = token_ids[len(hashes) * block_size :]
+        hashes.extend(block_hashes(hashes[-1] if hashes else root, rest, block_size))
+        return hashes
+
+
 def tokens_hash(token_ids: Sequence[int]) -> bytes:
     """Hash of a token sequence: what a hand-off's manifest compares."""
     return blake2b(array("I", token_ids).tobytes(), digest_size=HASH_BYTES).digest()
