@@ -113,6 +113,13 @@ async def test_what_no_worker_can_mend_is_told_at_once() -> None:
         assert len(rig.prefills[0].orders) == 1
 
 
+async def test_a_vector_that_is_not_finite_is_an_error() -> None:
+    async with Rig() as rig:
+        rig.prefills[0].embedding_scale = float("nan")
+        reason, _ = await _refused(rig, _request("a"))
+        assert reason is ErrorReason.INTERNAL
+
+
 @pytest.mark.parametrize(
     ("request_", "reason", "message"),
     [

@@ -197,6 +197,8 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
         self.remaining_s: dict[str, float | None] = {}
         self.orders: list[Any] = []
         self.fail_at = ""
+        self.embedding_scale = 1.0
+        """Of a vector's last value."""
         self.error: BatonError = NoWorker("the prefill worker fell over")
         self.finish_reason: Any = common_pb2.FINISH_REASON_UNSPECIFIED
         self._decodes = decodes
@@ -266,6 +268,7 @@ class FakePrefill(prefill_pb2_grpc.PrefillServiceServicer):
             raise self.error
         first, second = (*request.token_ids, 0)[:2]
         values = [first, second, len(request.token_ids)]
+        values[-1] *= self.embedding_scale
         return prefill_pb2.EmbedPromptResponse(values=values, cached_tokens=1)
 
     async def ReleasePrefill(self, request: Any, context: Any) -> Any:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable
 from random import Random
 
 from baton.core.admission import check_priority
 from baton.core.cluster import Member
 from baton.core.embedding import shaped
-from baton.core.errors import BatonError, InvalidRequest, NoWorker, PromptTooLong, WorkerDraining
+from baton.core.errors import (
+    BatonError,
+    Internal,
+    InvalidRequest,
+    NoWorker,
+    PromptTooLong,
+    WorkerDraining,
+)
 from baton.core.placement import PREFILL_ROLE
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
@@ -119,6 +127,8 @@ class Embedder:
                 await self._recover(failover, AttemptFailed("embed", worker.worker_id, error))
             else:
                 vector = shaped(values, job.dimensions, is_scaled=job.is_scaled)
+                if not math.isfinite(sum(vector)):
+                    raise Internal("the model computed an embedding that is not finite")
                 return Embedding(
                     index, vector, len(token_ids), num_cached_tokens, model, job.request_id
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -40,13 +41,20 @@ class Chat:
         _turn_on_line_editing()
         while True:
             try:
-                line = self._console.input("[bold]you>[/] ").strip()
+                line = self._read_line().strip()
             except (EOFError, KeyboardInterrupt):
                 self._console.print()
                 return
             if line == "/quit":
                 return
             self._take(line)
+
+    def _read_line(self) -> str:
+        if not (self._console.is_terminal and sys.stdin.isatty()):
+            return self._console.input("[bold]you>[/] ")
+        # readline must know the prompt, or it draws a line of the history over it; \x01 and \x02
+        # enclose what takes no room.
+        return input("\x01\033[1m\x02you>\x01\033[0m\x02 ")
 
     def _take(self, line: str) -> None:
         match line:

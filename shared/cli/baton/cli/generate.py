@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 
 from baton.cli.stages import print_stages
 from baton.client import Client, Completion, GenerateOptions, TextStream
+
+_PICTURES = MappingProxyType(
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: 0x2421}
+    | {code: f"\\x{code:x}" for code in range(0x80, 0xA0)}
+)
+"""What stands for each control character but line breaks and tabs."""
 
 
 class Interrupted(Exception):
@@ -67,8 +75,11 @@ def to_document(completion: Completion) -> dict[str, Any]:
 
 
 def write(console: Console, text: str) -> None:
-    """Text as it is: no markup, no wrapping, at once."""
-    console.file.write(text)
+    """Text without markup or wrapping, at once. A terminal gets control characters as pictures.
+
+    A model may write escape sequences, which would set titles, clipboards and colours.
+    """
+    console.file.write(text.translate(_PICTURES) if console.is_terminal else text)
     console.file.flush()
 
 

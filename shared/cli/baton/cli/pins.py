@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from baton.client import PinnedPrefix
 
@@ -25,7 +26,7 @@ def print_pins(console: Console, pins: Sequence[PinnedPrefix]) -> None:
     for pin in pins:
         table.add_row(
             pin.pin_id,
-            pin.label,
+            Text(pin.label),
             str(pin.num_stored_blocks),
             str(pin.num_blocks),
             f"{pin.num_bytes / _MIB:.1f}",
