@@ -27,7 +27,12 @@ BROAD_EXCEPT_ALLOWED = {
     "services/gateway/baton/gateway/generation.py": "a stream's edge: its client must be told",
     "services/gateway/baton/gateway/merged_streams.py": "a task's edge: its reader raises it again",
 }
-EDGES = {"gateway": "app.py", "tokenizer": "tokenizer.py", "cache": "cache.py"}
+EDGES = {
+    "gateway": "app.py",
+    "scheduler": "front.py",
+    "tokenizer": "tokenizer.py",
+    "cache": "cache.py",
+}
 """What answers a service's calls, where that is not a servicer."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 

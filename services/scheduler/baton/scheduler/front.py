@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from baton.core.ids import check_request_id, make_id
-from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
+from baton.core.roles import Role
 from baton.rpc.logs import bind_request_id
 from baton.scheduler.callers import mark, salted, unsalted
 from baton.scheduler.embeddings import Embedder
@@ -83,8 +83,8 @@ class SchedulerFront:
             Model(
                 name=model,
                 max_model_len_tokens=cluster.max_model_len_tokens(model),
-                num_prefill_workers=cluster.num_workers(PREFILL_ROLE, model),
-                num_decode_workers=cluster.num_workers(DECODE_ROLE, model),
+                num_prefill_workers=cluster.num_workers(Role.PREFILL, model),
+                num_decode_workers=cluster.num_workers(Role.DECODE, model),
             )
             for model in cluster.models()
         ]
