@@ -162,8 +162,7 @@ class BlockHashes:
         """Hashes of the full blocks; `token_ids` begin with those of the last call."""
         root = root_hash(digest, cache_salt)
         hashes = self._found.setdefault(root, [])
-        rest = token_ids[len(hashes) * block_size :]
-        hashes.extend(block_hashes(hashes[-1] if hashes else root, rest, block_size))
+        hashes += list(block_hashes(root, token_ids, block_size, known=hashes))
         return hashes
 
 
