@@ -62,13 +62,12 @@ class OpenOutputs:
         if piece.is_last or added.stop:
             self._close(stream_id)
         self._metrics.decoded_tokens.inc(added.num_tokens)
-        describe = output.vocabulary.describe
         return TextReply(
             stream_id,
             added.text,
             added.stop,
             added.num_tokens,
-            tuple(describe(token_id) for token_id in piece.describe_token_ids),
+            tuple(map(output.vocabulary.describe, piece.describe_token_ids)),
         )
 
     def close(self) -> None:

@@ -9,16 +9,17 @@ from itertools import combinations
 
 from baton.cli.examination import Examination, Subject
 from baton.core.cluster import ServiceState, ServiceStatus
+from baton.core.roles import Role
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 MAX_CLOCK_OFFSET_S = 0.1
 SLOW_PATH_BYTES_PER_S = 50e6
-_WORKER_ROLES = frozenset({"prefill", "decode"})
+_WORKER_ROLES = frozenset({Role.PREFILL, Role.DECODE})
 _KEPT = frozenset({"free", "cached"})
 _NEEDED = {
-    "decode": (ERROR, "nothing can be generated", "start a decode worker"),
-    "tokenizer": (ERROR, "text cannot be read or written", "start a tokenizer"),
-    "prefill": (WARNING, "decode workers compute all prompts", "start a prefill worker"),
+    Role.DECODE: (ERROR, "nothing can be generated", "start a decode worker"),
+    Role.TOKENIZER: (ERROR, "text cannot be read or written", "start a tokenizer"),
+    Role.PREFILL: (WARNING, "decode workers compute all prompts", "start a prefill worker"),
 }
 
 

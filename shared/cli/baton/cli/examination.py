@@ -1,4 +1,4 @@
-"""What `baton doctor` looks at: each process, its metrics, and the ways between workers."""
+"""What `baton doctor` looks at: each process, its metrics, and the paths between workers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from baton.cli.ports import is_listening
 from baton.cli.rundir import RunDirectory
 from baton.cli.status import cluster_status
 from baton.core.cluster import ServiceState, ServiceStatus
+from baton.core.roles import Role
 
 _CALL_TIMEOUT_S = 3.0
 _PROBE_TIMEOUT_S = 30.0
@@ -36,7 +37,7 @@ class Subject:
     """One process."""
 
     known: ServiceStatus
-    """By the scheduler's word."""
+    """As the scheduler sees it."""
     own: OwnWord | None
     """None: it does not answer."""
     later: OwnWord | None
@@ -47,7 +48,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPath:
-    """The way of KV from one worker to another."""
+    """The path of KV from one worker to another."""
 
     prefill_id: str
     decode_id: str
@@ -60,7 +61,7 @@ class Examination:
     """All that was seen."""
 
     is_bus_connected: bool
-    """By the scheduler's word."""
+    """As the scheduler sees it."""
     subjects: tuple[Subject, ...] = ()
     paths: tuple[MeasuredPath, ...] = ()
     is_broker_listening: bool | None = None
@@ -146,5 +147,6 @@ def _measure_paths(
         )
         for prefill in up
         for decode in up
-        if (prefill.role, decode.role) == ("prefill", "decode") and prefill.model == decode.model
+        if (prefill.role, decode.role) == (Role.PREFILL, Role.DECODE)
+        and prefill.model == decode.model
     ]

@@ -1,4 +1,4 @@
-"""`baton cache`: prefixes that the cache keeps whatever comes."""
+"""`baton cache`: prefixes that the cache keeps from eviction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`baton status`: who is there, in what state, with how many KV blocks in which state."""
+"""`baton status`: every process, its state and load, and its KV blocks by state."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _ROLE_ORDER = ("gateway", "scheduler", "tokenizer", "prefill", "decode", "cache"
 
 
 def cluster_status(address: str, run: RunDirectory) -> ClusterStatus:
-    """The scheduler's view, or, when it does not answer, each local process's own word.
+    """The scheduler's view, or, when it does not answer, each local process's own answer.
 
     Raises:
-        NoSystem: neither can be had.
+        NoSystem: neither answers.
     """
     target = scheduler_address(address, run)
     try:

@@ -16,8 +16,6 @@ from baton.wire import calls
 from baton.wire.errors import reason_from_pb, reason_to_pb, rpc_errors
 from baton.wire.prompt import chat_from_pb, chat_to_pb
 
-_SERVICE = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
-
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -200,7 +198,7 @@ class _RpcTextCall:
 def add_tokenizer(server: grpc.aio.Server, tokenizer: TokenizerServer) -> str:
     """Serves a tokenizer; returns the service's full name."""
     tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(_TokenizerAdapter(tokenizer), server)
-    return str(_SERVICE.full_name)
+    return "baton.v1.TokenizerService"
 
 
 class _TokenizerAdapter(tokenizer_pb2_grpc.TokenizerServiceServicer):
