@@ -7,14 +7,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from baton.core.roles import Role
 from baton.rpc.settings import ServiceSettings
 
 
 class CacheSettings(ServiceSettings):
     """What the cache service can be told."""
 
-    role: ClassVar[str] = "cache"
-    watches: ClassVar[frozenset[str] | None] = frozenset({"prefill", "decode"})
+    role: ClassVar[str] = Role.CACHE
+    watches: ClassVar[frozenset[str] | None] = frozenset({Role.PREFILL, Role.DECODE})
 
     memory_bytes: int = Field(default=512 * 1024 * 1024, ge=0)
     """Memory for stored KV blocks; 0 keeps none there."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from baton.core.roles import Role
 from baton.engine.config import EngineConfig
 from baton.worker.settings import WorkerSettings
 
@@ -15,8 +16,8 @@ from baton.worker.settings import WorkerSettings
 class DecodeSettings(WorkerSettings):
     """What a decode worker can be told."""
 
-    role: ClassVar[str] = "decode"
-    watches: ClassVar[frozenset[str] | None] = frozenset({"cache"})
+    role: ClassVar[str] = Role.DECODE
+    watches: ClassVar[frozenset[str] | None] = frozenset({Role.CACHE})
 
     cuda_graphs: bool = True
     """On CUDA, capture decode steps at start: shorter steps, a longer start."""

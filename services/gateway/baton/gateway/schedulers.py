@@ -6,6 +6,7 @@ import time
 from itertools import count
 
 from baton.client import AsyncClient, NoWorker, RetryPolicy, Tls
+from baton.core.roles import Role
 from baton.rpc.membership import MembershipView
 
 MAX_CLIENTS = 16
@@ -75,7 +76,7 @@ class Schedulers:
         return usable[next(self._turns) % len(usable)]
 
     def _usable(self) -> list[str]:
-        usable = self._members.view().usable("scheduler", time.monotonic())
+        usable = self._members.view().usable(Role.SCHEDULER, time.monotonic())
         if not usable:
             raise NoWorker("no scheduler is known yet; try again soon", retry_after_s=1.0)
         # At most as many as stay open, or each request would close a client in use.

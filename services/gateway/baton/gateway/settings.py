@@ -6,14 +6,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from baton.core.roles import Role
 from baton.rpc.tenant_settings import TenantSettings
 
 
 class GatewaySettings(TenantSettings):
     """Settings of the gateway."""
 
-    role: ClassVar[str] = "gateway"
-    watches: ClassVar[frozenset[str] | None] = frozenset({"scheduler"})
+    role: ClassVar[str] = Role.GATEWAY
+    watches: ClassVar[frozenset[str] | None] = frozenset({Role.SCHEDULER})
 
     http_host: str = "127.0.0.1"
     """Interface that HTTP listens on. On a loopback address, requests must name a loopback host or

@@ -141,7 +141,7 @@ class PrefillService:
             BatonError: it cannot be reached.
         """
         member = self._runtime.members.view().get(decode_worker_id)
-        if member is None or member.status.role != "decode":
+        if member is None or member.status.role != Role.DECODE:
             raise RequestNotFound(f"decode worker {decode_worker_id!r} is not known here")
         to = self._runtime.channels, member.status.address
         await probe(*to, 0, self._runtime.clock)  # connects

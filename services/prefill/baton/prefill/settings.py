@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from baton.core.roles import Role
 from baton.engine.config import EngineConfig
 from baton.worker.settings import WorkerSettings
 
@@ -14,8 +15,8 @@ from baton.worker.settings import WorkerSettings
 class PrefillSettings(WorkerSettings):
     """What a prefill worker can be told."""
 
-    role: ClassVar[str] = "prefill"
-    watches: ClassVar[frozenset[str] | None] = frozenset({"cache", "decode"})
+    role: ClassVar[str] = Role.PREFILL
+    watches: ClassVar[frozenset[str] | None] = frozenset({Role.CACHE, Role.DECODE})
 
     max_num_batched_tokens: int = Field(default=256, ge=1)
     """Most tokens computed in one step. Smaller steps hide more of the hand-off behind compute."""

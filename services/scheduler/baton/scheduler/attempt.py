@@ -172,10 +172,9 @@ class Attempt:
         live, prefill, peer = self._live, self._placement.prefill, self._prefill_peer
         if prefill is None or peer is None:
             raise Internal("a local placement has no prefill worker")
+        attributes = {"baton.worker_id": prefill.worker_id}
         with (
-            self._deps.spans.stage(
-                StageName.PREFILL, {"baton.worker_id": prefill.worker_id}
-            ) as span,
+            self._deps.spans.stage(StageName.PREFILL, attributes) as span,
             self._blaming(StageName.PREFILL),
         ):
             target = PushTarget(self._decode_id, reservation)
@@ -272,20 +271,16 @@ class Attempt:
 
     def _release_copy(self, reason: str = "") -> None:
         """Lets the prefill worker give up its copy of the KV; once."""
-        if self._prefill_peer is not None and self._may_hold_copy:
+        peer, order = self._prefill_peer, self._order
+        if peer is not None and self._may_hold_copy:
             self._may_hold_copy = False
-            self._deps.releases.prefill(
-                self._prefill_peer,
-                self._order.request_id,
-                self._order.attempt,
-                reason or self._outcome,
-            )
+            why = reason or self._outcome
+            self._deps.releases.prefill(peer, order.request_id, order.attempt, why)
 
     def _release_blocks(self) -> None:
+        peer, request_id = self._decode_peer, self._order.request_id
         reservation_id = self._reservation.reservation_id if self._reservation else ""
-        self._deps.releases.decode(
-            self._decode_peer, self._order.request_id, reservation_id, self._outcome
-        )
+        self._deps.releases.decode(peer, request_id, reservation_id, self._outcome)
 
     def _note_placement(self) -> None:
         placement = self._placement

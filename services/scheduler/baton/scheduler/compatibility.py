@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from baton.core.cluster import ClusterView, Member, ServiceState
 from baton.core.hashing import Fingerprint
-from baton.core.placement import DECODE_ROLE, PREFILL_ROLE
+from baton.core.roles import Role
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Compatibility:
         serving: dict[str, list[Fingerprint]] = {}
         for member in sorted(view, key=lambda m: (-m.status.uptime_s, m.worker_id)):
             status = member.status
-            is_serving = status.role == DECODE_ROLE and status.state is ServiceState.READY
+            is_serving = status.role == Role.DECODE and status.state is ServiceState.READY
             if is_serving and status.fingerprint is not None:
                 serving.setdefault(status.model, []).append(status.fingerprint)
         self._references = {
@@ -60,7 +60,7 @@ class Compatibility:
     def _differences(self, member: Member) -> list[str]:
         status = member.status
         reference = self._references.get(status.model)
-        is_worker = status.role in {DECODE_ROLE, PREFILL_ROLE}
+        is_worker = status.role in {Role.DECODE, Role.PREFILL}
         if reference is None or status.fingerprint is None or not is_worker:
             return []
         return reference.differences(status.fingerprint)

@@ -19,7 +19,7 @@ from baton.core.errors import (
     PromptTooLong,
     WorkerDraining,
 )
-from baton.core.placement import PREFILL_ROLE
+from baton.core.roles import Role
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
 from baton.scheduler.live import worker_request_id
@@ -135,7 +135,7 @@ class Embedder:
 
     def _choose(self, model: str, excluded: frozenset[str]) -> Member:
         """The prefill worker with the fewest tokens waiting; one that failed only as a last one."""
-        usable = self._cluster.view().usable(PREFILL_ROLE, self._clock(), model=model)
+        usable = self._cluster.view().usable(Role.PREFILL, self._clock(), model=model)
         if not usable:
             raise NoWorker(
                 f"no prefill worker of model {model!r} is ready, which embeddings need",

@@ -124,6 +124,8 @@ class LiveRequest:
     def __init__(self, asked: AcceptedRequest, clock: Clock) -> None:
         self.asked = asked
         self.clock = clock
+        self.task = asyncio.current_task()
+        """Serves the caller's RPC; cancelled when a drain's grace is over."""
         self.state = RequestState(self.request_id, clock.now())
         self.output = RequestOutput(asked.job)
         self.timeline = RequestTimeline(clock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from baton.core.admission import Admission, check_priority
 from baton.core.errors import BatonError, InvalidRequest, QueueFull, WorkerDraining
@@ -16,7 +17,7 @@ from baton.scheduler.deps import SchedulerDeps
 from baton.scheduler.gate import AdmissionGate
 from baton.scheduler.live import AcceptedRequest, LiveRequest, RequestKey, worker_request_id
 from baton.scheduler.placer import Placer
-from baton.scheduler.prompts import Prompts
+from baton.scheduler.prompts import completed, tokenized
 from baton.scheduler.recent import RecentRequests
 from baton.scheduler.request_run import RequestRun
 from baton.wire.clock import ended_within
@@ -33,12 +34,10 @@ class Orchestrator:
     def __init__(self, deps: SchedulerDeps) -> None:
         self._deps = deps
         self._clock = deps.clock
-        self._prompts = Prompts(deps.cluster, deps.encoder, deps.rng)
         self._placer = Placer(deps.cluster, deps.settings, deps.clock)
         self._admission = Admission(deps.settings.max_waiting_requests)
         self._gate = AdmissionGate(self._admission, deps.cluster.num_places, deps.clock)
         self._live: dict[RequestKey, LiveRequest] = {}
-        self._tasks: set[asyncio.Task[object]] = set()
         self.recent = RecentRequests(deps.settings.recent_requests, deps.clock.now)
         self._is_draining = False
         self._is_cut_off = False
@@ -69,23 +68,18 @@ class Orchestrator:
             BatonError: the request was refused, or ended otherwise.
         """
         live = self._accept(job, timeout_s)
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
         try:
             await self._run_to_an_end(live, emit)
         finally:
             del self._live[live.asked.key]
             live.prompt_kv.settled.set()
-            if task is not None:
-                self._tasks.discard(task)
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests, waits for the running ones, and cuts off those that stay."""
         self._is_draining = True
-        if not await ended_within(self._clock, set(self._tasks), grace_s):
+        if not await ended_within(self._clock, self._tasks(), grace_s):
             self._is_cut_off = True
-            late = set(self._tasks)
+            late = self._tasks()
             for task in late:
                 task.cancel()
             await ended_within(self._clock, late, _LAST_CANCELS_S)
@@ -93,6 +87,9 @@ class Orchestrator:
     def close(self) -> None:
         """Stops timers."""
         self._gate.close()
+
+    def _tasks(self) -> list[asyncio.Task[Any]]:
+        return [live.task for live in self._live.values() if live.task is not None]
 
     def _accept(self, job: GenerateRequest, timeout_s: float) -> LiveRequest:
         if self._is_draining:
@@ -186,10 +183,11 @@ class Orchestrator:
         attributes = {"baton.model": live.asked.model}
         with self._deps.spans.stage(StageName.TOKENIZE, attributes) as span:
             live.trace_id = trace_id_hex(span)
-            live.asked = await self._prompts.tokenized(live.asked, live.remaining_s())
+            live.asked = await tokenized(live.asked, self._deps.encoder, live.remaining_s())
             num_tokens = len(live.asked.prompt_ids)
             span.set_attribute("baton.prompt_tokens", num_tokens)
         self._deps.metrics.took_in(num_tokens)
-        live.asked = self._prompts.completed(live.asked)
+        limit = self._deps.cluster.max_model_len_tokens(live.asked.model)
+        live.asked = completed(live.asked, limit, self._deps.rng)
         live.timeline.mark(StageName.TOKENIZE, num_tokens=num_tokens)
         live.state.transition(RequestStatus.TOKENIZED, self._clock.now())

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
+from baton.core.roles import Role
 from baton.rpc.settings import ServiceSettings
 
 
 class TokenizerSettings(ServiceSettings):
     """What the tokenizer service can be told."""
 
-    role: ClassVar[str] = "tokenizer"
+    role: ClassVar[str] = Role.TOKENIZER
     watches: ClassVar[frozenset[str] | None] = frozenset()
 
     models: str = ""

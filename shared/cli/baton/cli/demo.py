@@ -23,13 +23,17 @@ from baton.cli.stages import has_stages, print_stages, sum_stages
 from baton.cli.supervisor import StartFailed, StopRequested
 from baton.cli.up import interruptible, local_system, new_run_id, stop_on_signals
 from baton.client import BatonError, Client, Completion
+from baton.core.stages import StageName
 
 MAX_GAP_PCT = 5.0
 _PROMPT_CHARS = 2600
 """About 850 tokens of Python, so that the prefill can be seen."""
 _MAX_TOKENS = 96
 _TIMEOUT_S = 60.0
-_NEEDED_STAGES = ("tokenize", "admit", "queue", "prefill", "handoff", "first_decode", "decode")
+_NEEDED_STAGES = [
+    StageName(name)
+    for name in ("tokenize", "admit", "queue", "prefill", "handoff", "first_decode", "decode")
+]
 
 
 class DemoFailed(Exception):

@@ -11,13 +11,14 @@ from pathlib import Path
 from baton.cli.cores import divide_cores, thread_environment
 from baton.cli.ports import LOOPBACK, PortChooser, is_free
 from baton.cli.rundir import RUN_ID_VARIABLE, RunDirectory
+from baton.core.roles import Role
 
 NATS_ROLE = "nats"
 STOP_ORDER = (
-    ("gateway",),
-    ("scheduler",),
-    ("prefill", "decode"),
-    ("cache", "tokenizer"),
+    (Role.GATEWAY,),
+    (Role.SCHEDULER,),
+    (Role.PREFILL, Role.DECODE),
+    (Role.CACHE, Role.TOKENIZER),
     (NATS_ROLE,),
 )
 """Callers first, so that nobody's work is cut off by the end of what it needs."""
@@ -129,14 +130,14 @@ def make_plan(
         **options.settings,
     }
     shares = divide_cores(cores, options.num_prefill + options.num_decode)
-    names = [("tokenizer", "tokenizer"), ("cache", "cache")]
-    names += [("prefill", f"prefill-{index + 1}") for index in range(options.num_prefill)]
-    names += [("decode", f"decode-{index + 1}") for index in range(options.num_decode)]
-    names += [("scheduler", "scheduler")]
+    names = [(Role.TOKENIZER, "tokenizer"), (Role.CACHE, "cache")]
+    names += [(Role.PREFILL, f"prefill-{index + 1}") for index in range(options.num_prefill)]
+    names += [(Role.DECODE, f"decode-{index + 1}") for index in range(options.num_decode)]
+    names += [(Role.SCHEDULER, "scheduler")]
     if options.gateway:
-        names.append(("gateway", "gateway"))
+        names.append((Role.GATEWAY, "gateway"))
     for role, name in names:
-        share = shares.pop(0) if role in {"prefill", "decode"} else ()
+        share = shares.pop(0) if role in {Role.PREFILL, Role.DECODE} else ()
         processes.append(_plan_service(options, run, (role, name), common, share, ports))
     if not nats_url:
         processes = _with_static_peers(processes)
@@ -175,11 +176,11 @@ def _plan_service(
         **thread_environment(max(1, len(cores))),
     }
     http_address = ""
-    if role in {"prefill", "decode"}:
+    if role in {Role.PREFILL, Role.DECODE}:
         environment |= _engine_environment(options, role, cores)
-    if role == "tokenizer":
+    if role == Role.TOKENIZER:
         environment |= {"BATON_TOKENIZER_MODELS": f"{options.model_name}={options.model_path}"}
-    if role == "gateway":
+    if role == Role.GATEWAY:
         http_port = options.http_port or ports.choose()
         if not is_free(http_port):
             raise PlanError(
@@ -210,7 +211,7 @@ def _engine_environment(options: UpOptions, role: str, cores: tuple[int, ...]) -
     }
     if options.kv_bytes is not None:
         environment["BATON_KV_BYTES"] = str(options.kv_bytes)
-    if options.draft_path and role == "decode":
+    if options.draft_path and role == Role.DECODE:
         environment |= {
             "BATON_DRAFT_MODEL_PATH": options.draft_path,
             "BATON_SPECULATION": "true",

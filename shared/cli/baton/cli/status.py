@@ -16,6 +16,7 @@ from baton.cli.rundir import RunDirectory, SystemState
 from baton.cli.target import NoSystem, scheduler_address
 from baton.client import BatonError, Client, ClusterStatus
 from baton.core.cluster import ServiceStatus
+from baton.core.roles import Role
 
 _CALL_TIMEOUT_S = 3.0
 _STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "bold red"}
@@ -24,7 +25,14 @@ _BLOCK_STATES = (
     *("in_use", "held", "cached", "quarantined"),
 )
 _ALWAYS_SHOWN = frozenset({"free", "in_use", "held", "cached"})
-_ROLE_ORDER = ("gateway", "scheduler", "tokenizer", "prefill", "decode", "cache")
+_ROLE_ORDER: tuple[str, ...] = (
+    Role.GATEWAY,
+    Role.SCHEDULER,
+    Role.TOKENIZER,
+    Role.PREFILL,
+    Role.DECODE,
+    Role.CACHE,
+)
 
 
 def cluster_status(address: str, run: RunDirectory) -> ClusterStatus:

@@ -16,6 +16,7 @@ from threading import Event
 from baton.cli.plan import NATS_ROLE, STOP_ORDER, SystemPlan
 from baton.cli.process import SupervisedProcess
 from baton.cli.rundir import RunDirectory, SystemState
+from baton.core.roles import Role
 
 _POLL_STARTING_S = 0.05
 _POLL_RUNNING_S = 0.2
@@ -151,7 +152,7 @@ class Supervisor:
 
     def _await_joined(self) -> None:
         """Waits until the scheduler sees every worker, so that the first request finds them."""
-        scheduler = self._plan.of_role("scheduler")[0]
+        scheduler = self._plan.of_role(Role.SCHEDULER)[0]
         deadline_s = time.monotonic() + _JOIN_TIMEOUT_S
         while not self._has_joined(scheduler.address, self._plan):
             if time.monotonic() >= deadline_s:

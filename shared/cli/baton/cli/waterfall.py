@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.cli.spans import SpanRecord, TreeRow, as_tree
+from baton.core.roles import Role
 
 _MIN_BAR_CELLS = 16
 _MAX_BAR_CELLS = 60
@@ -16,12 +17,12 @@ _OTHER_COLUMNS_CELLS = 66
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _SERVICE_STYLES = {
     "client": "white",
-    "gateway": "white",
-    "scheduler": "blue",
-    "tokenizer": "magenta",
-    "prefill": "yellow",
-    "decode": "green",
-    "cache": "cyan",
+    Role.GATEWAY: "white",
+    Role.SCHEDULER: "blue",
+    Role.TOKENIZER: "magenta",
+    Role.PREFILL: "yellow",
+    Role.DECODE: "green",
+    Role.CACHE: "cyan",
 }
 
 

@@ -13,9 +13,8 @@ from types import MappingProxyType
 
 from baton.core.cluster import ClusterView, Member, ServiceState
 from baton.core.errors import NoWorker
+from baton.core.roles import Role
 
-DECODE_ROLE = "decode"
-PREFILL_ROLE = "prefill"
 NO_WORKER_RETRY_AFTER_S = 1.0
 SHARED_PROMPT = "shared_prompt"
 """Reason of a placement beside another request with the same prompt."""
@@ -120,7 +119,7 @@ def place(view: ClusterView, job: PlacementJob, rules: PlacementRules, now: floa
         NoWorker: no decode worker of the model is up.
     """
     policy = POLICIES[rules.policy]
-    decodes = candidates(view, DECODE_ROLE, job, now)
+    decodes = candidates(view, Role.DECODE, job, now)
     if not decodes:
         raise NoWorker(
             f"no decode worker for model {job.model!r} is ready; start one or retry",
@@ -201,7 +200,7 @@ def _prefill_candidates(
     """Prefill workers whose KV the decode worker can use; those that failed are left out."""
     found = [
         member
-        for member in candidates(view, PREFILL_ROLE, job, now)
+        for member in candidates(view, Role.PREFILL, job, now)
         if can_exchange_kv(member, decode)
     ]
     if rules.force_disaggregation:
