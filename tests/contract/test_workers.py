@@ -11,8 +11,8 @@ from baton.cache.settings import CacheSettings
 from baton.core.cluster import ServiceState
 from baton.core.errors import ErrorReason
 from baton.v1 import decode_pb2, kv_transfer_pb2, kv_transfer_pb2_grpc, prefill_pb2
+from baton.wire.announcement import kv_event_from_bytes
 from baton.wire.channel import ChannelPool
-from baton.wire.cluster import kv_event_from_bytes
 from baton.wire.errors import rpc_errors
 from tests.support.eventually import eventually
 from tests.support.tiny_models import make_tiny_model

@@ -8,7 +8,7 @@ from baton.core.cluster import Announcement, ClusterView, ServiceState, ServiceS
 from baton.core.errors import NoWorker
 from baton.rpc import kv_index_feed
 from baton.rpc.kv_index_feed import KvIndexFeed
-from baton.wire.cluster import KvEvent, kv_event_to_bytes
+from baton.wire.announcement import KvEvent, kv_event_to_bytes
 from baton.wire.control import KvSnapshot
 from tests.support.eventually import eventually
 

@@ -13,7 +13,7 @@ from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
-from baton.wire.cluster import announcement_to_bytes
+from baton.wire.announcement import announcement_to_bytes
 from tests.support.eventually import eventually
 
 

@@ -15,7 +15,7 @@ from baton.core.prefix_index import PrefixIndex
 from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.rpc.membership import MembershipView
 from baton.scheduler.view import ClusterWatch
-from baton.wire.cluster import KvEvent, kv_event_to_bytes
+from baton.wire.announcement import KvEvent, kv_event_to_bytes
 from baton.wire.control import KvSnapshot
 from tests.support.eventually import eventually
 

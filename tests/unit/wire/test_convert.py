@@ -16,7 +16,7 @@ from baton.core.hashing import Fingerprint, KvGroup, KvLayout
 from baton.core.sampling import DraftSource, FinishReason, SamplingParams, TokenLogprob
 from baton.v1 import common_pb2, inference_pb2
 from baton.wire import layout as layout_module
-from baton.wire.cluster import (
+from baton.wire.announcement import (
     KvEvent,
     announcement_from_bytes,
     announcement_to_bytes,
@@ -24,9 +24,8 @@ from baton.wire.cluster import (
     kv_event_to_bytes,
     rates_from_pb,
     rates_to_pb,
-    status_from_pb,
-    status_to_pb,
 )
+from baton.wire.cluster import status_from_pb, status_to_pb
 from baton.wire.errors import reason_from_pb, reason_to_pb
 from baton.wire.sampling import (
     finish_from_pb,

@@ -13,7 +13,7 @@ from baton.core.roles import Role
 from baton.core.subjects import ALL_KV_EVENTS
 from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
-from baton.wire.cluster import kv_event_from_bytes
+from baton.wire.announcement import kv_event_from_bytes
 from baton.wire.control import KvSnapshot
 
 logger = logging.getLogger(__name__)

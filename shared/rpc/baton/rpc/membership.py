@@ -19,7 +19,7 @@ from baton.core.cluster import Announcement, ClusterView, Member
 from baton.core.errors import BatonError, InvalidRequest, QueueFull
 from baton.core.subjects import MEMBER_QUERY, MEMBERS
 from baton.rpc.bus import Bus
-from baton.wire.cluster import announcement_from_bytes, announcement_to_bytes
+from baton.wire.announcement import announcement_from_bytes, announcement_to_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from baton.wire.announcement import MAX_LEASE_S
 from baton.wire.channel import TlsFiles
-from baton.wire.cluster import MAX_LEASE_S
 
 S = TypeVar("S", bound="ServiceSettings")
 _WORKER_ID = re.compile(r"[A-Za-z0-9_-]{0,64}")

@@ -13,8 +13,9 @@ from baton.core.cluster import Announcement
 from baton.core.hashing import HASH_BYTES
 from baton.v1 import control_pb2, control_pb2_grpc
 from baton.wire import calls
+from baton.wire.announcement import rates_from_pb, rates_to_pb
 from baton.wire.channel import ChannelPool
-from baton.wire.cluster import rates_from_pb, rates_to_pb, status_from_pb, status_to_pb
+from baton.wire.cluster import status_from_pb, status_to_pb
 from baton.wire.layout import hashes_from_pb
 from baton.wire.timing import duration_from_pb, duration_to_pb
 

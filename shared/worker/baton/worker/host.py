@@ -14,7 +14,7 @@ from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
 from baton.rpc.cache_access import CacheAccess, rpc_caches
 from baton.rpc.runtime import Runtime, ServiceSnapshot
-from baton.wire.cluster import KvEvent, kv_event_to_bytes
+from baton.wire.announcement import KvEvent, kv_event_to_bytes
 from baton.wire.frames import check_kv_frames
 from baton.worker.settings import WorkerSettings
 from baton.worker.write_back import WriteBack
