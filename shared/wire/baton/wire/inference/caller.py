@@ -107,17 +107,13 @@ class AsyncInferenceCaller:
     async def models(self, timeout_s: float | None, metadata: Metadata) -> list[Model]:
         """The models that can be used now."""
         request = inference_pb2.ListModelsRequest()
-        with self._errors:
-            answer = await self._stub().ListModels(request, timeout=timeout_s, metadata=metadata)
-        return models_from_pb(answer)
+        return models_from_pb(await self._ask("ListModels", request, timeout_s, metadata))
 
     async def tokenize(
         self, request: TokenizeRequest, timeout_s: float | None, metadata: Metadata
     ) -> list[int]:
         """Token ids of a text, or of a conversation with its generation prompt."""
-        message = tokenize_to_pb(request)
-        with self._errors:
-            answer = await self._stub().Tokenize(message, timeout=timeout_s, metadata=metadata)
+        answer = await self._ask("Tokenize", tokenize_to_pb(request), timeout_s, metadata)
         return list(answer.token_ids)
 
     async def detokenize(
@@ -125,51 +121,45 @@ class AsyncInferenceCaller:
     ) -> str:
         """Text of token ids."""
         with fitting():
-            message = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
-        with self._errors:
-            answer = await self._stub().Detokenize(message, timeout=timeout_s, metadata=metadata)
-        return str(answer.text)
+            request = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        return str((await self._ask("Detokenize", request, timeout_s, metadata)).text)
 
     async def pin(
         self, request: PinRequest, timeout_s: float | None, metadata: Metadata
     ) -> PinnedPrefix:
         """Keeps a prompt's KV from eviction."""
-        message = pin_request_to_pb(request)
-        with self._errors:
-            answer = await self._stub().PinPrefix(message, timeout=timeout_s, metadata=metadata)
+        answer = await self._ask("PinPrefix", pin_request_to_pb(request), timeout_s, metadata)
         return pin_from_pb(answer.pin)
 
     async def unpin(self, pin_id: str, timeout_s: float | None, metadata: Metadata) -> bool:
         """Ends a pin; False when there is no such pin."""
         request = inference_pb2.UnpinPrefixRequest(pin_id=pin_id)
-        with self._errors:
-            answer = await self._stub().UnpinPrefix(request, timeout=timeout_s, metadata=metadata)
-        return bool(answer.found)
+        return bool((await self._ask("UnpinPrefix", request, timeout_s, metadata)).found)
 
     async def pins(self, timeout_s: float | None, metadata: Metadata) -> list[PinnedPrefix]:
         """The prefixes that are kept."""
         request = inference_pb2.ListPinnedPrefixesRequest()
-        stub = self._stub()
-        with self._errors:
-            answer = await stub.ListPinnedPrefixes(request, timeout=timeout_s, metadata=metadata)
+        answer = await self._ask("ListPinnedPrefixes", request, timeout_s, metadata)
         return [pin_from_pb(pin) for pin in answer.pins]
 
     async def status(self, timeout_s: float | None, metadata: Metadata) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""
         request = inference_pb2.GetClusterStatusRequest()
-        stub = self._stub()
-        with self._errors:
-            answer = await stub.GetClusterStatus(request, timeout=timeout_s, metadata=metadata)
-        return overview_from_pb(answer)
+        return overview_from_pb(await self._ask("GetClusterStatus", request, timeout_s, metadata))
 
     async def requests(
         self, query: RecordQuery, timeout_s: float | None, metadata: Metadata
     ) -> RequestList:
         """The latest requests, or one of them."""
-        message = query_to_pb(query)
-        with self._errors:
-            answer = await self._stub().ListRequests(message, timeout=timeout_s, metadata=metadata)
+        answer = await self._ask("ListRequests", query_to_pb(query), timeout_s, metadata)
         return requests_from_pb(answer)
+
+    async def _ask(
+        self, method: str, request: object, timeout_s: float | None, metadata: Metadata
+    ) -> Any:
+        with self._errors:
+            call = getattr(self._stub(), method)
+            return await call(request, timeout=timeout_s, metadata=metadata)
 
     def _stub(self) -> Any:
         with self._lock:  # a blocking caller serves several threads
