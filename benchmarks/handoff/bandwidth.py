@@ -40,11 +40,12 @@ from baton.engine.events import Grant
 from baton.engine.kv_cache import KvCache
 from baton.handoff.push_stream import PushStream
 from baton.handoff.receiver import Intake
-from baton.handoff.sender import PushReport, PushSender, PushTarget, SenderParts
+from baton.handoff.sender import PushReport, PushSender, SenderParts
 from baton.handoff.transports.registry import ReceiverTransports, SenderTransports
 from baton.rpc.server import create_server, listen
 from baton.wire.channel import ChannelPool
 from baton.wire.clock import SystemClock
+from baton.wire.prefill import PushTarget
 from baton.wire.push import RpcPushCall, add_push_server
 
 TRANSPORTS = ("nixl", "shm", "grpc")

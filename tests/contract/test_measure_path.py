@@ -13,7 +13,7 @@ from baton.core.cluster import Announcement, ServiceState, ServiceStatus
 from baton.core.errors import ErrorReason
 from baton.v1 import prefill_pb2
 from baton.wire.errors import error_from_rpc
-from baton.wire.push import PathMeasurement as Measured
+from baton.wire.prefill import PathMeasurement as Measured
 from tests.support.tiny_models import make_tiny_model
 from tests.support.workers import Pair, worker_pair
 
@@ -67,7 +67,7 @@ async def test_one_path_is_measured_at_a_time(
             await may_end.wait()
             return Measured(num_bytes, 1.0, 1.0)
 
-        monkeypatch.setattr(pair.prefill.service, "measure_path", measure)
+        monkeypatch.setattr(pair.prefill.service, "_measure", measure)
         first = asyncio.create_task(_measure(pair, "a", 1))
         await asyncio.wait_for(is_measuring.wait(), 20)
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -282,7 +282,7 @@ async def test_probe_counts_bytes(pair: Pair) -> None:
 async def test_a_probe_is_bounded_in_bytes_and_in_time(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.wire.push._MAX_PROBE_BYTES", 2000)
+    monkeypatch.setattr("baton.wire.push.MAX_PROBE_BYTES", 2000)
     channels = ChannelPool(max_message_bytes=4 << 20)
     stub = kv_transfer_pb2_grpc.KvTransferServiceStub(channels.get(pair.decode.address))
 

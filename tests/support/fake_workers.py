@@ -325,7 +325,8 @@ class FakeProcess:
             state=changes.pop("state", ServiceState.READY),
             model=MODEL,
             fingerprint=self.fingerprint,
-            stats={"max_model_len_tokens": float(MAX_MODEL_LEN_TOKENS)},
+            models=(MODEL,) if self.fake.role == "tokenizer" else (),
+            max_model_len_tokens=MAX_MODEL_LEN_TOKENS,
         )
         return Announcement(status, lease_s=60.0, rates=rates)
 

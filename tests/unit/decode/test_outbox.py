@@ -6,8 +6,9 @@ import pytest
 
 from baton.core.errors import Cancelled, KvTransferLost, Stalled
 from baton.core.sampling import FinishReason, TokenLogprob
-from baton.decode.outbox import MAX_PENDING_EVENTS, Outbox, merge
+from baton.decode.outbox import MAX_PENDING_EVENTS, Outbox
 from baton.engine.events import Tokens
+from baton.worker.tokens import merge
 
 
 def _tokens(index: int, *token_ids: int, finish_reason: FinishReason | None = None) -> Tokens:

@@ -16,6 +16,7 @@ from baton.core.sequence import SequenceSpec
 from baton.decode.outbox import MAX_PENDING_EVENTS
 from baton.decode.sessions import Sessions
 from baton.engine.events import EngineEvent, Failed, Grant, Tokens
+from baton.wire.clock import SystemClock
 
 
 class _Worker:
@@ -42,6 +43,7 @@ def _sessions() -> tuple[Any, Sessions, list[str]]:
         lease_s=10.0,
         progress_timeout_s=0.05,
         rng=Random(1),
+        clock=SystemClock(),
         on_end=lambda _, outcome: outcomes.append(outcome),
     )
     return worker, sessions, outcomes

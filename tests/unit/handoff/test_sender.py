@@ -15,8 +15,9 @@ from baton.core.handoff.frames import Credit
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
-from baton.handoff.sender import PushSender, PushTarget, SenderParts
+from baton.handoff.sender import PushSender, SenderParts
 from baton.wire.clock import SystemClock
+from baton.wire.prefill import PushTarget
 from tests.support.eventually import eventually
 
 LAYOUT = KvLayout.one_group(4, "float32", (1, 1), (2, 2))

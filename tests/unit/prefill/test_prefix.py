@@ -16,7 +16,7 @@ from baton.core.sequence import SequenceSpec
 from baton.prefill.prefix import PrefixSource
 from baton.wire.cache import CacheBlock
 
-LAYOUT = KvLayout(4, "float32", (1,), (2,))
+LAYOUT = KvLayout.one_group(4, "float32", (1,), (2,))
 HASHES = [bytes([index]) * 16 for index in range(6)]
 SPEC = SequenceSpec("a", tuple(range(100)), SamplingParams(), 4, prefill_only=True)
 

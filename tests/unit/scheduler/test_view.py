@@ -161,8 +161,8 @@ def test_model_is_resolved_or_named() -> None:
 def test_limits_and_places_come_from_the_workers() -> None:
     bench = Bench()
     assert bench.cluster.num_places("m") == 1
-    bench.join("decode-0", stats={"max_model_len_tokens": 900.0}, rates=WorkerRates(max_num_seqs=3))
-    bench.join("decode-1", stats={"max_model_len_tokens": 800.0}, rates=WorkerRates(max_num_seqs=4))
+    bench.join("decode-0", max_model_len_tokens=900, rates=WorkerRates(max_num_seqs=3))
+    bench.join("decode-1", max_model_len_tokens=800, rates=WorkerRates(max_num_seqs=4))
     bench.join("decode-2", state=ServiceState.DRAINING, rates=WorkerRates(max_num_seqs=99))
     assert bench.cluster.max_model_len_tokens("m") == 800
     assert bench.cluster.num_places("m") == 7
@@ -170,11 +170,11 @@ def test_limits_and_places_come_from_the_workers() -> None:
 
 def test_tokenizer_that_knows_the_model_and_is_healthy_is_preferred() -> None:
     bench = Bench()
-    bench.join("tokenizer-0", model="x")
+    bench.join("tokenizer-0", models=("x",))
     with pytest.raises(NoWorker):
         bench.cluster.tokenizer("m")
-    bench.join("tokenizer-1", model="x,m")
-    bench.join("tokenizer-2", model="m")
+    bench.join("tokenizer-1", models=("x", "m"))
+    bench.join("tokenizer-2", models=("m",))
     in_turn = [bench.cluster.tokenizer("m").worker_id for _ in range(4)]
     assert sorted(in_turn) == ["tokenizer-1", "tokenizer-1", "tokenizer-2", "tokenizer-2"]
     assert bench.cluster.tokenizer("m", frozenset({"tokenizer-1:1"})).worker_id == "tokenizer-2"

@@ -14,6 +14,8 @@ from baton.core.errors import InvalidRequest
 from baton.core.hashing import KvLayout
 from baton.engine.events import EngineStats
 from baton.engine.worker import EngineWorker
+from baton.rpc.runtime import Lifecycle
+from baton.wire.clock import SystemClock
 from baton.worker.host import EngineHost
 from tests.support.eventually import eventually
 
@@ -60,7 +62,8 @@ def _runtime(max_message_bytes: int = 4 << 20) -> Any:
         settings=settings,
         members=SimpleNamespace(view=dict),
         channels=None,
-        clock=SimpleNamespace(now=lambda: 0.0),
+        clock=SystemClock(),
+        lifecycle=Lifecycle(),
         worker_id="w",
         report_progress=None,
     )
@@ -72,7 +75,8 @@ async def test_the_snapshot_holds_load_blocks_counters_and_every_rate() -> None:
     snapshot = host.snapshot({"jobs": 8}, push_bytes_per_s=10.0)
     assert (snapshot.model, snapshot.num_running, snapshot.num_waiting) == ("demo", 1, 2)
     assert snapshot.kv_blocks == {"free": 9}
-    wanted = {"steps": 6, "jobs": 8, "num_kv_blocks": 9, "max_model_len_tokens": 99}
+    wanted = {"steps": 6, "jobs": 8, "num_kv_blocks": 9}
+    assert snapshot.max_model_len_tokens == 99
     assert snapshot.stats.items() >= wanted.items()
     assert {"stored_blocks", "dropped_blocks", "cache_failures"} <= snapshot.stats.keys()
     assert snapshot.rates == WorkerRates(4.0, 5.0, 3, 10.0, 7)
@@ -121,3 +125,23 @@ async def test_a_step_that_hangs_ends_the_process() -> None:
         await eventually(lambda: stops == [{"exit_code": 1, "grace_s": 0.0}])
     finally:
         await host.stop()
+
+
+def _raise(*_: object) -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize("task", ["housekeeping", "write back"])
+async def test_a_background_task_that_fails_stops_the_process(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker: Any = _Worker()
+    runtime = _runtime()
+    host = EngineHost(runtime, worker, 1)
+    if task == "write back":
+        monkeypatch.setattr(host.cache, "replica", _raise)
+        host.write_back._queue.put_nowait([b"h"])
+    host.keep_house(_raise if task == "housekeeping" else lambda _now: None)
+    await asyncio.wait_for(runtime.lifecycle.stop_requested.wait(), 10)
+    assert runtime.lifecycle.exit_code == 1
+    await host.stop()

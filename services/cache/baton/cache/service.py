@@ -18,6 +18,7 @@ from baton.cache.stores import Stores
 from baton.cache.tiers import TieredStore
 from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.rpc.process import Runtime, ServiceSnapshot
+from baton.rpc.tasks import Tasks
 from baton.wire.cache import add_cache
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class CacheService:
         settings = runtime.settings
         self._runtime = runtime
         self._store = TieredStore(settings.memory_bytes)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks("cache", runtime.lifecycle.fail)
         self._feed = KvIndexFeed(runtime.control.kv_snapshot, runtime.members.view)
         limits = CacheLimits(
             max_prefix_blocks=settings.max_prefix_blocks,
@@ -59,10 +60,10 @@ class CacheService:
                 settings.disk_path, settings.disk_bytes, settings.disk_queue_bytes
             )
             self._store.disk = disk
-            self._tasks.append(asyncio.create_task(disk.run(), name="write to disk"))
+            self._tasks.spawn(disk.run(), "write to disk")
             self._store.load_pins(self._stores.pins)
             logger.info("disk tier open", extra={"num_blocks": len(disk), "store": disk.store_id})
-        self._tasks.append(asyncio.create_task(self._end_pins(), name="end pins"))
+        self._tasks.spawn(self._end_pins(), "end pins")
         await self._feed.start(self._runtime.bus, self._runtime.members)
 
     def snapshot(self) -> ServiceSnapshot:
@@ -106,9 +107,7 @@ class CacheService:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_FINISH_WRITES_S):
                     await disk.idle()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         if disk is not None:
             await disk.close()
 

@@ -1,38 +1,20 @@
-"""What one running sequence has to tell its reader, bounded."""
+"""Tokens on their way from the engine to one reader, bounded."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from baton.core.errors import BatonError, Stalled
-from baton.core.output import DecodeTimings, TokenBatch
 from baton.engine.events import Tokens
 
 MAX_PENDING_EVENTS = 4096
 
 
-def merge(events: Sequence[Tokens], timings: DecodeTimings | None) -> TokenBatch:
-    """One batch of consecutive events (at least one)."""
-    last = events[-1]
-    return TokenBatch(
-        token_index=events[0].token_index,
-        token_ids=tuple(token_id for event in events for token_id in event.token_ids),
-        logprobs=tuple(logprob for event in events for logprob in event.logprobs),
-        finish_reason=last.finish_reason,
-        stop_token_id=last.stop_token_id,
-        draft_tokens=sum(event.draft_tokens for event in events),
-        accepted_tokens=sum(event.accepted_tokens for event in events),
-        timings=timings,
-        prompt_logprobs=events[0].prompt_logprobs,
-    )
-
-
 class Outbox:
     """Events between the engine and one reader.
 
-    A slow reader gets the tokens of several steps in one batch; one that reads nothing for
-    MAX_PENDING_EVENTS steps has failed. The batch of the other sequences never waits for it.
+    A slow reader gets the tokens of several steps in one batch. A reader that falls
+    MAX_PENDING_EVENTS steps behind fails. Other sequences never wait for it.
     """
 
     def __init__(self) -> None:
@@ -54,14 +36,14 @@ class Outbox:
         self._has_news.set()
 
     def fail(self, error: BatonError) -> None:
-        """Drops what was not read; the reader gets the (first) error."""
+        """Drops unread events; the reader gets the first error."""
         if self._error is None:
             self._error = error
         self._events.clear()
         self._has_news.set()
 
     async def take(self) -> list[Tokens]:
-        """All events so far, once there is one. Raises the error that it was failed with."""
+        """All events so far, once there is one. Raises the error given to `fail`."""
         while True:
             if self._error is not None:
                 raise self._error

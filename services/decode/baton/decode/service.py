@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc
-from opentelemetry.context import Context
 
-from baton.core.errors import BatonError, WorkerDraining
+from baton.core.errors import BatonError, Cancelled
 from baton.core.handoff.frames import KvEncoding, PushAnswer, PushFrame
+from baton.core.output import TokenBatch
 from baton.decode import spans
-from baton.decode.servicer import DecodeServicer, register
 from baton.decode.sessions import Session, Sessions
 from baton.decode.settings import DecodeSettings
 from baton.handoff.receiver import Intake
 from baton.handoff.transports.registry import ReceiverTransports, parse_transports
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.wire.decode import KvReservation, LeaseRenewal, add_decode_server
+from baton.wire.orders import AttemptOrder
 from baton.wire.push import add_push_server
 from baton.worker.engine_store import EngineStore
 from baton.worker.host import EngineHost
-
-logger = logging.getLogger(__name__)
+from baton.worker.service import WorkerService
+from baton.worker.specs import spec_of
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What there is once the model is loaded."""
+class DecodeParts:
+    """A loaded engine, its sessions, and the pushes into them."""
 
     host: EngineHost
     sessions: Sessions
     intake: Intake[Session]
 
+    @property
+    def requests(self) -> Sessions:
+        """What runs here."""
+        return self.sessions
 
-class DecodeService:
-    """What `baton.rpc.process` runs."""
+    async def wait_idle(self) -> None:
+        """Returns once there is no session."""
+        await self.sessions.wait_idle()
+
+    async def close(self) -> None:
+        """Frees the memory that pushes arrive in."""
+        await asyncio.to_thread(self.intake.close)
+
+
+class DecodeService(WorkerService[DecodeSettings, DecodeParts]):
+    """A decode worker; implements `wire.decode.DecodeServer`."""
 
     def __init__(self, runtime: Runtime[DecodeSettings]) -> None:
-        self._runtime = runtime
-        self._settings = runtime.settings
-        self._loaded: Loaded | None = None
+        super().__init__(runtime)
         self._ended = runtime.metrics.counter(
             "decode_sessions", "Reservations that ended, by how", ("outcome",)
         )
@@ -62,65 +73,62 @@ class DecodeService:
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Adds DecodeService and KvTransferService."""
         return [
-            register(server, DecodeServicer(self)),
+            add_decode_server(server, self),
             add_push_server(server, self, self._runtime.clock),
         ]
 
-    async def start(self) -> None:
-        """Loads the model."""
-        settings = self._settings
-        host = await EngineHost.load(self._runtime, num_copiers=1)
-        sessions = Sessions(
-            host.worker,
-            lease_s=settings.reservation_lease_s,
-            progress_timeout_s=settings.progress_timeout_s,
-            rng=self._runtime.rng,
-            on_end=self._on_end,
-            encodings=frozenset(KvEncoding if settings.take_int8_kv else [KvEncoding.NATIVE]),
+    def snapshot(self) -> ServiceSnapshot:
+        """Load and blocks now."""
+        loaded = self.loaded()
+        return loaded.host.snapshot({
+            "reservations": len(loaded.sessions),
+            "leases_expired": loaded.sessions.num_leases_expired,
+        })
+
+    async def reserve(self, order: AttemptOrder) -> KvReservation:
+        """Reserves room for an attempt."""
+        loaded = self.admitting()
+        spec = spec_of(loaded.host.engine, order)
+        await loaded.host.worker.prepare(spec.sampling.guide)
+        session = loaded.sessions.reserve(
+            spec, order.request_id, order.attempt, fork_of=order.fork_of
         )
-        intake = Intake(
-            EngineStore(host.engine),
-            sessions,
-            ReceiverTransports(parse_transports(settings.kv_transports), settings.transport_bytes),
-            num_credits=settings.credits,
-            progress_timeout_s=settings.progress_timeout_s,
-            clock=self._runtime.clock,
+        return KvReservation(
+            reservation_id=session.reservation.reservation_id,
+            epoch=session.reservation.epoch,
+            lease_s=loaded.sessions.lease_s,
+            num_blocks=session.grant.num_blocks,
+            num_cached_blocks=session.grant.num_cached_blocks,
+            push_address=self._runtime.address,
         )
-        self._loaded = Loaded(host, sessions, intake)
-        host.keep_house(sessions.sweep_once)
 
-    def loaded(self) -> Loaded:
-        """Engine and sessions, for calls that continue what was begun.
+    async def decode(
+        self, reservation_id: str, epoch: int, *, local_prefill: bool
+    ) -> AsyncGenerator[TokenBatch, None]:
+        """Runs a reserved attempt to its end."""
+        sessions = self.loaded().sessions
+        session = sessions.attach(reservation_id, epoch)
+        parent = self._runtime.telemetry.current_context()
+        try:
+            stream = sessions.stream(session, local_prefill=local_prefill)
+            async with aclosing(stream) as batches:
+                async for batch in batches:
+                    yield batch
+        except BatonError as error:
+            sessions.release(session, error)
+            raise
+        finally:
+            sessions.release(session, Cancelled("the reader of the tokens went away"))
+            spans.record(self._runtime.telemetry, session, parent, self._runtime.clock.now())
 
-        Raises:
-            WorkerDraining: they are not there yet, or not any more.
-        """
-        if self._loaded is None:
-            raise WorkerDraining("the worker is not ready")
-        return self._loaded
+    async def release(self, reservation_id: str, request_id: str, reason: str) -> int:
+        """Ends reservations."""
+        return self.loaded().sessions.release_named(reservation_id, request_id, reason)
 
-    def admitting(self) -> Loaded:
-        """Engine and sessions, for calls that begin something.
-
-        Raises:
-            WorkerDraining: nothing new is taken.
-        """
-        if self._runtime.is_draining:
-            raise WorkerDraining("the worker is draining: take another one")
-        return self.loaded()
-
-    @property
-    def address(self) -> str:
-        """Where pushes go."""
-        return self._runtime.address
-
-    def context(self) -> Context:
-        """The trace context of the call being served."""
-        return self._runtime.telemetry.current_context()
-
-    def record(self, session: Session, parent: Context) -> None:
-        """Records a finished Decode call's stages."""
-        spans.record(self._runtime.telemetry, session, parent, time.monotonic())
+    async def renew_leases(self, reservation_ids: Sequence[str]) -> LeaseRenewal:
+        """Extends leases."""
+        sessions = self.loaded().sessions
+        return LeaseRenewal(sessions.lease_s, tuple(sessions.renew(reservation_ids)))
 
     def receive(self, frames: AsyncIterator[PushFrame]) -> AsyncGenerator[PushAnswer, None]:
         """Serves one push."""
@@ -132,38 +140,27 @@ class DecodeService:
         if error is not None:
             self._refused.labels(error.reason.name).inc()
 
-    def snapshot(self) -> ServiceSnapshot:
-        """Load and blocks now."""
-        loaded = self.loaded()
-        return loaded.host.snapshot({
-            "reservations": len(loaded.sessions),
-            "leases_expired": loaded.sessions.num_leases_expired,
-        })
-
-    def kv_snapshot(self) -> tuple[int, list[bytes]]:
-        """Hashes in the prefix cache."""
-        return self.loaded().host.engine.kv_snapshot()
-
-    async def drain(self, grace_s: float) -> None:
-        """Waits for running requests; those that are left go on elsewhere."""
-        if self._loaded is None:
-            return
-        sessions = self._loaded.sessions
-        try:
-            async with asyncio.timeout(grace_s):
-                await sessions.wait_idle()
-        except TimeoutError:
-            logger.warning("drain cut off", extra={"num_sessions": len(sessions)})
-        finally:  # a drain that is cut short leaves by here too
-            sessions.release_all(WorkerDraining("the worker stops, and its grace is over"))
-
-    async def stop(self) -> None:
-        """Ends what still runs and unloads the model."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            loaded.sessions.release_all(WorkerDraining("the worker has stopped"))
-            await asyncio.to_thread(loaded.intake.close)
-            await loaded.host.stop()
+    def make_parts(self, host: EngineHost) -> DecodeParts:
+        """Sessions, and pushes into them."""
+        settings = self._settings
+        sessions = Sessions(
+            host.worker,
+            lease_s=settings.reservation_lease_s,
+            progress_timeout_s=settings.progress_timeout_s,
+            rng=self._runtime.rng,
+            clock=self._runtime.clock,
+            on_end=self._on_end,
+            encodings=frozenset(KvEncoding if settings.take_int8_kv else [KvEncoding.NATIVE]),
+        )
+        intake = Intake(
+            EngineStore(host.engine),
+            sessions,
+            ReceiverTransports(parse_transports(settings.kv_transports), settings.transport_bytes),
+            num_credits=settings.credits,
+            progress_timeout_s=settings.progress_timeout_s,
+            clock=self._runtime.clock,
+        )
+        return DecodeParts(host, sessions, intake)
 
     def _on_end(self, session: Session, outcome: str) -> None:
         """Counts the end, and offers prompt and output to the cache for the next turn."""
@@ -171,7 +168,7 @@ class DecodeService:
         self._draft_tokens.inc(session.num_draft_tokens)
         self._accepted_tokens.inc(session.num_accepted_tokens)
         loaded = self._loaded
-        # The store's blocks are exact: what came from a rounded hand-off stays here.
+        # The store's blocks are exact: KV of a rounded hand-off stays here.
         if loaded is not None and session.output_ids and not loaded.intake.has_rounded_kv:
             # The last token has not been through the model: it has no KV.
             loaded.host.write_back.offer(

@@ -1,19 +1,19 @@
 """Reserved and running requests of a decode worker: the one owner of their reservations.
 
-`release` is the only way out, from every state and on every path, and may be called any number of
-times. Everything here runs on the event loop; the engine does the work on its own thread.
+Every path ends in `release`, which is idempotent. Everything here runs on the event loop; the
+engine computes on its own thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
+from baton.core.clock import Clock
 from baton.core.errors import (
     BatonError,
     Cancelled,
@@ -31,7 +31,7 @@ from baton.core.ids import make_id
 from baton.core.output import DecodeTimings, TokenBatch
 from baton.core.sequence import SequenceSpec
 from baton.core.timeline import Slice, Slices
-from baton.decode.outbox import Outbox, merge
+from baton.decode.outbox import Outbox
 from baton.engine.events import (
     BlocksReady,
     EngineEvent,
@@ -42,6 +42,7 @@ from baton.engine.events import (
     Tokens,
 )
 from baton.engine.worker import EngineWorker
+from baton.worker.tokens import merge
 
 logger = logging.getLogger(__name__)
 _MAX_REMEMBERED = 1024
@@ -49,7 +50,7 @@ _MAX_REMEMBERED = 1024
 
 @dataclass(slots=True)
 class Session:
-    """One reservation and what happened to it. Times are `time.monotonic()` seconds."""
+    """One reservation and its history. Times are `Clock.now()` seconds."""
 
     reservation: Reservation
     spec: SequenceSpec
@@ -110,20 +111,22 @@ class Sessions:
         lease_s: float,
         progress_timeout_s: float,
         rng: Random,
+        clock: Clock,
         on_end: Callable[[Session, str], None],
         encodings: frozenset[KvEncoding] = frozenset(KvEncoding),
     ) -> None:
-        """`on_end` is told how a session ended: "finished", or an error's reason."""
+        """`on_end` gets a session and how it ended: "finished", or an error's reason."""
         self._worker = worker
         self._engine = worker.engine
         self._table = ReservationTable(lease_s)
         self._progress_timeout_s = progress_timeout_s
         self._rng = rng
+        self._clock = clock
         self._on_end = on_end
         self._encodings = encodings
         self._by_id: dict[str, Session] = {}
         self._ended: OrderedDict[str, BatonError] = OrderedDict()
-        """Why the latest sessions ended, by reservation: late calls are told."""
+        """Why the latest sessions ended, by reservation: late calls get the reason."""
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self.num_leases_expired = 0
@@ -158,9 +161,9 @@ class Sessions:
         origins = self._table.of_request(fork_of) if fork_of else []
         grant = self._engine.sequences.reserve(spec, origins[-1].seq_id if origins else "")
         reservation = self._table.open(
-            make_id("res", self._rng), request_id, attempt, time.monotonic()
+            make_id("res", self._rng), request_id, attempt, self._clock.now()
         )
-        session = Session(reservation, spec, grant, reserved_at_s=time.monotonic())
+        session = Session(reservation, spec, grant, reserved_at_s=self._clock.now())
         self._by_id[reservation.reservation_id] = session
         self._is_idle.clear()
         self._worker.subscribe(spec.seq_id, lambda event: self._on_event(session, event))
@@ -193,7 +196,7 @@ class Sessions:
         if session.reservation.is_attached:
             raise InvalidRequest("the reservation's tokens are being read by another call")
         session.reservation.is_attached = True
-        session.arrived_at_s = time.monotonic()
+        session.arrived_at_s = self._clock.now()
         return session
 
     def expected(self, session: Session) -> Expected:
@@ -210,19 +213,19 @@ class Sessions:
         )
 
     def push_opened(self, session: Session) -> None:
-        """From now on somebody may write to the session's blocks."""
+        """From now on a push may write to the session's blocks."""
         session.is_push_open = True
         self.push_progressed(session)
         self._engine.sequences.begin_fill(session.seq_id)
 
     def push_progressed(self, session: Session) -> None:
-        """The push gave a sign of life."""
-        session.progressed_at_s = time.monotonic()
+        """Notes a sign of life of the push."""
+        session.progressed_at_s = self._clock.now()
         self._table.touch(session.reservation, session.progressed_at_s)
 
     def chunk_arrived(self, session: Session, since_s: float, num_bytes: int) -> None:
         """A chunk, received at `since_s`, is verified and written."""
-        begin_s, end_s = since_s - session.reserved_at_s, time.monotonic() - session.reserved_at_s
+        begin_s, end_s = since_s - session.reserved_at_s, self._clock.now() - session.reserved_at_s
         session.kv_chunks.add(Slice(begin_s, end_s, num_bytes=num_bytes))
 
     def push_ended(self, session: Session, error: BatonError) -> None:
@@ -231,7 +234,7 @@ class Sessions:
             self.release(session, error)
 
     def writes_ended(self, session: Session) -> None:
-        """Nobody writes any more: blocks that were let go meanwhile may be used again."""
+        """All writes have ended: blocks let go meanwhile may be used again."""
         session.is_push_open = False
         if session.reservation.state is ReservationState.RELEASED:
             self._engine.sequences.end_quarantine(session.seq_id)
@@ -244,7 +247,7 @@ class Sessions:
         """
         self._engine.sequences.commit(session.seq_id, manifest.first_token_id)
         session.reservation.transition(ReservationState.COMMITTED)
-        session.committed_at_s = time.monotonic()
+        session.committed_at_s = self._clock.now()
         self._table.touch(session.reservation, session.committed_at_s)
         session.output_ids.append(manifest.first_token_id)
         session.has_kv.set()
@@ -291,12 +294,12 @@ class Sessions:
 
     def renew(self, reservation_ids: Iterable[str]) -> list[str]:
         """Renews leases; returns the ids that are not known."""
-        return self._table.renew(reservation_ids, time.monotonic())
+        return self._table.renew(reservation_ids, self._clock.now())
 
     def release(self, session: Session, error: BatonError) -> int:
-        """Ends a session: fences it first, then lets its blocks go. Returns how many.
+        """Ends a session: fences it, then lets its blocks go. Returns how many.
 
-        Whoever waits for it or reads from it gets `error`.
+        Its reader and its push get `error`.
         """
         if not self._table.release(session.reservation):
             return 0
@@ -328,7 +331,7 @@ class Sessions:
             if item is not None
         )
 
-    def release_all(self, error: BatonError) -> None:
+    def end_all(self, error: BatonError) -> None:
         """Ends every session."""
         for session in list(self._by_id.values()):
             self.release(session, error)
@@ -352,10 +355,10 @@ class Sessions:
     async def _wait_for_kv(self, session: Session) -> None:
         while not session.has_kv.is_set():
             try:
-                async with asyncio.timeout(self._progress_timeout_s):
+                async with self._clock.timeout(self._progress_timeout_s):
                     await session.has_kv.wait()
             except TimeoutError:
-                silent_s = time.monotonic() - session.progressed_at_s
+                silent_s = self._clock.now() - session.progressed_at_s
                 # Twice the push's own limit, which says why it ended and should come first.
                 if session.is_push_open and silent_s >= 2 * self._progress_timeout_s:
                     raise Stalled(f"the push brought nothing for {silent_s:.1f} s") from None
@@ -365,7 +368,7 @@ class Sessions:
     async def _take(self, session: Session) -> list[Tokens]:
         while True:
             try:
-                async with asyncio.timeout(self._progress_timeout_s):
+                async with self._clock.timeout(self._progress_timeout_s):
                     return await session.outbox.take()
             except TimeoutError:
                 if not self._worker.is_alive:

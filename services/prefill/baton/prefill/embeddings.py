@@ -1,15 +1,17 @@
-"""Prompts computed for their vectors: nothing is pushed, nothing is kept but prefix cache."""
+"""Prompts computed for their vectors: nothing is pushed, and only prefix cache is kept."""
 
 from __future__ import annotations
 
 import asyncio
 
+from baton.core.clock import Clock
 from baton.core.embedding import Pooling
 from baton.core.errors import Internal
 from baton.core.sequence import SequenceSpec
 from baton.engine.events import Embedded, EngineEvent, Failed, Started
 from baton.engine.worker import EngineWorker
 from baton.prefill.prefix import PrefixSource
+from baton.wire.prefill import PromptVector
 
 _ENGINE_CHECK_INTERVAL_S = 5.0
 
@@ -17,10 +19,11 @@ _ENGINE_CHECK_INTERVAL_S = 5.0
 class Embeddings:
     """Has the engine compute prompts, and gives every block back on every path."""
 
-    def __init__(self, worker: EngineWorker, prefix: PrefixSource) -> None:
+    def __init__(self, worker: EngineWorker, prefix: PrefixSource, clock: Clock) -> None:
         self._worker = worker
         self._engine = worker.engine
         self._prefix = prefix
+        self._clock = clock
         self._num_running = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -29,11 +32,11 @@ class Embeddings:
         """Returns once none is being computed."""
         await self._is_idle.wait()
 
-    async def embed(self, spec: SequenceSpec) -> tuple[tuple[float, ...], int]:
-        """A prompt's vector, and how many of its tokens were cached. Cancelling it ends it.
+    async def embed(self, spec: SequenceSpec) -> PromptVector:
+        """A prompt's vector. Cancelling the call ends the computation.
 
         Raises:
-            BatonError: it was refused, or failed.
+            BatonError: the prompt was refused, or failed.
         """
         self._num_running += 1
         self._is_idle.clear()
@@ -48,7 +51,7 @@ class Embeddings:
             if not self._num_running:
                 self._is_idle.set()
 
-    async def _compute(self, spec: SequenceSpec) -> tuple[tuple[float, ...], int]:
+    async def _compute(self, spec: SequenceSpec) -> PromptVector:
         values: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
         num_cached_tokens = 0
 
@@ -64,8 +67,10 @@ class Embeddings:
 
         self._worker.subscribe(spec.seq_id, on_event)
         self._engine.sequences.submit(spec)
-        while not values.done():
-            await asyncio.wait({values}, timeout=_ENGINE_CHECK_INTERVAL_S)
-            if not values.done() and not self._worker.is_alive:
-                raise Internal("the engine has stopped")
-        return values.result(), num_cached_tokens
+        while True:
+            try:
+                async with self._clock.timeout(_ENGINE_CHECK_INTERVAL_S):
+                    return PromptVector(await asyncio.shield(values), num_cached_tokens)
+            except TimeoutError:
+                if not self._worker.is_alive:
+                    raise Internal("the engine has stopped") from None

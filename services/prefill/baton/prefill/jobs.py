@@ -1,29 +1,30 @@
 """Prompts being computed and pushed, and the copies kept of them: the one owner of their blocks.
 
-Every path ends in `release`, or in a hold whose lease does. Everything here runs on the event loop;
-the engine computes on its own thread.
+Every path ends in the engine's release, or in a hold whose lease ends there. Everything here runs
+on the event loop; the engine computes on its own thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from baton.core.clock import Clock
 from baton.core.errors import BatonError, Internal, StaleEpoch
-from baton.core.sampling import FinishReason, TokenLogprob
 from baton.core.sequence import SequenceSpec
-from baton.core.timeline import Slice
 from baton.engine.events import BlocksReady, EngineEvent, Failed, LayersReady, Started, Tokens
 from baton.engine.worker import EngineWorker
-from baton.handoff.sender import PushReport, PushSender, PushTarget
+from baton.handoff.sender import PushReport, PushSender
 from baton.prefill.holds import Hold, Holds
 from baton.prefill.prefix import PrefixSource
 from baton.prefill.progress import Progress
+from baton.prefill.spans import Recorder
+from baton.wire.prefill import FirstToken, PrefillDone, PrefillEvent, PrefillStarted, PushTarget
+from baton.worker.tokens import merge
 
 logger = logging.getLogger(__name__)
 _ENGINE_CHECK_INTERVAL_S = 5.0
@@ -37,53 +38,22 @@ class Job:
     attempt: int
     spec: SequenceSpec
     target: PushTarget | None
+    recorder: Recorder
 
 
-@dataclass(frozen=True, slots=True)
-class JobStarted:
-    """The prompt left the queue."""
-
-    arrived_at_s: float
-    at_s: float
-    queue_s: float
-    cached_tokens: int
-    fetched_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobFirstToken:
-    """The whole prompt is computed."""
-
-    token_id: int
-    logprob: TokenLogprob | None
-    finish_reason: FinishReason | None
-    stop_token_id: int | None
-    started_at_s: float
-    at_s: float
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()
-    """Of the prompt's tokens from the second on, where asked for."""
-    chunks: tuple[Slice, ...] = ()
-    """That the prompt was computed in, relative to `started_at_s`."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobDone:
-    """The KV is where it should be. No report: nothing was sent."""
-
-    report: PushReport | None
-
-
-JobEvent = JobStarted | JobFirstToken | JobDone
 MakeSender = Callable[[SequenceSpec, PushTarget], PushSender]
 
 
 class _Running:
     """One job's news, from the engine and from its push."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, clock: Clock) -> None:
         self.job = job
+        self._clock = clock
         self.is_unwanted = False
         """Its copy was released before there was one: it is not kept."""
+        self.report: PushReport | None = None
+        """Of the committed push."""
         self.failure: asyncio.Future[BatonError] = asyncio.get_running_loop().create_future()
         """Done with the error that ended the job, once one has."""
         self._events: list[EngineEvent] = []
@@ -112,7 +82,7 @@ class _Running:
                 return self._events.pop(0)
             self._has_news.clear()
             try:
-                async with asyncio.timeout(_ENGINE_CHECK_INTERVAL_S):
+                async with self._clock.timeout(_ENGINE_CHECK_INTERVAL_S):
                     await self._has_news.wait()
             except TimeoutError:
                 if not worker.is_alive:
@@ -129,6 +99,7 @@ class Jobs:
         *,
         worker_id: str,
         hold_lease_s: float,
+        clock: Clock,
         make_sender: MakeSender,
     ) -> None:
         self._worker = worker
@@ -136,6 +107,7 @@ class Jobs:
         self._block_size = worker.engine.fingerprint.layout.block_size
         self._prefix = prefix
         self._worker_id = worker_id
+        self._clock = clock
         self._make_sender = make_sender
         self._running: dict[str, _Running] = {}
         self._holds = Holds(hold_lease_s)
@@ -156,7 +128,7 @@ class Jobs:
         """Returns once nothing is being computed or pushed."""
         await self._is_idle.wait()
 
-    async def run(self, job: Job) -> AsyncGenerator[JobEvent, None]:
+    async def run(self, job: Job) -> AsyncGenerator[PrefillEvent, None]:
         """Does a job to its end. Closing this early stops it and frees what it held.
 
         Raises:
@@ -165,21 +137,18 @@ class Jobs:
         """
         self._replace_older(job)
         seq_id = job.spec.seq_id
-        running = _Running(job)
+        running = _Running(job, self._clock)
         self._running[seq_id] = running
         self._is_idle.clear()
-        is_kept = False
         try:
             async with aclosing(self._compute(running)) as events:
                 async for event in events:
-                    if isinstance(event, JobDone):
-                        is_kept = event.report is not None
                     yield event
         finally:
             self._worker.unsubscribe(seq_id)
             del self._running[seq_id]
-            if is_kept and not running.is_unwanted:
-                self._holds.add(seq_id, job.request_id, job.attempt, time.monotonic())
+            if running.report is not None and not running.is_unwanted:
+                self._holds.add(seq_id, job.request_id, job.attempt, self._clock.now())
             else:
                 self._engine.sequences.release(seq_id)
             if not self._running:
@@ -197,7 +166,7 @@ class Jobs:
                 running.is_unwanted = True
         return sum(self._let_go(hold) for hold in self._holds.take(request_id, attempt))
 
-    def stop_all(self, error: BatonError) -> None:
+    def end_all(self, error: BatonError) -> None:
         """Fails all jobs and lets go of all copies."""
         for running in self._running.values():
             running.fail(error)
@@ -240,15 +209,14 @@ class Jobs:
         for hold in self._holds.take(job.request_id):
             self._let_go(hold)
 
-    async def _compute(self, running: _Running) -> AsyncGenerator[JobEvent, None]:
+    async def _compute(self, running: _Running) -> AsyncGenerator[PrefillEvent, None]:
         job = running.job
-        arrived_at_s = time.monotonic()
+        arrived_at_s = self._clock.now()
         num_fetched = await self._prefix.fetch(job.spec)
         self._worker.subscribe(job.spec.seq_id, running.put)
         self._engine.sequences.submit(job.spec)
         started_at_s = arrived_at_s
-        block_size = self._engine.fingerprint.layout.block_size
-        progress = Progress(len(job.spec.token_ids), block_size)
+        progress = Progress(len(job.spec.token_ids), self._block_size)
         async with _Pushing(self, running) as pushing:
             while True:
                 event = await running.next(self._worker)
@@ -258,7 +226,7 @@ class Jobs:
                         progress.started(event.at_s, event.num_cached_tokens)
                         pushing.start()
                         pushing.ready(event.num_cached_tokens // self._block_size)
-                        yield self._started(event, arrived_at_s, num_fetched)
+                        yield self._started(job, event, arrived_at_s, num_fetched)
                     case LayersReady():
                         pushing.layers_ready(event.num_blocks, event.layer_end)
                     case BlocksReady():
@@ -266,36 +234,27 @@ class Jobs:
                         pushing.ready(event.num_blocks)
                     case Tokens():
                         break
-                    case Failed():
-                        raise event.error
             self._prefix.offer(job.spec)
-            token = JobFirstToken(
-                token_id=event.token_ids[0],
-                logprob=event.logprobs[0] if event.logprobs else None,
-                finish_reason=event.finish_reason,
-                stop_token_id=event.stop_token_id,
-                started_at_s=started_at_s,
-                at_s=event.at_s,
-                prompt_logprobs=event.prompt_logprobs,
-                chunks=progress.chunks,
-            )
-            if token.finish_reason is None:
-                pushing.finish(token)
-                yield token
-                yield JobDone(await pushing.report())
+            job.recorder.computed(started_at_s, event.at_s)
+            if event.finish_reason is None:
+                pushing.finish(event)
             else:
                 await pushing.stop()
-                yield token
-                yield JobDone(None)
+            yield FirstToken(merge([event]), event.at_s - started_at_s, progress.chunks)
+            if event.finish_reason is None:
+                running.report = await pushing.report()
+            yield _done(running.report)
 
-    def _started(self, event: Started, arrived_at_s: float, num_fetched: int) -> JobStarted:
-        return JobStarted(
-            arrived_at_s=arrived_at_s,
-            at_s=event.at_s,
-            queue_s=event.at_s - arrived_at_s,
+    def _started(
+        self, job: Job, event: Started, since_s: float, num_fetched: int
+    ) -> PrefillStarted:
+        started = PrefillStarted(
+            queue_s=event.at_s - since_s,
             cached_tokens=event.num_cached_tokens,
             fetched_tokens=min(num_fetched * self._block_size, event.num_cached_tokens),
         )
+        job.recorder.queued(since_s, event.at_s, started)
+        return started
 
     def make_sender(self, job: Job) -> PushSender | None:
         """The push of a job, if it has a target."""
@@ -346,10 +305,11 @@ class _Pushing:
         if self._push is not None:
             self._push.layers_ready(num_blocks, layer_end)
 
-    def finish(self, token: JobFirstToken) -> None:
-        """The rest can be sent, and the manifest."""
+    def finish(self, event: Tokens) -> None:
+        """The rest can be sent, and the manifest with the first token."""
         if self._push is not None:
-            self._push.finish(token.token_id, token.logprob, token.at_s)
+            logprob = event.logprobs[0] if event.logprobs else None
+            self._push.finish(event.token_ids[0], logprob, event.at_s)
 
     async def report(self) -> PushReport | None:
         """Waits for the commit. None without a target. Raises what the push failed with."""
@@ -362,6 +322,7 @@ class _Pushing:
             raise failure.result()
         report = self._task.result()
         self._jobs.pushed(report)
+        self._running.job.recorder.pushed(report)
         return report
 
     async def stop(self) -> None:
@@ -378,3 +339,16 @@ class _Pushing:
             self._running.fail(error)
         elif error is not None:
             self._running.fail(Internal(f"push failed: {error!r}"))
+
+
+def _done(report: PushReport | None) -> PrefillDone:
+    if report is None:
+        return PrefillDone()
+    return PrefillDone(
+        num_bytes=report.num_bytes,
+        num_blocks=report.num_blocks,
+        num_chunks=report.num_chunks,
+        transfer_s=report.ended_at_s - report.began_at_s,
+        exposed_s=report.exposed_s,
+        idle_s=report.idle_s,
+    )

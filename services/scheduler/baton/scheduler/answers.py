@@ -6,7 +6,6 @@ fingerprint and the tenant's salt, so no tenant sees what another one was answer
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 from baton.core.answer_key import answer_key, is_determined
@@ -15,6 +14,7 @@ from baton.core.request import RequestStatus
 from baton.core.stages import StageName
 from baton.rpc.cache_access import CacheAccess
 from baton.rpc.metrics import Metrics
+from baton.rpc.tasks import Tasks
 from baton.scheduler.live import LiveRequest
 from baton.scheduler.relay import begun
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
@@ -40,7 +40,7 @@ class Answers:
         self._cluster = cluster
         self._cache = cache
         self._timeout_s = timeout_s
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("answers")
         self._count = metrics.counter(
             "kept_answers", "Requests that allow a kept answer, by what came of it", ("outcome",)
         )
@@ -108,17 +108,13 @@ class Answers:
 
     async def close(self) -> None:
         """Ends what is still being kept."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     def _keep(self, key: bytes, answer: bytes) -> None:
         if len(self._tasks) >= _MAX_STORES:
             self._count.labels("not_kept").inc()
             return
-        task = asyncio.get_running_loop().create_task(self._store(key, answer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._store(key, answer), "keep an answer")
 
     async def _store(self, key: bytes, answer: bytes) -> None:
         peer = self._cache.replica(key)

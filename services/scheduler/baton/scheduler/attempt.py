@@ -24,20 +24,14 @@ from baton.core.stages import StageName
 from baton.scheduler.deps import SchedulerDeps
 from baton.scheduler.failover import AttemptFailed
 from baton.scheduler.live import LiveRequest
-from baton.scheduler.messages import (
-    FirstToken,
-    PrefillDone,
-    PrefillEvent,
-    PrefillStarted,
-    PushTarget,
-    Reservation,
-    WorkOrder,
-)
 from baton.scheduler.relay import OutputRelay
 from baton.scheduler.request_timeline import AttemptTimeline
-from baton.scheduler.streams import PeerStream, Silent
 from baton.wire.clock import ended_within
+from baton.wire.decode import KvReservation
 from baton.wire.inference.chunks import PlacementTaken
+from baton.wire.orders import AttemptOrder
+from baton.wire.prefill import FirstToken, PrefillDone, PrefillEvent, PrefillStarted, PushTarget
+from baton.wire.streams import AnswerStream, Silent
 
 _SLOWEST_PREFILL_TOKENS_PER_S = 100.0
 _COMMIT_GRACE_S = 1.0
@@ -53,7 +47,7 @@ class Attempt:
         self,
         live: LiveRequest,
         placement: Placement,
-        order: WorkOrder,
+        order: AttemptOrder,
         relay: OutputRelay,
         deps: SchedulerDeps,
         *,
@@ -75,7 +69,7 @@ class Attempt:
         self._held = ExitStack()
         """Cancels the calls, then releases what the workers may hold; never waits."""
         self._outcome = "failed"
-        self._reservation: Reservation | None = None
+        self._reservation: KvReservation | None = None
         self._may_hold_copy = False
         self._prefill_cached_tokens = 0
         self._has_tokens = False
@@ -100,7 +94,7 @@ class Attempt:
                 self._outcome = "cancelled"
                 raise
 
-    async def _reserve(self) -> Reservation:
+    async def _reserve(self) -> KvReservation:
         live = self._live
         with (
             self._deps.spans.stage(StageName.RESERVE, {"baton.worker_id": self._decode_id}) as span,
@@ -123,7 +117,7 @@ class Attempt:
         self._note_placement()
         return reservation
 
-    async def _run_local(self, reservation: Reservation) -> None:
+    async def _run_local(self, reservation: KvReservation) -> None:
         live = self._live
         with self._deps.spans.stage(
             StageName.DECODE, {"baton.worker_id": self._decode_id, "baton.local_prefill": True}
@@ -139,19 +133,11 @@ class Attempt:
                 self._timeline.prefilled_locally(timings, len(self._order.token_ids))
             await self._relay_rest(decode, batch)
 
-    async def _run_disaggregated(self, reservation: Reservation) -> None:
+    async def _run_disaggregated(self, reservation: KvReservation) -> None:
         with self._deps.leases.kept(self._decode_id, self._decode_peer, reservation):
             prefill, first = await self._prefill(reservation)
-            batch = TokenBatch(
-                token_index=self._order.num_output_tokens,
-                token_ids=(first.token_id,),
-                logprobs=(first.logprob,) if first.logprob else (),
-                finish_reason=first.finish_reason,
-                stop_token_id=first.stop_token_id,
-                prompt_logprobs=first.prompt_logprobs,
-            )
-            if first.finish_reason is not None:
-                await self._relay.feed(batch)
+            if first.batch.finish_reason is not None:
+                await self._relay.feed(first.batch)
                 return
             with self._deps.spans.stage(
                 StageName.DECODE, {"baton.worker_id": self._decode_id, "baton.local_prefill": False}
@@ -159,15 +145,15 @@ class Attempt:
                 decode = self._start_decode(reservation, is_local=False)
                 handoff = asyncio.create_task(self._watch_handoff(prefill))
                 try:
-                    if await self._relay.feed(batch):
+                    if await self._relay.feed(first.batch):
                         return
                     await self._decode_after_handoff(decode, handoff)
                 finally:
                     handoff.cancel()
 
     async def _prefill(
-        self, reservation: Reservation
-    ) -> tuple[PeerStream[PrefillEvent], FirstToken]:
+        self, reservation: KvReservation
+    ) -> tuple[AnswerStream[PrefillEvent], FirstToken]:
         """Runs the prompt to its first token; the hand-off may go on after that."""
         live, prefill, peer = self._live, self._placement.prefill, self._prefill_peer
         if prefill is None or peer is None:
@@ -177,7 +163,13 @@ class Attempt:
             self._deps.spans.stage(StageName.PREFILL, attributes) as span,
             self._blaming(StageName.PREFILL),
         ):
-            target = PushTarget(self._decode_id, reservation)
+            target = PushTarget(
+                worker_id=self._decode_id,
+                address=reservation.push_address,
+                reservation_id=reservation.reservation_id,
+                epoch=reservation.epoch,
+                num_cached_blocks=reservation.num_cached_blocks,
+            )
             stream = peer.prefill(self._order, target, live.remaining_s())
             self._may_hold_copy = True
             self._held.callback(self._release_copy)
@@ -197,7 +189,7 @@ class Attempt:
         self._note_placement()
         return stream, first
 
-    async def _watch_handoff(self, prefill: PeerStream[PrefillEvent]) -> BatonError | None:
+    async def _watch_handoff(self, prefill: AnswerStream[PrefillEvent]) -> BatonError | None:
         """Notes the hand-off's figures; returns what went wrong, if anything did."""
         try:
             event = await prefill.next(self._prefill_bound_s())
@@ -210,7 +202,7 @@ class Attempt:
         return None
 
     async def _decode_after_handoff(
-        self, decode: PeerStream[TokenBatch], handoff: asyncio.Task[BatonError | None]
+        self, decode: AnswerStream[TokenBatch], handoff: asyncio.Task[BatonError | None]
     ) -> None:
         live = self._live
         batch = await self._first_batch(decode, handoff)
@@ -225,7 +217,7 @@ class Attempt:
         await self._relay_rest(decode, batch)
 
     async def _first_batch(
-        self, decode: PeerStream[TokenBatch], handoff: asyncio.Task[BatonError | None]
+        self, decode: AnswerStream[TokenBatch], handoff: asyncio.Task[BatonError | None]
     ) -> TokenBatch:
         """The first tokens from D; notices that P was lost before D's silence would show it."""
         bound_s = self._bound_s(self._deps.settings.decode_stall_s)
@@ -239,7 +231,7 @@ class Attempt:
         finally:
             reading.cancel()
 
-    async def _relay_rest(self, decode: PeerStream[TokenBatch], batch: TokenBatch) -> None:
+    async def _relay_rest(self, decode: AnswerStream[TokenBatch], batch: TokenBatch) -> None:
         stall_s = self._deps.settings.decode_stall_s
         while not await self._relay.feed(batch):
             batch = await self._next_batch(decode, self._bound_s(stall_s))
@@ -248,7 +240,7 @@ class Attempt:
 
     async def _next_batch(
         self,
-        decode: PeerStream[TokenBatch],
+        decode: AnswerStream[TokenBatch],
         bound_s: float,
         handoff: asyncio.Task[BatonError | None] | None = None,
     ) -> TokenBatch:
@@ -262,9 +254,11 @@ class Attempt:
         self._timeline.stepped(batch)
         return batch
 
-    def _start_decode(self, reservation: Reservation, *, is_local: bool) -> PeerStream[TokenBatch]:
+    def _start_decode(
+        self, reservation: KvReservation, *, is_local: bool
+    ) -> AnswerStream[TokenBatch]:
         stream = self._decode_peer.decode(
-            reservation, is_local=is_local, timeout_s=self._live.remaining_s()
+            reservation, local_prefill=is_local, timeout_s=self._live.remaining_s()
         )
         self._held.callback(stream.cancel)
         return stream

@@ -23,11 +23,11 @@ from baton.core.roles import Role
 from baton.scheduler.encoder import Encoder
 from baton.scheduler.failover import AttemptFailed, Failover, Verdict
 from baton.scheduler.live import worker_request_id
-from baton.scheduler.messages import EmbedOrder
 from baton.scheduler.peers import Peers
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.view import ClusterWatch
 from baton.wire.inference.vectors import Embedding, EmbedRequest
+from baton.wire.orders import EmbedOrder
 
 logger = logging.getLogger(__name__)
 MAX_AT_ONCE = 16
@@ -120,17 +120,17 @@ class Embedder:
             )
             try:
                 with self._cluster.prefilling(worker.worker_id, len(token_ids)):
-                    values, num_cached_tokens = await self._peers.prefill(worker).embed(
+                    answer = await self._peers.prefill(worker).embed(
                         order, ends_at_s - self._clock()
                     )
             except BatonError as error:
                 await self._recover(failover, AttemptFailed("embed", worker.worker_id, error))
             else:
-                vector = shaped(values, job.dimensions, is_scaled=job.is_scaled)
+                vector = shaped(answer.values, job.dimensions, is_scaled=job.is_scaled)
                 if not math.isfinite(sum(vector)):
                     raise Internal("the model computed an embedding that is not finite")
                 return Embedding(
-                    index, vector, len(token_ids), num_cached_tokens, model, job.request_id
+                    index, vector, len(token_ids), answer.num_cached_tokens, model, job.request_id
                 )
 
     def _choose(self, model: str, excluded: frozenset[str]) -> Member:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from contextvars import Context
 
 from baton.core.clock import Clock
 from baton.core.errors import BatonError
-from baton.scheduler.messages import Reservation
-from baton.scheduler.peers import DecodePeer
+from baton.rpc.tasks import Tasks
+from baton.wire.decode import DecodeCaller, KvReservation
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +24,22 @@ class Leases:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._held: dict[str, dict[str, Reservation]] = defaultdict(dict)
-        """Per worker id, per reservation id."""
-        self._renewals: dict[str, asyncio.Task[None]] = {}
+        self._held: dict[str, dict[str, KvReservation]] = defaultdict(dict)
+        """Per worker id, per reservation id; a task renews those of each worker."""
+        self._tasks = Tasks("leases")
 
     @contextmanager
-    def kept(self, worker_id: str, peer: DecodePeer, reservation: Reservation) -> Iterator[None]:
+    def kept(
+        self, worker_id: str, peer: DecodeCaller, reservation: KvReservation
+    ) -> Iterator[None]:
         """Keeps a reservation's lease alive within."""
+        is_renewed = worker_id in self._held
         held = self._held[worker_id]
         held[reservation.reservation_id] = reservation
-        if worker_id not in self._renewals:
+        if not is_renewed:
             # Many requests' leases: in no request's trace.
             renew = self._renew_while_held(worker_id, peer)
-            self._renewals[worker_id] = asyncio.create_task(renew, context=Context())
+            self._tasks.spawn(renew, "renew leases", context=Context())
         try:
             yield
         finally:
@@ -45,12 +47,9 @@ class Leases:
 
     async def close(self) -> None:
         """Stops renewing."""
-        tasks = list(self._renewals.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
 
-    async def _renew_while_held(self, worker_id: str, peer: DecodePeer) -> None:
+    async def _renew_while_held(self, worker_id: str, peer: DecodeCaller) -> None:
         held = self._held[worker_id]
         try:
             while held:
@@ -60,12 +59,12 @@ class Leases:
                 if held:
                     await _renew(peer, list(held), timeout_s=every_s)
         finally:
-            del self._renewals[worker_id], self._held[worker_id]
+            del self._held[worker_id]
 
 
-async def _renew(peer: DecodePeer, reservation_ids: list[str], timeout_s: float) -> None:
+async def _renew(peer: DecodeCaller, reservation_ids: list[str], timeout_s: float) -> None:
     try:
-        unknown = await peer.renew_leases(reservation_ids, timeout_s)
+        unknown = (await peer.renew_leases(reservation_ids, timeout_s)).unknown_ids
     except BatonError as error:
         logger.debug("renewing leases failed", extra={"reason": error.reason.name})
         return

@@ -14,10 +14,10 @@ from baton.core.output import TokenBatch, Usage
 from baton.core.placement import Placement
 from baton.core.request import RequestState
 from baton.core.sampling import SamplingParams
-from baton.scheduler.messages import WorkOrder
 from baton.scheduler.request_timeline import RequestTimeline
 from baton.wire.inference.chunks import PlacementTaken
 from baton.wire.inference.requests import GenerateRequest
+from baton.wire.orders import AttemptOrder
 
 RequestKey = tuple[str, str]
 """Tenant and request id: two tenants may use one id at the same time."""
@@ -172,12 +172,12 @@ class LiveRequest:
             f" {len(self.output.ids)} tokens"
         )
 
-    def order(self, placement: Placement, *, fork_of: str = "") -> WorkOrder:
+    def order(self, placement: Placement, *, fork_of: str = "") -> AttemptOrder:
         """What the present attempt asks of its workers.
 
         `fork_of` is the id towards workers of a request whose KV of the same prompt is shared.
         """
-        return WorkOrder(
+        return AttemptOrder(
             request_id=self.asked.worker_request_id,
             attempt=self.state.attempt,
             token_ids=(*self.asked.prompt_ids, *self.output.ids),

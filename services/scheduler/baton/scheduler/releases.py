@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
 from baton.core.clock import Clock
 from baton.core.errors import BatonError
-from baton.scheduler.peers import DecodePeer, PrefillPeer
-from baton.wire.clock import ended_within
+from baton.rpc.tasks import Tasks
+from baton.wire.decode import DecodeCaller
+from baton.wire.prefill import PrefillCaller
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ class Releases:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks("releases")
 
-    def decode(self, peer: DecodePeer, request_id: str, reservation_id: str, reason: str) -> None:
+    def decode(self, peer: DecodeCaller, request_id: str, reservation_id: str, reason: str) -> None:
         """Ends a reservation.
 
         All of the request's where its id is not known; then only once, for a repetition could meet
@@ -46,7 +46,7 @@ class Releases:
             tries=_RELEASE_TRIES if reservation_id else 1,
         )
 
-    def prefill(self, peer: PrefillPeer, request_id: str, attempt: int, reason: str) -> None:
+    def prefill(self, peer: PrefillCaller, request_id: str, attempt: int, reason: str) -> None:
         """Lets go of the copy of the KV at a prefill worker."""
         self._start(
             lambda: peer.release(request_id, attempt, reason, RELEASE_TIMEOUT_S), request_id
@@ -54,9 +54,7 @@ class Releases:
 
     async def finish(self, timeout_s: float) -> None:
         """Waits until all releases are sent, or given up."""
-        await ended_within(self._clock, self._tasks, timeout_s)
-        for task in self._tasks:
-            task.cancel()
+        await self._tasks.finish(self._clock, timeout_s)
 
     def _start(
         self,
@@ -68,9 +66,7 @@ class Releases:
         if len(self._tasks) >= _MAX_RELEASES:
             logger.warning("release skipped, its lease will end", extra={"request_id": request_id})
             return
-        task = asyncio.get_running_loop().create_task(self._send(release, request_id, tries))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._send(release, request_id, tries), "release")
 
     async def _send(
         self, release: Callable[[], Awaitable[int]], request_id: str, tries: int

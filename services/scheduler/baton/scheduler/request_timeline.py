@@ -10,7 +10,7 @@ from baton.core.placement import Placement
 from baton.core.request import Part, Stage, StageLog
 from baton.core.stages import StageName, TrackName
 from baton.core.timeline import Slice, Slices, Track
-from baton.scheduler.messages import FirstToken, PrefillDone, PrefillStarted
+from baton.wire.prefill import FirstToken, PrefillDone, PrefillStarted
 
 
 class RequestTimeline:

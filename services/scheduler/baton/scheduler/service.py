@@ -50,7 +50,7 @@ class SchedulerService:
         cluster = ClusterWatch(
             runtime.members, self._prefixes.index, runtime.clock.now, own_id=runtime.worker_id
         )
-        peers = Peers(runtime.channels)
+        peers = Peers(runtime.channels, runtime.clock)
         self._releases = Releases(runtime.clock)
         self._leases = Leases(runtime.clock)
         self._text = TextRelay(

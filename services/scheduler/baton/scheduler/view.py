@@ -16,8 +16,6 @@ from baton.core.roles import Role
 from baton.rpc.membership import MembershipView
 from baton.scheduler.compatibility import Compatibility
 
-MAX_MODEL_LEN_STAT = "max_model_len_tokens"
-"""Workers say under this name how many tokens of prompt and output they take together."""
 _DEFAULT_PLACES = 64
 _RETRY_AFTER_S = 1.0
 
@@ -101,10 +99,7 @@ class ClusterWatch:
 
     def max_model_len_tokens(self, model: str) -> int:
         """Most tokens of prompt and output together, 0 when no worker says."""
-        limits = [
-            int(member.status.stats.get(MAX_MODEL_LEN_STAT, 0.0))
-            for member in self._ready(Role.DECODE, model)
-        ]
+        limits = [member.status.max_model_len_tokens for member in self._ready(Role.DECODE, model)]
         return min((limit for limit in limits if limit > 0), default=0)
 
     def num_places(self, model: str) -> int:
@@ -157,8 +152,7 @@ class ClusterWatch:
         ready = [
             member
             for member in self._ready(Role.TOKENIZER)
-            # A tokenizer reports every model that it knows, with commas between them.
-            if not model or model in member.status.model.split(",")
+            if not model or model in member.status.models
         ]
         if not ready:
             raise NoWorker(

@@ -64,7 +64,7 @@ class TokenizerService:
     def snapshot(self) -> ServiceSnapshot:
         """The models' names; a tokenizer has no load worth placing by."""
         names = [vocabulary.name for vocabulary in self._vocabularies]
-        return ServiceSnapshot(model=",".join(names))
+        return ServiceSnapshot(models=tuple(names))
 
     async def drain(self, grace_s: float) -> None:
         """Nothing to do: the server lets running calls end."""

@@ -46,6 +46,11 @@ class ServiceStatus:
     """gRPC, host:port."""
     state: ServiceState = ServiceState.STARTING
     model: str = ""
+    """The model that a worker computes; of a tokenizer, all of `models` in one text."""
+    models: tuple[str, ...] = ()
+    """All models that a tokenizer knows."""
+    max_model_len_tokens: int = 0
+    """Most tokens of prompt and output together; 0 for a process without a model."""
     fingerprint: Fingerprint | None = None
     kv_blocks: Mapping[str, int] = field(default_factory=lambda: _NO_COUNTS)
     """Blocks by lower-case state name."""
@@ -88,7 +93,7 @@ class Member:
         return self.status.worker_id
 
     def is_usable(self, now: float) -> bool:
-        """Ready, not suspected. Lease expiry is the owner's decision: see ClusterView.expire."""
+        """Ready, not suspected. Lease expiry is the owner's decision."""
         return self.status.state is ServiceState.READY and now >= self.suspect_until_s
 
 

@@ -32,24 +32,13 @@ from baton.core.sampling import TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.handoff.kv_store import KvStore
 from baton.handoff.push_stream import PushStream
+from baton.wire.prefill import PushTarget
 
 _MAX_SIGN_OF_LIFE_INTERVAL_S = 2.0
 _LAST_WORD_S = 1.0
 _MIN_PIECE_BYTES = 4 << 20
 _NUM_PIECES = 4
 """Few large chunks cost fewer switches between threads; several let both sides work at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushTarget:
-    """A reservation on a decode worker."""
-
-    worker_id: str
-    address: str
-    reservation_id: str
-    epoch: int
-    num_cached_blocks: int
-    """Leading blocks that are there already."""
 
 
 @dataclass(frozen=True, slots=True)

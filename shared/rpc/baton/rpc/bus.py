@@ -22,6 +22,7 @@ from opentelemetry.trace import SpanKind
 
 from baton.rpc.logs import log_failure
 from baton.rpc.metrics import Metrics
+from baton.rpc.tasks import Tasks
 from baton.rpc.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Bus:
         self._client: Client | None = None
         self._handlers: list[tuple[str, Handler]] = []
         self._on_connect: list[Callable[[], Awaitable[None]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks("bus")
         self._dropped = metrics.counter(
             "bus_dropped_messages", "Messages lost while sending or receiving", ("direction",)
         )
@@ -69,10 +70,14 @@ class Bus:
         """True while messages can be sent and received."""
         return self._client is not None and self._client.is_connected
 
-    def start(self) -> None:
-        """Begins to connect, in the background; returns at once."""
-        if self._urls and self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._keep_connected())
+    def start(self, on_failure: Callable[[], None] | None = None) -> None:
+        """Begins to connect, in the background; returns at once.
+
+        `on_failure` is called when the background task ends unexpectedly.
+        """
+        self._tasks.on_failure = on_failure
+        if self._urls and not len(self._tasks):
+            self._tasks.spawn(self._keep_connected(), "connect")
 
     def on_connect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Has `callback` awaited after every connect, when the subscriptions are in place."""
@@ -113,10 +118,7 @@ class Bus:
 
     async def close(self) -> None:
         """Sends what is pending, ends all subscriptions, and disconnects."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await self._tasks.stop()
 
     async def _keep_connected(self) -> None:
         backoff_s = _MIN_BACKOFF_S

@@ -18,14 +18,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from baton.core.cluster import Announcement, ServiceState, ServiceStatus
-from baton.core.errors import BatonError, NoWorker
-from baton.rpc.bus import Bus
-from baton.rpc.interceptors import DRAIN
+from baton.core.errors import BatonError
 from baton.rpc.logs import log_failure
-from baton.rpc.membership import Announcer, MembershipView
-from baton.rpc.metrics import Metrics
-from baton.rpc.runtime import Lifecycle, Runtime, Service, ServiceSnapshot
-from baton.rpc.settings import ServiceSettings, parse_cores
+from baton.rpc.membership import Announcer
+from baton.rpc.runtime import Runtime, Service, ServiceSnapshot
+from baton.rpc.settings import parse_cores
+from baton.rpc.tasks import Tasks
 from baton.rpc.version import VERSION
 from baton.wire.control import add_control
 
@@ -42,25 +40,26 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class Hosting:
     """Runs a service from its start to its end."""
 
-    _runtime: Runtime[Any]
-    _service: Service
-    _server: grpc.aio.Server
-    _probe_server: grpc.aio.Server | None
-    _announcer: Announcer
-
     def __init__(
         self,
-        settings: ServiceSettings,
-        lifecycle: Lifecycle,
-        metrics: Metrics,
-        bus: Bus,
-        members: MembershipView,
+        runtime: Runtime[Any],
+        service: Service,
+        server: grpc.aio.Server,
+        probe_server: grpc.aio.Server | None,
     ) -> None:
-        self._settings = settings
-        self._lifecycle = lifecycle
-        self._metrics = metrics
-        self._bus = bus
-        self._members = members
+        """Takes servers that are bound and not started."""
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._lifecycle = runtime.lifecycle
+        self._service = service
+        self._server = server
+        self._probe_server = probe_server
+        self._announcer = Announcer(
+            runtime.bus,
+            self.describe,
+            observe=runtime.members.observe,
+            interval_s=runtime.settings.announce_interval_s,
+        )
         self._loop = asyncio.get_running_loop()
         self._started_at_s = time.monotonic()
         self._snapshot = ServiceSnapshot()
@@ -69,32 +68,7 @@ class Hosting:
         self._is_cut_short = asyncio.Event()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._names: list[str] = [""]
-
-    def attach(
-        self,
-        runtime: Runtime[Any],
-        service: Service,
-        server: grpc.aio.Server,
-        probe_server: grpc.aio.Server | None = None,
-    ) -> None:
-        """Gives it what can only be made after it."""
-        self._probe_server = probe_server
-        self._runtime = runtime
-        self._service = service
-        self._server = server
-        self._announcer = Announcer(
-            self._bus,
-            self.describe,
-            observe=self._members.observe,
-            interval_s=self._settings.announce_interval_s,
-        )
-
-    def refusal(self, method: str, metadata: Mapping[str, str]) -> BatonError | None:
-        """Why a call of the service is refused, if it is: it has not loaded, or refuses itself."""
-        if self._lifecycle.state is ServiceState.STARTING and method != DRAIN:
-            return NoWorker("the service is still loading", retry_after_s=1.0)
-        guard = self._lifecycle.guard
-        return guard(method, metadata) if guard is not None else None
+        self._tasks = Tasks("process", self._lifecycle.fail)
 
     def cut_short(self) -> None:
         """Ends a drain at once."""
@@ -114,6 +88,8 @@ class Hosting:
                 address=runtime.address,
                 state=lifecycle.state,
                 model=snapshot.model,
+                models=snapshot.models,
+                max_model_len_tokens=snapshot.max_model_len_tokens,
                 fingerprint=snapshot.fingerprint,
                 kv_blocks=snapshot.kv_blocks,
                 num_requests_running=snapshot.num_running,
@@ -142,15 +118,15 @@ class Hosting:
     async def run(self, on_ready: Callable[[dict[str, object]], None]) -> None:
         """Serves until a stop is requested, drains, and stops. Sets the lifecycle's exit code."""
         await self._serve()
-        delay_meter = self._loop.create_task(self._measure_delay())
-        await self._announcer.start()
+        self._tasks.spawn(self._measure_delay(), "measure delay")
+        await self._announcer.start(self._lifecycle.fail)
         try:
             if await self._load():
                 await self._become_ready(on_ready)
                 await self._lifecycle.stop_requested.wait()
         finally:
             await self._wind_down()
-            delay_meter.cancel()
+            await self._tasks.stop()
 
     async def _serve(self) -> None:
         served = [*self._service.register(self._server), add_control(self._server, self)]
@@ -253,7 +229,7 @@ class Hosting:
         return self._snapshot
 
     def _register_gauges(self) -> None:
-        metrics = self._metrics
+        metrics, bus = self._runtime.metrics, self._runtime.bus
         metrics.gauge_at_scrape(
             "kv_blocks", "KV blocks by state", "state", lambda: self._scrape().kv_blocks
         )
@@ -267,7 +243,10 @@ class Hosting:
             "num_requests_waiting", "Requests waiting", "", lambda: {"": self._scrape().num_waiting}
         )
         metrics.gauge_at_scrape(
-            "bus_connected", "1 while NATS is connected", "", lambda: {"": self._bus.is_connected}
+            "bus_connected",
+            "1 while NATS is connected",
+            "",
+            lambda: {"": bus.is_connected},
         )
         metrics.gauge_at_scrape("members", "Ready members by role", "role", self._count_members)
 
@@ -285,13 +264,14 @@ class Hosting:
 
     def _count_members(self) -> Mapping[str, float]:
         counts: dict[str, float] = {}
-        for member in self._members.view():
+        for member in self._runtime.members.view():
             if member.status.state is ServiceState.READY:
                 counts[member.status.role] = counts.get(member.status.role, 0) + 1
         return counts
 
     async def _measure_delay(self) -> None:
+        delay_s = self._runtime.metrics.event_loop_delay_s
         while True:
             wake_at_s = self._loop.time() + _LOOP_CHECK_S
             await asyncio.sleep(_LOOP_CHECK_S)
-            self._metrics.event_loop_delay_s.observe(max(0.0, self._loop.time() - wake_at_s))
+            delay_s.observe(max(0.0, self._loop.time() - wake_at_s))

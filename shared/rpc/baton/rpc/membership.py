@@ -19,6 +19,7 @@ from baton.core.cluster import Announcement, ClusterView, Member
 from baton.core.errors import BatonError, InvalidRequest, QueueFull
 from baton.core.subjects import MEMBER_QUERY, MEMBERS
 from baton.rpc.bus import Bus
+from baton.rpc.tasks import Tasks
 from baton.wire.announcement import announcement_from_bytes, announcement_to_bytes
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class MembershipView:
         """Members that ended without a goodbye and when, by address."""
         self._polls: dict[str, _Poll] = {}
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_POLLS)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks("membership")
 
     def view(self) -> ClusterView:
         """The members now: an immutable snapshot."""
@@ -110,22 +111,21 @@ class MembershipView:
                 view = view.without(member.worker_id)
         self._replace(view.announced(announcement, self._clock()))
 
-    async def start(self) -> None:
-        """Begins to listen, ask and sweep."""
+    async def start(self, on_failure: Callable[[], None] | None = None) -> None:
+        """Begins to listen, ask and sweep.
+
+        `on_failure` is called when a background task ends unexpectedly.
+        """
+        self._tasks.on_failure = on_failure
         await self._bus.subscribe(f"{MEMBERS}.>", self._on_announcement)
         self._bus.on_connect(self._query)
         if self._bus.is_connected:
             await self._query()
-        self._task = asyncio.get_running_loop().create_task(self._sweep())
+        self._tasks.spawn(self._sweep(), "sweep")
 
     async def stop(self) -> None:
         """Ends all of that."""
-        tasks = [poll.task for poll in self._polls.values() if poll.task is not None]
-        if self._task is not None:
-            tasks.append(self._task)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     async def _query(self) -> None:
         await self._bus.publish(MEMBER_QUERY, b"")
@@ -154,7 +154,7 @@ class MembershipView:
             poll = self._poll_of(address)
             if poll.task is None and poll.next_at_s <= now:
                 poll.next_at_s = now + _POLL_INTERVAL_S
-                poll.task = asyncio.get_running_loop().create_task(self._poll(address, poll))
+                poll.task = self._tasks.spawn(self._poll(address, poll), "poll")
 
     def _doubts(self, member: Member, now: float) -> bool:
         if member.worker_id == self._own_worker_id:
@@ -210,7 +210,14 @@ class MembershipView:
 def _outline(view: ClusterView) -> set[tuple[object, ...]]:
     """The parts whose change callbacks hear about."""
     return {
-        (m.worker_id, m.status.state, m.status.address, m.status.model, m.suspect_until_s)
+        (
+            m.worker_id,
+            m.status.state,
+            m.status.address,
+            m.status.model,
+            m.status.models,
+            m.suspect_until_s,
+        )
         for m in view
     }
 
@@ -230,13 +237,14 @@ class Announcer:
         self._describe = describe
         self._observe = observe
         self._interval_s = interval_s
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks("announcer")
 
-    async def start(self) -> None:
-        """Begins to announce."""
+    async def start(self, on_failure: Callable[[], None] | None = None) -> None:
+        """Begins to announce; `on_failure` is called when that ends unexpectedly."""
+        self._tasks.on_failure = on_failure
         await self._bus.subscribe(MEMBER_QUERY, self._on_query)
         self._bus.on_connect(self.announce)
-        self._task = asyncio.get_running_loop().create_task(self._repeat())
+        self._tasks.spawn(self._repeat(), "announce")
 
     async def announce(self) -> None:
         """Announces the present state now."""
@@ -248,9 +256,7 @@ class Announcer:
 
     async def stop(self) -> None:
         """Announces once more (the description says that the process leaves), then no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.stop()
         await self.announce()
         await self._bus.flush()
 

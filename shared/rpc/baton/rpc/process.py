@@ -124,8 +124,9 @@ async def _assemble(
         max_message_bytes=settings.max_message_bytes, tls=settings.tls, inject=telemetry.inject
     )
     stack.push_async_callback(channels.close)
+    lifecycle = Lifecycle()
     bus = Bus(settings.nats_url, name=worker_id, telemetry=telemetry, metrics=metrics, rng=rng)
-    bus.start()
+    bus.start(lifecycle.fail)
     stack.push_async_callback(bus.close)
     control = RpcControl(channels)
     members = MembershipView(
@@ -135,11 +136,9 @@ async def _assemble(
         roles=settings.watches,
         own_worker_id=worker_id,
     )
-    await members.start()
+    await members.start(lifecycle.fail)
     stack.push_async_callback(members.stop)
-    lifecycle = Lifecycle()
-    hosting = Hosting(settings, lifecycle, metrics, bus, members)
-    server = create_server(settings, [ServerInterceptor(telemetry, metrics, hosting.refusal)])
+    server = create_server(settings, [ServerInterceptor(telemetry, metrics, lifecycle.refusal)])
     port = listen(server, settings)
     runtime = Runtime(
         settings=settings,
@@ -157,8 +156,7 @@ async def _assemble(
         clock=SystemClock(),
         lifecycle=lifecycle,
     )
-    hosting.attach(runtime, build(runtime), server, create_probe_server(settings))
-    return runtime, hosting
+    return runtime, Hosting(runtime, build(runtime), server, create_probe_server(settings))
 
 
 def _handle_signals(runtime: Runtime[S], hosting: Hosting) -> None:

@@ -1,4 +1,4 @@
-"""What a service is to its process, and what the process offers to its service."""
+"""What a process needs of its service, and what it offers to it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import grpc
 
 from baton.core.clock import Clock
 from baton.core.cluster import ServiceState, WorkerRates
-from baton.core.errors import BatonError
+from baton.core.errors import BatonError, NoWorker
 from baton.core.hashing import Fingerprint
 from baton.rpc.bus import Bus
+from baton.rpc.interceptors import DRAIN
 from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.settings import ServiceSettings
@@ -32,6 +33,10 @@ class ServiceSnapshot:
     """A service's load at one instant."""
 
     model: str = ""
+    models: tuple[str, ...] = ()
+    """All models that a tokenizer knows."""
+    max_model_len_tokens: int = 0
+    """Most tokens of prompt and output together; 0 for a service without a model."""
     fingerprint: Fingerprint | None = None
     kv_blocks: Mapping[str, int] = field(default_factory=dict)
     """By lower-case state name."""
@@ -53,30 +58,24 @@ class Service(Protocol):
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Adds its handlers; returns the services' full names, such as "baton.v1.DecodeService"."""
-        ...
 
     async def start(self) -> None:
         """Loads what it needs. The process is ready when this returns."""
-        ...
 
     def snapshot(self) -> ServiceSnapshot:
         """Its load now; quick."""
-        ...
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:
         """Sequence of the last KV event, and all block hashes in the prefix cache; (0, []) if none.
 
         The sequence is read together with the hashes.
         """
-        ...
 
     async def drain(self, grace_s: float) -> None:
         """Takes nothing new and returns when running work has ended, within `grace_s`."""
-        ...
 
     async def stop(self) -> None:
         """Ends what still runs and frees everything; also after a `start` that failed."""
-        ...
 
 
 @dataclass(slots=True)
@@ -90,7 +89,18 @@ class Lifecycle:
     """Grace asked for by a Drain call; None for the settings' own."""
     loading_fraction: float = 0.0
     guard: Callable[[str, Mapping[str, str]], BatonError | None] | None = None
-    """The service's own reason to refuse a call, from its method and metadata; None for none."""
+    """The service's reason to refuse a call, from its method and metadata; None for none."""
+
+    def refusal(self, method: str, metadata: Mapping[str, str]) -> BatonError | None:
+        """Why a call is refused: the service is loading, or its guard says so; None to serve it."""
+        if self.state is ServiceState.STARTING and method != DRAIN:
+            return NoWorker("the service is still loading", retry_after_s=1.0)
+        return self.guard(method, metadata) if self.guard is not None else None
+
+    def fail(self) -> None:
+        """Has the process drain and exit with status 1. Call it on the event loop."""
+        self.exit_code = self.exit_code or 1
+        self.stop_requested.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +129,7 @@ class Runtime(Generic[S_co]):
         return self.lifecycle.state is ServiceState.DRAINING
 
     def report_progress(self, fraction: float, text: str) -> None:
-        """Tells how far loading is, in [0, 1]. May be called from any thread."""
+        """Notes how far loading is, in [0, 1]. May be called from any thread."""
         self.lifecycle.loading_fraction = fraction
         logger.info("loading", extra={"fraction": round(fraction, 3), "text": text})
 

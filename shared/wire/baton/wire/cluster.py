@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from types import MappingProxyType
 
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.errors import InvalidRequest
+from baton.core.roles import Role
 from baton.v1 import inference_pb2
 from baton.wire.layout import fingerprint_from_pb, fingerprint_to_pb
 from baton.wire.timing import duration_from_pb, duration_to_pb, seconds_from_pb
 
 MAX_NAME_CHARS = 256
 _STATES = MappingProxyType({state.value: state for state in ServiceState})
+_MAX_MODEL_LEN_STAT = "max_model_len_tokens"
+"""On the wire, the longest context is one of the stats."""
 
 
 def status_to_pb(status: ServiceStatus) -> inference_pb2.ServiceStatus:
     """The wire's form."""
+    stats = dict(status.stats)
+    if status.max_model_len_tokens:
+        stats[_MAX_MODEL_LEN_STAT] = status.max_model_len_tokens
     return inference_pb2.ServiceStatus(
         worker_id=status.worker_id,
         role=status.role,
         address=status.address,
         state=status.state.value,
-        model=status.model,
+        # On the wire, a tokenizer's models stand in one text.
+        model=status.model or ",".join(status.models),
         kv_blocks=status.kv_blocks,
         num_requests_running=status.num_requests_running,
         num_requests_waiting=status.num_requests_waiting,
         uptime=duration_to_pb(status.uptime_s),
         pid=status.pid,
         metrics_address=status.metrics_address,
-        stats=status.stats,
+        stats=stats,
         version=status.version,
         fingerprint=fingerprint_to_pb(status.fingerprint) if status.fingerprint else None,
         cores=status.cores,
@@ -63,12 +71,16 @@ def shown_status_from_pb(pb: inference_pb2.ServiceStatus) -> ServiceStatus:
 
 
 def _status_from_pb(pb: inference_pb2.ServiceStatus) -> ServiceStatus:
+    max_len = pb.stats.get(_MAX_MODEL_LEN_STAT, 0.0)
+    is_tokenizer = pb.role == Role.TOKENIZER
     return ServiceStatus(
         worker_id=pb.worker_id,
         role=pb.role,
         address=pb.address,
         state=_STATES.get(pb.state, ServiceState.STARTING),
         model=pb.model,
+        models=tuple(pb.model.split(",")) if is_tokenizer and pb.model else (),
+        max_model_len_tokens=int(max_len) if math.isfinite(max_len) and max_len > 0.0 else 0,
         fingerprint=fingerprint_from_pb(pb.fingerprint) if pb.HasField("fingerprint") else None,
         kv_blocks=MappingProxyType(dict(pb.kv_blocks)),
         num_requests_running=pb.num_requests_running,

@@ -14,6 +14,8 @@ from baton.core.hashing import KvLayout
 
 logger = logging.getLogger(__name__)
 
+MAX_PROBE_BYTES = 64 << 20
+"""Most bytes that one measurement of a path sends."""
 _MAX_HEADER_BYTES = 4096
 _HEADER_TAG = 0x0A
 _PAYLOAD_TAG = 0x12

@@ -8,7 +8,7 @@ from baton.core.cluster import ServiceStatus
 from baton.v1 import control_pb2, control_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from baton.wire.cluster import shown_status_from_pb
 from baton.wire.errors import CallErrors
-from baton.wire.push import PathMeasurement
+from baton.wire.prefill import PathMeasurement
 from baton.wire.timing import seconds_from_pb
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import grpc
@@ -20,7 +19,7 @@ from baton.core.handoff.frames import Committed, PushAnswer, PushFrame
 from baton.v1 import kv_transfer_pb2 as pb
 from baton.wire.channel import ChannelPool
 from baton.wire.errors import rpc_errors
-from baton.wire.frames import decode_frame, encode_frame
+from baton.wire.frames import MAX_PROBE_BYTES, decode_frame, encode_frame
 from baton.wire.push_frames import (
     answer_from_pb,
     answer_to_pb,
@@ -32,7 +31,6 @@ from baton.wire.push_frames import (
 SERVICE_NAME = "baton.v1.KvTransferService"
 _LAST_WORD_S = 1.0
 _PROBE_CHUNK_BYTES = 1 << 20
-_MAX_PROBE_BYTES = 64 << 20
 _PROBE_CALL_TIMEOUT_S = 20.0
 _PROBE_TIMEOUT_S = 30.0
 _EOF = cast("Any", grpc.aio).EOF
@@ -43,11 +41,9 @@ class PushServer(Protocol):
 
     def receive(self, frames: AsyncIterator[PushFrame]) -> AsyncGenerator[PushAnswer, None]:
         """Serves one push to its end. Closing it early ends the push."""
-        ...
 
     def push_ended(self, num_bytes: int, error: BatonError | None) -> None:
         """Takes note of a push that ended: the bytes committed, and why it failed if it did."""
-        ...
 
 
 class PushCall(Protocol):
@@ -59,19 +55,15 @@ class PushCall(Protocol):
         Raises:
             KvTransferLost: the decode worker has ended the push; `read` may know why.
         """
-        ...
 
     async def end(self) -> None:
         """Sends no more frames."""
-        ...
 
     async def read(self) -> PushAnswer:
         """The next answer. Raises the decode worker's reason where the push has failed."""
-        ...
 
     def cancel(self) -> None:
         """Ends the push, in any state. Idempotent."""
-        ...
 
 
 class RpcPushCall:
@@ -112,17 +104,6 @@ class RpcPushCall:
 
     def _ended(self) -> BatonError:
         return KvTransferLost(f"the decode worker at {self._address} ended the push")
-
-
-@dataclass(frozen=True, slots=True)
-class PathMeasurement:
-    """How long bytes take from a prefill worker to a decode worker over gRPC."""
-
-    num_bytes: int
-    """Bytes that arrived."""
-    transfer_s: float
-    round_trip_s: float
-    """The same for no bytes."""
 
 
 async def probe(
@@ -210,8 +191,8 @@ class _PushAdapter:
                 async for message in requests:
                     payload, _ = decode_frame(message)  # field 1, like a frame's header
                     num_bytes += payload.nbytes
-                    if num_bytes > _MAX_PROBE_BYTES:
-                        raise InvalidRequest(f"a probe has at most {_MAX_PROBE_BYTES} bytes")
+                    if num_bytes > MAX_PROBE_BYTES:
+                        raise InvalidRequest(f"a probe has at most {MAX_PROBE_BYTES} bytes")
         except TimeoutError:
             raise Stalled(f"the probe took longer than {_PROBE_TIMEOUT_S:g} s") from None
         return pb.ProbeResponse(num_bytes=num_bytes)

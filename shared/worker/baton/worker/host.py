@@ -1,10 +1,9 @@
-"""An engine inside a worker's process: loaded, tied to bus and cache service, shown, unloaded."""
+"""An engine inside a worker's process: loaded, tied to bus and cache service, unloaded."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +13,7 @@ from baton.engine.engine import Engine
 from baton.engine.worker import EngineWorker
 from baton.rpc.cache_access import CacheAccess, rpc_caches
 from baton.rpc.runtime import Runtime, ServiceSnapshot
+from baton.rpc.tasks import Tasks
 from baton.wire.announcement import KvEvent, kv_event_to_bytes
 from baton.wire.frames import check_kv_frames
 from baton.worker.settings import WorkerSettings
@@ -32,10 +32,10 @@ class EngineHost:
         self, runtime: Runtime[WorkerSettings], worker: EngineWorker, num_copiers: int
     ) -> None:
         self._runtime = runtime
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks("engine host", runtime.lifecycle.fail)
         self.worker = worker
         self.copiers = ThreadPoolExecutor(num_copiers, thread_name_prefix="baton-kv-copy")
-        """Threads that copy KV of blocks that nobody writes to."""
+        """Threads that copy KV of blocks which no step writes to."""
         self.cache = CacheAccess(
             runtime.members.view, rpc_caches(runtime.channels), runtime.clock.now
         )
@@ -45,7 +45,7 @@ class EngineHost:
 
     @classmethod
     async def load(cls, runtime: Runtime[WorkerSettings], *, num_copiers: int) -> EngineHost:
-        """Loads the model, and tells how far that is.
+        """Loads the model and reports the progress.
 
         Raises:
             ModelNotFound, Unsupported, InvalidRequest: it cannot be served.
@@ -61,23 +61,22 @@ class EngineHost:
         return self.worker.engine
 
     def keep_house(self, sweep: Callable[[float], None]) -> None:
-        """From now on stores blocks, calls `sweep(now)` often, publishes changes, minds the engine.
+        """Starts the background tasks: write-back, lease sweeps, KV events, engine watchdog.
 
-        `sweep` ends leases.
+        `sweep(now)` ends leases.
         """
-        self._tasks = [
-            asyncio.create_task(self.write_back.run(), name="write back"),
-            asyncio.create_task(self._keep_house(sweep), name="housekeeping"),
-        ]
+        self._tasks.spawn(self.write_back.run(), "write back")
+        self._tasks.spawn(self._keep_house(sweep), "housekeeping")
 
     def snapshot(
         self, own_stats: Mapping[str, float], *, push_bytes_per_s: float = 0.0
     ) -> ServiceSnapshot:
-        """Load and blocks now; `own_stats` are what the service counts itself."""
+        """Load and blocks now; `own_stats` are the service's counts."""
         stats = self.engine.stats()
         fingerprint = self.engine.fingerprint
         return ServiceSnapshot(
             model=fingerprint.model,
+            max_model_len_tokens=self.engine.max_model_len_tokens,
             fingerprint=fingerprint,
             kv_blocks=self.engine.kv_counts(),
             num_running=stats.num_running,
@@ -89,7 +88,6 @@ class EngineHost:
                 "stored_blocks": self.write_back.num_stored_blocks,
                 "dropped_blocks": self.write_back.num_dropped_blocks,
                 "cache_failures": self.cache.num_failures,
-                "max_model_len_tokens": self.engine.max_model_len_tokens,
                 **own_stats,
             },
             rates=WorkerRates(
@@ -102,24 +100,23 @@ class EngineHost:
         )
 
     async def stop(self) -> None:
-        """Unloads the model, once nothing runs any more."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Unloads the model; no request may run on it now."""
+        await self._tasks.stop()
         await asyncio.to_thread(self.copiers.shutdown)
         await self.worker.stop()
 
     async def _keep_house(self, sweep: Callable[[float], None]) -> None:
-        """Until the engine dies; then the process has to end."""
+        """Runs until the engine dies; then the process must end."""
+        clock = self._runtime.clock
         subject = kv_events_of(self._runtime.worker_id)
         while self.worker.is_alive and self.engine.step_age_s < _HUNG_STEP_S:
-            sweep(time.monotonic())
+            sweep(clock.now())
             for change in self.engine.drain_kv_events():
                 event = KvEvent(
                     self._runtime.worker_id, change.sequence, change.stored, change.removed
                 )
                 await self._runtime.bus.publish(subject, kv_event_to_bytes(event))
-            await asyncio.sleep(_HOUSEKEEPING_INTERVAL_S)
+            await clock.sleep(_HOUSEKEEPING_INTERVAL_S)
         logger.error(
             "engine stopped or hangs; the process exits",
             extra={"step_age_s": self.engine.step_age_s},

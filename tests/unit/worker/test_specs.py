@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 
+from baton.core.embedding import Pooling
 from baton.core.errors import BatonError, InvalidRequest, KvLayoutMismatch, PromptTooLong
 from baton.core.hashing import Fingerprint, KvLayout
 from baton.core.sequence import SequenceSpec
 from baton.v1 import common_pb2, decode_pb2, prefill_pb2
 from baton.wire.layout import fingerprint_to_pb
-from baton.worker.convert import MAX_SALT_CHARS, seq_id_from_pb, spec_from_pb
+from baton.wire.orders import (
+    MAX_SALT_CHARS,
+    EmbedOrder,
+    attempt_from_pb,
+    check_origin,
+    seq_id_of,
+)
+from baton.worker.specs import spec_of
 
 OURS = Fingerprint("demo", "a", "b", "c", KvLayout.one_group(16, "float32", (2,), (8,)))
 OTHER = Fingerprint("demo", "a", "x", "c", KvLayout.one_group(16, "float32", (2,), (8,)))
@@ -51,12 +59,13 @@ def test_a_request_becomes_what_the_engine_is_to_compute(cls: Any) -> None:
         priority=3,
         cache_salt="s" * MAX_SALT_CHARS,
     )
-    spec = spec_from_pb(ENGINE, request)
+    order = attempt_from_pb(request)
+    spec = spec_of(ENGINE, order)
     assert (spec.seq_id, spec.token_ids, spec.max_tokens) == ("a/2", (5, 6, 7), 4)
     assert (spec.num_output_tokens, spec.priority, spec.sampling.seed) == (1, 3, 7)
     assert spec.cache_salt == "s" * MAX_SALT_CHARS
     assert not spec.prefill_only
-    assert spec_from_pb(ENGINE, request, prefill_only=True).prefill_only
+    assert spec_of(ENGINE, order, prefill_only=True).prefill_only
 
 
 @pytest.mark.parametrize("cls", REQUESTS)
@@ -80,11 +89,13 @@ def test_what_can_never_be_computed_is_refused(
     cls: Any, changes: dict[str, Any], error: type[BatonError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        spec_from_pb(ENGINE, _request(cls, **changes))
+        spec_of(ENGINE, attempt_from_pb(_request(cls, **changes)))
 
 
 def test_the_caller_of_an_embedding_is_checked_too() -> None:
     request = prefill_pb2.EmbedPromptRequest(request_id="e", attempt=1)
-    assert seq_id_from_pb(request) == "e/1"
+    check_origin(request)
+    order = EmbedOrder(request.request_id, request.attempt, (), Pooling.LAST)
+    assert seq_id_of(order) == "e/1"
     with pytest.raises(InvalidRequest, match="attempt"):
-        seq_id_from_pb(prefill_pb2.EmbedPromptRequest(request_id="e"))
+        check_origin(prefill_pb2.EmbedPromptRequest(request_id="e"))

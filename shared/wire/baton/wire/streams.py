@@ -1,45 +1,58 @@
-"""One server stream of a peer: read with a bound on silence, always cancelled when left."""
+"""A call's stream of answers, read one by one with a bound on silence."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
+from baton.core.clock import Clock
 from baton.core.errors import BatonError, NoWorker, Stalled
 from baton.wire.errors import error_from_rpc
 
 ValueT = TypeVar("ValueT")
+ValueT_co = TypeVar("ValueT_co", covariant=True)
 
 
 class Silent(Stalled):
-    """The peer itself said nothing, as against one that reports somebody else's silence."""
+    """The peer itself sent nothing; a plain Stalled is its report about another process."""
 
 
-class PeerStream(Generic[ValueT]):
-    """A started call whose messages are read one by one. Owned by whoever made it."""
+class AnswerStream(Protocol[ValueT_co]):
+    """A started call. The caller must cancel it when it stops reading."""
 
-    def __init__(
-        self,
-        call: grpc.aio.UnaryStreamCall,  # type: ignore[type-arg]
-        convert: Callable[[object], ValueT],
-        peer: str,
-    ) -> None:
-        self._call = call
-        self._convert = convert
-        self._peer = peer
-
-    async def next(self, timeout_s: float) -> ValueT | None:
-        """The next message, None at the stream's end. One reader at a time.
+    async def next(self, timeout_s: float) -> ValueT_co | None:
+        """The next value, None at the stream's end. One reader at a time.
 
         Raises:
             Silent: nothing came within the time; the call is cancelled.
             BatonError: the call failed.
         """
+
+    async def drain(self, timeout_s: float) -> None:
+        """Reads to the end, so that the peer sees an orderly one; gives up quietly."""
+
+    def cancel(self) -> None:
+        """Ends the call, in any state. Idempotent."""
+
+
+class RpcStream(Generic[ValueT]):
+    """An AnswerStream over gRPC. `peer` names the server in messages."""
+
+    def __init__(
+        self, call: Any, convert: Callable[[Any], ValueT], peer: str, clock: Clock
+    ) -> None:
+        self._call = call
+        self._convert = convert
+        self._peer = peer
+        self._clock = clock
+
+    async def next(self, timeout_s: float) -> ValueT | None:
+        """See AnswerStream."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._clock.timeout(timeout_s):
                 message = await self._call.read()
         except TimeoutError as error:
             self.cancel()
@@ -57,7 +70,7 @@ class PeerStream(Generic[ValueT]):
         return self._convert(message)
 
     async def drain(self, timeout_s: float) -> None:
-        """Reads to the end, so that the peer sees an orderly one; gives up quietly."""
+        """See AnswerStream."""
         try:
             while await self.next(timeout_s) is not None:
                 pass
@@ -65,5 +78,5 @@ class PeerStream(Generic[ValueT]):
             self.cancel()
 
     def cancel(self) -> None:
-        """Ends the call, whatever its state. Idempotent."""
+        """See AnswerStream."""
         self._call.cancel()
