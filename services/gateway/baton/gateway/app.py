@@ -26,7 +26,7 @@ from baton.gateway.console.routes import Console
 from baton.gateway.embeddings import EmbeddingsBody, embeddings_answer
 from baton.gateway.endpoints import Access, Endpoint
 from baton.gateway.failures import HttpError, json_response, respond_to_failure
-from baton.gateway.generation import Generation
+from baton.gateway.generation import Generation, until_disconnected
 from baton.gateway.generation_telemetry import GenerationMetrics, GenerationTelemetry
 from baton.gateway.openapi import openapi_document
 from baton.gateway.request_body import read_json
@@ -208,7 +208,7 @@ class Gateway:
         return self._bounded(generation)
 
     def _bounded(self, app: ASGIApp) -> ASGIApp:
-        """Limits how many generations run at once."""
+        """Limits how many generations run at once; a disconnect of the client cancels them."""
 
         async def run(scope: Scope, receive: Receive, send: Send) -> None:
             limit = self._settings.max_concurrent_requests
@@ -216,7 +216,7 @@ class Gateway:
                 raise QueueFull(f"{limit} requests are running", retry_after_s=1.0)
             self.num_running += 1
             try:
-                await app(scope, receive, send)
+                await until_disconnected(receive, app(scope, receive, send))
             finally:
                 self.num_running -= 1
 

@@ -18,7 +18,6 @@ from baton.client import AsyncClient, Embeddings, EmbedOptions, InvalidRequest
 from baton.core.embedding import MAX_INPUTS
 from baton.core.errors import Internal
 from baton.gateway.failures import json_response
-from baton.gateway.generation import until_disconnected
 
 
 class EmbeddingsBody(BaseModel):
@@ -60,7 +59,7 @@ class EmbeddingsBody(BaseModel):
 
 
 def embeddings_answer(client: AsyncClient, body: EmbeddingsBody, options: EmbedOptions) -> ASGIApp:
-    """The ASGI application that answers one request; a disconnect of the client cancels it."""
+    """The ASGI application that answers one request."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         embeddings = await client.embed(body.input, **options)
@@ -68,10 +67,7 @@ def embeddings_answer(client: AsyncClient, body: EmbeddingsBody, options: EmbedO
         response = json_response(embeddings_json(embeddings, is_base64=is_base64))
         await response(scope, receive, send)
 
-    async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        await until_disconnected(receive, answer(scope, receive, send))
-
-    return run
+    return answer
 
 
 def embeddings_json(embeddings: Embeddings, *, is_base64: bool) -> dict[str, Any]:

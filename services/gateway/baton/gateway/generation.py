@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 from starlette.types import Message, Receive, Scope, Send
@@ -37,8 +36,8 @@ _STREAM_HEADERS = (
 class Generation:
     """The ASGI application that answers one request.
 
-    It owns the SDK's calls from the first to the last byte, and cancels them when the client
-    disconnects. Raises BatonError if a call fails before the answer begins.
+    It owns the SDK's calls from the first to the last byte, and cancels them when it is cancelled.
+    Raises BatonError if a call fails before the answer begins.
     """
 
     client: AsyncClient
@@ -54,9 +53,6 @@ class Generation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the request."""
-        await until_disconnected(receive, self._answer(scope, receive, send))
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         streams = self._start_streams()
         async with MergedStreams(streams) as merged:
             try:
@@ -137,9 +133,9 @@ class Generation:
         return usage_json(usages, self.outputs_per_prompt)
 
 
-async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+async def until_disconnected(receive: Receive, work: Awaitable[None]) -> None:
     """Runs `work` until the client disconnects. The request's body must have been read."""
-    worker = asyncio.create_task(work)
+    worker = asyncio.ensure_future(work)
     listener = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({worker, listener}, return_when=asyncio.FIRST_COMPLETED)
