@@ -9,6 +9,7 @@ import pytest
 
 from baton.core.errors import InvalidRequest, NoWorker
 from baton.scheduler.text import TextRelay
+from baton.wire.clock import SystemClock
 from baton.wire.tokenizer import OpenText, TextPiece, TextReply
 from tests.support.eventually import eventually
 
@@ -64,7 +65,7 @@ class Bench:
         self.next_calls: list[FakeCall] = []
         self.addresses = ["a", "b"]
         self.lost: list[str] = []
-        self.relay = TextRelay(self._open, self._pick, self.lost.append)
+        self.relay = TextRelay(self._open, self._pick, self.lost.append, SystemClock())
 
     def _open(self, address: str) -> FakeCall:  # type: ignore[return]
         call = self.next_calls.pop(0) if self.next_calls else FakeCall()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from random import Random
 
 from baton.core.admission import check_priority
+from baton.core.clock import Clock
 from baton.core.cluster import Member
 from baton.core.embedding import shaped
 from baton.core.errors import (
@@ -26,6 +27,7 @@ from baton.scheduler.live import worker_request_id
 from baton.scheduler.peers import Peers
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.view import ClusterWatch
+from baton.wire.clock import ended_within
 from baton.wire.inference.vectors import Embedding, EmbedRequest
 from baton.wire.orders import EmbedOrder
 
@@ -43,7 +45,7 @@ class Embedder:
         encoder: Encoder,
         peers: Peers,
         settings: SchedulerSettings,
-        clock: Callable[[], float],
+        clock: Clock,
         rng: Random,
     ) -> None:
         self._cluster = cluster
@@ -69,7 +71,7 @@ class Embedder:
         if self._is_draining:
             raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)
         check_priority(job.priority)
-        ends_at_s = self._clock() + timeout_s
+        ends_at_s = self._clock.now() + timeout_s
         model = self._cluster.resolve_model(job.model)
         places = asyncio.Semaphore(MAX_AT_ONCE)
 
@@ -94,15 +96,14 @@ class Embedder:
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests, and waits for the running ones."""
         self._is_draining = True
-        if self._running:
-            await asyncio.wait(set(self._running), timeout=grace_s)
+        await ended_within(self._clock, set(self._running), grace_s)
 
     async def _one(self, job: EmbedRequest, model: str, index: int, ends_at_s: float) -> Embedding:
         prompt = job.inputs[index]
         if isinstance(prompt, tuple):
             token_ids = prompt
         else:
-            token_ids = await self._encoder.encode(model, prompt, ends_at_s - self._clock())
+            token_ids = await self._encoder.encode(model, prompt, ends_at_s - self._clock.now())
         limit = self._cluster.max_model_len_tokens(model)
         if not token_ids:
             raise InvalidRequest(f"input {index} is empty; it must have at least one token")
@@ -121,7 +122,7 @@ class Embedder:
             try:
                 with self._cluster.prefilling(worker.worker_id, len(token_ids)):
                     answer = await self._peers.prefill(worker).embed(
-                        order, ends_at_s - self._clock()
+                        order, ends_at_s - self._clock.now()
                     )
             except BatonError as error:
                 await self._recover(failover, AttemptFailed("embed", worker.worker_id, error))
@@ -135,7 +136,7 @@ class Embedder:
 
     def _choose(self, model: str, excluded: frozenset[str]) -> Member:
         """The prefill worker with the fewest tokens waiting; one that failed only as a last one."""
-        usable = self._cluster.view().usable(Role.PREFILL, self._clock(), model=model)
+        usable = self._cluster.view().usable(Role.PREFILL, self._clock.now(), model=model)
         if not usable:
             raise NoWorker(
                 f"no prefill worker of model {model!r} is ready, which embeddings need",
@@ -159,4 +160,4 @@ class Embedder:
             raise failure.error
         logger.info("embedding failed", extra={"worker": failure.worker_id})
         if verdict is Verdict.RETRY:
-            await asyncio.sleep(failover.backoff_s())
+            await self._clock.sleep(failover.backoff_s())

@@ -57,37 +57,37 @@ class SchedulerService:
             lambda address: peers.tokenizer(address).stream_text(),
             lambda model, avoid: cluster.tokenizer(model, avoid).status.address,
             cluster.suspect_address,
+            runtime.clock,
         )
         encoder = Encoder(cluster, peers, settings.tokenizer_timeout_s)
         metrics = SchedulerMetrics(runtime.metrics)
         cache = CacheAccess(runtime.members.view, rpc_caches(runtime.channels), runtime.clock.now)
         self._answers = Answers(cluster, cache, runtime.metrics, settings.cache_timeout_s)
-        self._orchestrator = Orchestrator(
-            SchedulerDeps(
-                settings=settings,
-                cluster=cluster,
-                peers=peers,
-                encoder=encoder,
-                text=self._text,
-                answers=self._answers,
-                releases=self._releases,
-                leases=self._leases,
-                spans=StageSpans(runtime.telemetry),
-                metrics=metrics,
-                clock=runtime.clock,
-                rng=runtime.rng,
-            )
+        deps = SchedulerDeps(
+            settings=settings,
+            cluster=cluster,
+            peers=peers,
+            encoder=encoder,
+            text=self._text,
+            answers=self._answers,
+            releases=self._releases,
+            leases=self._leases,
+            spans=StageSpans(runtime.telemetry),
+            metrics=metrics,
+            clock=runtime.clock,
+            rng=runtime.rng,
         )
+        self._orchestrator = Orchestrator(deps)
         runtime.metrics.gauge_at_scrape(
             "members_refused",
             "Workers that do not compute what their model's others do",
             "role",
             cluster.num_refused,
         )
-        self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock.now, runtime.rng)
+        self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock, runtime.rng)
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
         runtime.members.on_change(WarmChannels(runtime.channels, _CALLED_ROLES).on_members)
-        deps = FrontDeps(
+        front_deps = FrontDeps(
             orchestrator=self._orchestrator,
             embedder=self._embedder,
             encoder=encoder,
@@ -98,8 +98,8 @@ class SchedulerService:
             request_timeout_s=settings.request_timeout_s,
             rng=runtime.rng,
         )
-        self._front = SchedulerFront(deps)
-        self._open_servicer = OpenInferenceServicer(deps)
+        self._front = SchedulerFront(front_deps)
+        self._open_servicer = OpenInferenceServicer(front_deps)
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """See `runtime.Service`."""

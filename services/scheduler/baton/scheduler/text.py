@@ -15,6 +15,7 @@ from contextvars import Context
 from dataclasses import replace
 from itertools import count
 
+from baton.core.clock import Clock
 from baton.core.errors import BatonError, NoWorker, QueueFull, Stalled
 from baton.wire.tokenizer import OpenText, TextCall, TextPiece, TextReply
 
@@ -25,6 +26,8 @@ OpenCall = Callable[[str], TextCall]
 """Starts a StreamText call to an address."""
 PickTokenizer = Callable[[str, frozenset[str]], str]
 """Address of a tokenizer that knows the model, others than those named if possible."""
+OnLost = Callable[[str], None]
+"""Gets the address of a tokenizer whose call broke, or that does not answer."""
 
 
 class TextLink:
@@ -110,12 +113,12 @@ class TextRelay:
     """The links to all tokenizers, opened when needed and opened again when they break."""
 
     def __init__(
-        self, open_call: OpenCall, pick: PickTokenizer, on_lost: Callable[[str], None]
+        self, open_call: OpenCall, pick: PickTokenizer, on_lost: OnLost, clock: Clock
     ) -> None:
+        self.clock = clock
         self._open_call = open_call
         self._pick = pick
         self.on_lost = on_lost
-        """Gets the address of a tokenizer whose call broke, or that does not answer."""
         self._links: dict[str, TextLink] = {}
         self.stream_ids = count(1)
         """Unique over all calls."""
@@ -162,6 +165,7 @@ class TextOutput:
 
     def __init__(self, relay: TextRelay, how: OpenText, timeout_s: float) -> None:
         self._relay = relay
+        self._clock = relay.clock
         self._how = how
         self._timeout_s = timeout_s
         self._token_ids: list[int] = []
@@ -186,17 +190,17 @@ class TextOutput:
             BatonError: the tokenizer refused the output.
         """
         avoid: set[str] = set()
-        give_up_s = asyncio.get_running_loop().time() + self._timeout_s
+        give_up_s = self._clock.now() + self._timeout_s
         for attempt in count(1):
             try:
                 reply = await self._try(token_ids, describe, avoid, is_last=is_last)
             except (NoWorker, Stalled) as error:
                 self._lose_link(avoid)
-                is_late = asyncio.get_running_loop().time() >= give_up_s
+                is_late = self._clock.now() >= give_up_s
                 if is_late and attempt >= _MIN_TRIES:
                     raise NoWorker("no tokenizer could be reached", retry_after_s=1.0) from error
                 # The first one is repeated at once; later there may be none to ask, for a moment.
-                await asyncio.sleep(_RETRY_DELAY_S if attempt > 1 else 0.0)
+                await self._clock.sleep(_RETRY_DELAY_S if attempt > 1 else 0.0)
             else:
                 break
         self._token_ids.extend(token_ids)
@@ -256,7 +260,7 @@ class TextOutput:
 
     async def _ask(self, link: TextLink, piece: TextPiece) -> TextReply:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with self._clock.timeout(self._timeout_s):
                 return await link.send(piece)
         except TimeoutError as error:
             self._relay.forget(link, piece.stream_id)
