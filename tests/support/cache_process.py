@@ -16,6 +16,7 @@ from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
 from baton.wire.cache import add_cache
+from baton.wire.clock import SystemClock
 
 ANSWER_TTL_S = 60.0
 
@@ -30,12 +31,12 @@ class Cache:
         self.now = 0.0
         self.answers = AnswerStore(4096, ANSWER_TTL_S, lambda: self.now)
         self.pins = Pins(pinned_bytes, self.store.orders, lambda: self.now)
-        stores = Stores(self.store, self.answers, self.pins)
+        stores = Stores(self.store, self.answers, self.pins, self.index)
         self.local = LocalCache(
             stores,
-            self.index,
             CacheLimits(max_prefix_blocks=64, stall_timeout_s=0.2),
             make_metrics(self.metrics, stores),
+            SystemClock(),
         )
         telemetry = Telemetry("cache", "c1")
         self.server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, self.metrics)])

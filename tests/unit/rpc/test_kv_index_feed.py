@@ -6,9 +6,9 @@ import pytest
 
 from baton.core.cluster import Announcement, ClusterView, ServiceState, ServiceStatus
 from baton.core.errors import NoWorker
-from baton.rpc import kv_index_feed
 from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.wire.announcement import KvEvent, kv_event_to_bytes
+from baton.wire.clock import SystemClock
 from baton.wire.control import KvSnapshot
 from tests.support.eventually import eventually
 
@@ -55,7 +55,7 @@ class Cluster:
 
 def make() -> tuple[Cluster, KvIndexFeed]:
     cluster = Cluster()
-    return cluster, KvIndexFeed(cluster.kv_snapshot, lambda: cluster.view)
+    return cluster, KvIndexFeed(cluster, lambda: cluster.view, SystemClock())
 
 
 async def test_newcomer_is_asked_what_it_holds() -> None:
@@ -162,8 +162,8 @@ async def test_snapshot_that_never_comes_is_asked_for_ever_less_often(
         if len(slept) == 12:
             cluster.view = ClusterView()
 
-    monkeypatch.setattr(kv_index_feed.asyncio, "sleep", sleep)
     cluster, feed = make()
+    monkeypatch.setattr(feed._clock, "sleep", sleep)
     cluster.num_failures = 100
     cluster.join()
     await feed._load("w1")

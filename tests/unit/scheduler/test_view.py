@@ -16,6 +16,7 @@ from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.rpc.membership import MembershipView
 from baton.scheduler.view import ClusterWatch
 from baton.wire.announcement import KvEvent, kv_event_to_bytes
+from baton.wire.clock import SystemClock
 from baton.wire.control import KvSnapshot
 from tests.support.eventually import eventually
 
@@ -60,7 +61,7 @@ class Bench:
         self.control = FakeControl()
         self.now = 100.0
         self.members = MembershipView(self.bus, self._refuse, clock=lambda: self.now)  # type: ignore[arg-type]
-        self.prefixes = KvIndexFeed(self.control.kv_snapshot, self.members.view)
+        self.prefixes = KvIndexFeed(self.control, self.members.view, SystemClock())
         self.cluster = ClusterWatch(self.members, self.prefixes.index, lambda: self.now)
 
     async def _refuse(self, address: str) -> Announcement:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from baton.cache.metrics import CacheMetrics
 from baton.cache.pins import Pin
 from baton.cache.store import check_hash, received_block
 from baton.cache.stores import Stores
+from baton.core.clock import Clock
 from baton.core.errors import InvalidRequest, KvChecksum, Stalled
 from baton.core.hashing import KvLayout
-from baton.core.prefix_index import PrefixIndex
 from baton.wire.cache import CacheBlock, PrefixMatch, StoreCounts
 from baton.wire.inference.pins import PinnedPrefix
 
@@ -30,14 +29,15 @@ class LocalCache:
     """Implements wire.cache.CacheServer. Lives on one event loop."""
 
     def __init__(
-        self, stores: Stores, index: PrefixIndex, limits: CacheLimits, metrics: CacheMetrics
+        self, stores: Stores, limits: CacheLimits, metrics: CacheMetrics, clock: Clock
     ) -> None:
         self._store = stores.blocks
         self._answers = stores.answers
         self._pins = stores.pins
-        self._index = index
+        self._index = stores.index
         self._limits = limits
         self._metrics = metrics
+        self._clock = clock
 
     def match(self, hashes: Sequence[bytes]) -> PrefixMatch:
         """How much of a prefix is here, and at which workers."""
@@ -137,7 +137,7 @@ class LocalCache:
 
     async def _next(self, blocks: AsyncIterator[CacheBlock]) -> CacheBlock | None:
         try:
-            async with asyncio.timeout(self._limits.stall_timeout_s):
+            async with self._clock.timeout(self._limits.stall_timeout_s):
                 return await anext(blocks, None)
         except TimeoutError:
             raise Stalled(

@@ -34,7 +34,7 @@ class CacheService:
         self._runtime = runtime
         self._store = TieredStore(settings.memory_bytes)
         self._tasks = Tasks("cache", runtime.lifecycle.fail)
-        self._feed = KvIndexFeed(runtime.control.kv_snapshot, runtime.members.view)
+        self._feed = KvIndexFeed(runtime.control, runtime.members.view, runtime.clock)
         limits = CacheLimits(
             max_prefix_blocks=settings.max_prefix_blocks,
             stall_timeout_s=settings.stall_timeout_s,
@@ -44,9 +44,10 @@ class CacheService:
             self._store,
             AnswerStore(settings.answer_bytes, settings.answer_ttl_s, runtime.clock.now),
             Pins(min(settings.pinned_bytes, largest_bytes // 2), self._store.orders, time.time),
+            self._feed.index,
         )
         metrics = make_metrics(runtime.metrics, self._stores)
-        self._cache = LocalCache(self._stores, self._feed.index, limits, metrics)
+        self._cache = LocalCache(self._stores, limits, metrics, runtime.clock)
 
     def register(self, server: Any) -> list[str]:
         """Serves the cache; returns the names of the gRPC services."""

@@ -46,7 +46,7 @@ class SchedulerService:
         runtime.lifecycle.guard = callers.refusal
         _warn_of_missing_key(settings)
         self._runtime = runtime
-        self._prefixes = KvIndexFeed(runtime.control.kv_snapshot, runtime.members.view)
+        self._prefixes = KvIndexFeed(runtime.control, runtime.members.view, runtime.clock)
         cluster = ClusterWatch(
             runtime.members, self._prefixes.index, runtime.clock.now, own_id=runtime.worker_id
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
+from baton.core.clock import Clock
 from baton.core.cluster import ClusterView, Member, ServiceState
 from baton.core.errors import BatonError, InvalidRequest
 from baton.core.prefix_index import PrefixIndex
@@ -14,12 +15,11 @@ from baton.core.subjects import ALL_KV_EVENTS
 from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
 from baton.wire.announcement import kv_event_from_bytes
-from baton.wire.control import KvSnapshot
+from baton.wire.control import ControlCaller
 
 logger = logging.getLogger(__name__)
 
-AskSnapshot = Callable[..., Awaitable[KvSnapshot]]
-"""`ControlCaller.kv_snapshot`, or what stands for it."""
+_View = Callable[[], ClusterView]
 _KV_ROLES = frozenset({Role.PREFILL, Role.DECODE})
 _MIN_RETRY_S = 0.2
 _MAX_RETRY_S = 60.0
@@ -34,10 +34,13 @@ class KvIndexFeed:
     workers at a time, each of them once.
     """
 
-    def __init__(self, ask: AskSnapshot, view: Callable[[], ClusterView]) -> None:
+    def __init__(
+        self, control: ControlCaller, view: Callable[[], ClusterView], clock: Clock
+    ) -> None:
         self.index = PrefixIndex()
-        self._ask = ask
+        self._control = control
         self._view = view
+        self._clock = clock
         self._repairs: dict[str, asyncio.Task[None]] = {}
         """Per worker id."""
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_SNAPSHOTS)
@@ -99,8 +102,7 @@ class KvIndexFeed:
         task.add_done_callback(lambda done: self._forget(worker_id, done))
 
     def _end_repair(self, worker_id: str) -> None:
-        task = self._repairs.pop(worker_id, None)
-        if task is not None:
+        if task := self._repairs.pop(worker_id, None):
             task.cancel()
 
     def _forget(self, worker_id: str, task: asyncio.Task[None]) -> None:
@@ -112,16 +114,15 @@ class KvIndexFeed:
         while (member := self._view().get(worker_id)) is not None:
             if await self._is_current_after_snapshot(member):
                 return
-            await asyncio.sleep(delay_s)
+            await self._clock.sleep(delay_s)
             delay_s = min(2 * delay_s, _MAX_RETRY_S)
 
     async def _is_current_after_snapshot(self, member: Member) -> bool:
         worker_id, status = member.worker_id, member.status
+        size = sum(status.kv_blocks.values())
         try:
             async with self._slots:
-                snapshot = await self._ask(
-                    status.address, num_blocks=sum(status.kv_blocks.values())
-                )
+                snapshot = await self._control.kv_snapshot(status.address, num_blocks=size)
         except BatonError as error:
             logger.info("no KV snapshot", extra={"member": worker_id, "error": str(error)})
             return False

@@ -16,15 +16,13 @@ class WarmChannels:
         self._channels = channels
         self._roles = roles
         self._is_bulk = is_bulk
-        self._addresses: frozenset[str] = frozenset()
+        self._addresses: set[str] = set()
 
     def on_members(self, view: ClusterView) -> None:
         """Connects to members that joined; closes the channels of those that are gone."""
         members = [member.status for member in view]
         for address in self._addresses - {status.address for status in members}:
             self._channels.discard(address)
-        self._addresses = frozenset(
-            status.address for status in members if status.role in self._roles
-        )
+        self._addresses = {each.address for each in members if each.role in self._roles}
         for address in self._addresses:
             self._channels.warm(address, is_bulk=self._is_bulk)

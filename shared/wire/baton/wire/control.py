@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 STATUS_TIMEOUT_S = 1.5
 SNAPSHOT_TIMEOUT_S = 10.0
 _NAME = "baton.v1.ControlService"
-_BYTES_PER_HASH = HASH_BYTES + 2
 _SNAPSHOT_MARGIN_BYTES = 64 * 1024
 _MAX_SNAPSHOT_BYTES = 256 * 1024 * 1024
 """14 million blocks: bounds what a peer's claim about its own size may cost."""
@@ -69,12 +68,12 @@ class RpcControl:
 
     async def kv_snapshot(self, address: str, *, num_blocks: int = 0) -> KvSnapshot:
         """See ControlCaller."""
-        num_bytes = num_blocks * _BYTES_PER_HASH + _SNAPSHOT_MARGIN_BYTES
+        # A hash has a tag and a length.
+        num_bytes = min(num_blocks * (HASH_BYTES + 2) + _SNAPSHOT_MARGIN_BYTES, _MAX_SNAPSHOT_BYTES)
         if num_bytes <= self._channels.max_message_bytes:
             return await self._kv_snapshot(self._stub(address))
         # The pool's channels refuse so large a message.
-        limit_bytes = min(num_bytes, _MAX_SNAPSHOT_BYTES)
-        async with self._channels.open(address, max_message_bytes=limit_bytes) as channel:
+        async with self._channels.open(address, max_message_bytes=num_bytes) as channel:
             return await self._kv_snapshot(control_pb2_grpc.ControlServiceStub(channel))
 
     async def drain(self, address: str, grace_s: float | None = None) -> int:
