@@ -49,7 +49,7 @@ from baton.wire.prefill import (
     add_prefill_server,
 )
 from baton.wire.streams import Silent
-from tests.support.direct_calls import DirectDecodeCaller, DirectPrefillCaller
+from tests.support.direct_callers import DirectDecodeCaller, DirectPrefillCaller
 from tests.support.eventually import eventually
 
 ORDER = AttemptOrder(

@@ -243,7 +243,7 @@ class Jobs:
             yield FirstToken(merge([event]), event.at_s - started_at_s, progress.chunks)
             if event.finish_reason is None:
                 running.report = await pushing.report()
-            yield _done(running.report)
+            yield running.report or PrefillDone()
 
     def _started(
         self, job: Job, event: Started, since_s: float, num_fetched: int
@@ -339,16 +339,3 @@ class _Pushing:
             self._running.fail(error)
         elif error is not None:
             self._running.fail(Internal(f"push failed: {error!r}"))
-
-
-def _done(report: PushReport | None) -> PrefillDone:
-    if report is None:
-        return PrefillDone()
-    return PrefillDone(
-        num_bytes=report.num_bytes,
-        num_blocks=report.num_blocks,
-        num_chunks=report.num_chunks,
-        transfer_s=report.ended_at_s - report.began_at_s,
-        exposed_s=report.exposed_s,
-        idle_s=report.idle_s,
-    )

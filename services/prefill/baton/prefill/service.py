@@ -188,7 +188,7 @@ class PrefillService(WorkerService[PrefillSettings, PrefillParts]):
 
     def _count(self, report: PushReport) -> None:
         self._sent.labels(report.transport).inc(report.num_bytes)
-        self._transfer_s.observe(report.ended_at_s - report.began_at_s)
+        self._transfer_s.observe(report.transfer_s)
 
     def connect(self, spec: SequenceSpec, target: PushTarget) -> PushStream:  # noqa: ARG002
         """Opens the stream of a sequence's push."""

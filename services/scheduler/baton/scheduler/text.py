@@ -17,6 +17,7 @@ from itertools import count
 
 from baton.core.clock import Clock
 from baton.core.errors import BatonError, NoWorker, QueueFull, Stalled
+from baton.rpc.tasks import Tasks
 from baton.wire.tokenizer import OpenText, TextCall, TextPiece, TextReply
 
 MAX_PENDING_PIECES = 4096
@@ -43,12 +44,12 @@ class TextLink:
         self._call = call
         self._pending: deque[tuple[int, asyncio.Future[TextReply]]] = deque()
         self._unsent: asyncio.Queue[TextPiece] = asyncio.Queue(MAX_PENDING_PIECES)
-        loop = asyncio.get_running_loop()
+        spawn = Tasks("text link").spawn
         # An empty context: the call outlives the request that happens to open it, and must not
         # hang in that request's trace.
         self._tasks = [
-            loop.create_task(self._run(self._read()), context=Context()),
-            loop.create_task(self._run(self._write()), context=Context()),
+            spawn(self._run(self._read()), "read", context=Context()),
+            spawn(self._run(self._write()), "write", context=Context()),
         ]
 
     def send(self, piece: TextPiece) -> asyncio.Future[TextReply]:

@@ -32,7 +32,7 @@ from baton.core.sampling import TokenLogprob
 from baton.core.sequence import SequenceSpec
 from baton.handoff.kv_store import KvStore
 from baton.handoff.push_stream import PushStream
-from baton.wire.prefill import PushTarget
+from baton.wire.prefill import PrefillDone, PushTarget
 
 _MAX_SIGN_OF_LIFE_INTERVAL_S = 2.0
 _LAST_WORD_S = 1.0
@@ -41,30 +41,26 @@ _NUM_PIECES = 4
 """Few large chunks cost fewer switches between threads; several let both sides work at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class PushReport:
-    """What a committed push was."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushReport(PrefillDone):
+    """A committed push, with what only its sender knows."""
 
     transport: str
     """What carried its bytes."""
-    num_bytes: int
-    num_blocks: int
-    num_chunks: int
     began_at_s: float
     """First chunk's write, `Clock.now()` seconds."""
-    ended_at_s: float
-    """Commit's acknowledgement."""
-    exposed_s: float
-    """Part of the time that was after the first token was chosen."""
     starved_s: float
     """Part of the time spent waiting for credit."""
-    idle_s: float
-    """Part of the time spent waiting for the computation."""
+
+    @property
+    def ended_at_s(self) -> float:
+        """The commit's acknowledgement."""
+        return self.began_at_s + self.transfer_s
 
     @property
     def active_s(self) -> float:
         """Time in which KV was on its way: what a transfer rate divides by."""
-        return self.ended_at_s - self.began_at_s - self.idle_s
+        return self.transfer_s - self.idle_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +215,7 @@ class PushSender:
             num_blocks=self._num_blocks - block_start,
             num_chunks=self._sent.num_chunks,
             began_at_s=self._began_at_s,
-            ended_at_s=ended_at_s,
+            transfer_s=ended_at_s - self._began_at_s,
             exposed_s=max(0.0, ended_at_s - max(self._began_at_s, self._first.at_s)),
             starved_s=self._starved_s,
             idle_s=self._idle_s,

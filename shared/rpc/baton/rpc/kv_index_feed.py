@@ -14,6 +14,7 @@ from baton.core.roles import Role
 from baton.core.subjects import ALL_KV_EVENTS
 from baton.rpc.bus import Bus
 from baton.rpc.membership import MembershipView
+from baton.rpc.tasks import Tasks
 from baton.wire.announcement import kv_event_from_bytes
 from baton.wire.control import ControlCaller
 
@@ -43,6 +44,7 @@ class KvIndexFeed:
         self._clock = clock
         self._repairs: dict[str, asyncio.Task[None]] = {}
         """Per worker id."""
+        self._tasks = Tasks("KV index")
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_SNAPSHOTS)
         self.num_events = 0
         self.num_snapshots = 0
@@ -88,16 +90,13 @@ class KvIndexFeed:
 
     async def close(self) -> None:
         """Ends running snapshots."""
-        tasks = list(self._repairs.values())
         self._repairs.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     def _repair(self, worker_id: str) -> None:
         if worker_id in self._repairs:
             return
-        task = asyncio.get_running_loop().create_task(self._load(worker_id))
+        task = self._tasks.spawn(self._load(worker_id), "load a KV snapshot")
         self._repairs[worker_id] = task
         task.add_done_callback(lambda done: self._forget(worker_id, done))
 
