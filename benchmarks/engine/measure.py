@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from baton.core.handoff.frames import Span
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.engine.config import EngineConfig
@@ -187,7 +188,9 @@ class Bench:
             num_blocks = min(
                 grant.num_blocks, -(-context // self.engine.fingerprint.layout.block_size)
             )
-            self.engine.transfer.write_blocks(name, 0, num_blocks, 0, layout.num_layers, payload)
+            self.engine.transfer.write_blocks(
+                name, Span(0, layout.num_layers, 0, num_blocks), payload
+            )
             self.engine.sequences.commit(name, 1)
         try:
             for _ in range(_WARMUP_STEPS):

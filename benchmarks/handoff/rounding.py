@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from baton.core.handoff.frames import KvEncoding, Span
 from baton.core.hashing import KvLayout
 from baton.engine.kv_cache import KvCache
-from baton.engine.kv_rounding import restore_kv, round_kv
+from baton.engine.kv_int8 import restore_kv, round_kv
 from benchmarks.quantization.perplexity import DEMO, heldout_texts, load, make_windows
 
 _LAYOUT = KvLayout.one_group(16, "bfloat16", (8,) * 32, (128,) * 32)

@@ -10,7 +10,7 @@ import pytest
 from baton.cache.service import CacheService
 from baton.cache.settings import CacheSettings
 from baton.core.errors import ErrorReason
-from baton.core.handoff.frames import KvEncoding
+from baton.core.handoff.frames import KvEncoding, Span
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.v1 import decode_pb2, kv_transfer_pb2
@@ -42,7 +42,7 @@ async def test_kv_may_be_rounded_on_its_way(model_path: Path) -> None:
         received = pair.decode.engine.transfer.export_blocks(
             pair.decode.engine.block_hashes(SequenceSpec("", tuple(prompt), SamplingParams(), 1))
         )
-        mine = np.frombuffer(sent("req/1", 0, 1, 0, layout.num_layers), np.float32)
+        mine = np.frombuffer(sent("req/1", Span(0, layout.num_layers, 0, 1)), np.float32)
         theirs = np.frombuffer(received[0][1], np.float32)
         assert not np.array_equal(mine, theirs)
         assert np.abs(mine - theirs).max() <= np.abs(mine).max() / 250

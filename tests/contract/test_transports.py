@@ -224,7 +224,7 @@ async def test_what_was_verified_does_not_change_when_the_sender_writes_late(pai
     await writer.send(grant.epoch, room)
     assert isinstance(await writer.call.read(), Credit)
     room[:] = b"\x02" * len(room)
-    blocks = pair.decode.engine.transfer.read_blocks("req/1", 0, 1, 0, writer.span.layer_end)
+    blocks = pair.decode.engine.transfer.read_blocks("req/1", Span(0, writer.span.layer_end, 0, 1))
     assert bytes(blocks) == b"\x01" * len(blocks)
     await writer.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from baton.core.handoff.frames import Span
 from tests.gpu.conftest import TinyModel
 from tests.model.harness import (
     Driver,
@@ -74,9 +75,9 @@ def test_kv_is_handed_to_another_engine(tiny_model: TinyModel, device: torch.dev
             # While the next chunk computes, in a service.
             for num_ready in driver.blocks_ready("0")[-1:]:
                 if num_ready > num_sent:
-                    blocks = (num_sent, num_ready - num_sent)
-                    payload = prefill.transfer.read_blocks("0", *blocks, 0, num_layers)
-                    decode.transfer.write_blocks("0", *blocks, 0, num_layers, payload)
+                    span = Span(0, num_layers, num_sent, num_ready - num_sent)
+                    payload = prefill.transfer.read_blocks("0", span)
+                    decode.transfer.write_blocks("0", span, payload)
                     num_sent = num_ready
         assert num_sent == -(-len(prompt) // prefill.fingerprint.layout.block_size)
         decode.commit("0", driver.outputs["0"][0])

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from baton.core.errors import KvCacheFull
+from baton.core.handoff.frames import Span
 from baton.core.sampling import SamplingParams
 from tests.model.conftest import TinyModel
 from tests.model.harness import GREEDY, Driver, assert_idle, make_engine, make_prompts, make_spec
@@ -107,8 +108,8 @@ def test_a_pushed_fork_keeps_what_was_pushed(tiny_model: TinyModel) -> None:
         )
         target.sequences.begin_fill("1")
         num_layers = target.fingerprint.layout.num_layers
-        payload = source.transfer.read_blocks("p", 1, 1, 0, num_layers)
-        target.transfer.write_blocks("1", 1, 1, 0, num_layers, memoryview(payload))
+        payload = source.transfer.read_blocks("p", Span(0, num_layers, 1, 1))
+        target.transfer.write_blocks("1", Span(0, num_layers, 1, 1), memoryview(payload))
         target.sequences.commit("1", first)
         outputs = driver.run()
         assert [first, *outputs["1"]] == outputs["0"]

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from baton.core.errors import InvalidRequest
 from baton.core.guide import Guide, GuideKind
+from baton.core.handoff.frames import Span
 from baton.core.sampling import FinishReason, SamplingParams
 from baton.engine.config import EngineConfig
 from baton.engine.engine import Engine
@@ -152,8 +153,10 @@ def test_a_hand_off_after_the_first_token_goes_on_as_one_engine_would(
         assert grant.num_cached_blocks == 0
         num_layers = len(sender.fingerprint.layout.num_kv_heads)
         receiver.sequences.begin_fill("r/1")
-        payload = sender.transfer.read_blocks("r/1", 0, num_blocks, 0, num_layers)
-        receiver.transfer.write_blocks("r/1", 0, num_blocks, 0, num_layers, memoryview(payload))
+        payload = sender.transfer.read_blocks("r/1", Span(0, num_layers, 0, num_blocks))
+        receiver.transfer.write_blocks(
+            "r/1", Span(0, num_layers, 0, num_blocks), memoryview(payload)
+        )
         receiver.sequences.commit("r/1", first[0])
         sender.sequences.release("r/1")
         decode = Driver(receiver)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import InvalidRequest, KvCacheFull, KvLayoutMismatch, RequestNotFound
+from baton.core.handoff.frames import Span
 from baton.core.sampling import FinishReason, SamplingParams
 from baton.engine.engine import Engine
 from baton.engine.events import Tokens
@@ -47,9 +48,9 @@ def hand_over(
     target.sequences.begin_fill(name)
     num_layers = target.fingerprint.layout.num_layers
     for layers in ((0, 1), (1, num_layers)):
-        span = grant.num_cached_blocks, num_blocks - grant.num_cached_blocks, *layers
-        payload = source.transfer.read_blocks(name, *span)
-        target.transfer.write_blocks(name, *span, memoryview(payload))
+        span = Span(*layers, grant.num_cached_blocks, num_blocks - grant.num_cached_blocks)
+        payload = source.transfer.read_blocks(name, span)
+        target.transfer.write_blocks(name, span, memoryview(payload))
     target.sequences.commit(name, first)
     assert source.sequences.release(name) == num_blocks
     return first
@@ -146,13 +147,13 @@ def test_kept_copies_can_be_read_until_they_are_released(tiny_model: TinyModel) 
         driver.run()
         assert engine.kv_counts()["held"] == 3
         assert engine.stats().num_held == 1
-        first = engine.transfer.read_blocks("a", 0, 3, 0, 3)
-        assert first == engine.transfer.read_blocks("a", 0, 3, 0, 3)
+        first = engine.transfer.read_blocks("a", Span(0, 3, 0, 3))
+        assert first == engine.transfer.read_blocks("a", Span(0, 3, 0, 3))
         assert len(first) == 3 * engine.fingerprint.layout.block_bytes
         assert engine.sequences.release("a") == 3
         assert engine.sequences.release("a") == 0
         with pytest.raises(RequestNotFound):
-            engine.transfer.read_blocks("a", 0, 3, 0, 3)
+            engine.transfer.read_blocks("a", Span(0, 3, 0, 3))
         assert engine.kv_counts() | {"held": 0, "cached": 2} == engine.kv_counts()
 
 
@@ -201,17 +202,17 @@ def test_aborted_transfers_are_quarantined(tiny_model: TinyModel) -> None:
         engine.sequences.reserve(make_spec("a", prompt, 4))
         payload = memoryview(bytes(engine.fingerprint.layout.block_bytes))
         with pytest.raises(InvalidRequest, match="not filling"):
-            engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
+            engine.transfer.write_blocks("a", Span(0, 3, 0, 1), payload)
         engine.sequences.begin_fill("a")
-        engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
+        engine.transfer.write_blocks("a", Span(0, 3, 0, 1), payload)
         with pytest.raises(KvLayoutMismatch):
-            engine.transfer.write_blocks("a", 0, 2, 0, 3, payload)
+            engine.transfer.write_blocks("a", Span(0, 3, 0, 2), payload)
         with pytest.raises(InvalidRequest, match="3 blocks"):
-            engine.transfer.write_blocks("a", 2, 2, 0, 3, payload)
+            engine.transfer.write_blocks("a", Span(0, 3, 2, 2), payload)
         assert engine.sequences.release("a", quarantine=True) == 3
         assert engine.kv_counts()["quarantined"] == 3
         with pytest.raises(RequestNotFound):
-            engine.transfer.write_blocks("a", 0, 1, 0, 3, payload)
+            engine.transfer.write_blocks("a", Span(0, 3, 0, 1), payload)
         engine.sequences.end_quarantine("a")
         engine.sequences.end_quarantine("a")
         assert_idle(engine)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from baton.core.errors import KvLayoutMismatch
+from baton.core.handoff.frames import Span
 from baton.core.sampling import SamplingParams
 from baton.engine.events import Tokens
 from tests.model.conftest import TinyModel
@@ -73,7 +74,7 @@ def test_it_hands_over_to_its_like_and_to_nothing_else(tiny_model: TinyModel) ->
         plain.sequences.begin_fill("refused")
         payload = memoryview(bytes(source.fingerprint.layout.block_bytes))
         with pytest.raises(KvLayoutMismatch):
-            plain.transfer.write_blocks("refused", 0, 1, 0, 3, payload)
+            plain.transfer.write_blocks("refused", Span(0, 3, 0, 1), payload)
         plain.sequences.release("refused")
         hashes = [engine.block_hashes(make_spec("", prompt, 1)) for engine in (source, plain)]
         assert hashes[0] != hashes[1], "nor do they share prefixes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from baton.core.handoff.frames import Span
 from baton.engine.engine import Engine
 from baton.engine.events import BlocksReady, EngineEvent, LayersReady, Tokens
 from tests.model.conftest import TinyModel
@@ -18,7 +19,7 @@ class Listener:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.events: list[EngineEvent] = []
-        self.early: list[tuple[str, tuple[int, int, int, int], bytes]] = []
+        self.early: list[tuple[str, Span, bytes]] = []
         engine.deliver_with(self.take)
 
     def take(self) -> None:
@@ -26,8 +27,8 @@ class Listener:
         for event in self.engine.drain_events():
             self.events.append(event)
             if isinstance(event, LayersReady):
-                span = (0, event.num_blocks, 0, event.layer_end)
-                content = self.engine.transfer.read_blocks(event.seq_id, *span)
+                span = Span(0, event.layer_end, 0, event.num_blocks)
+                content = self.engine.transfer.read_blocks(event.seq_id, span)
                 self.early.append((event.seq_id, span, content))
 
     def run(self) -> None:
@@ -46,8 +47,8 @@ def test_layers_are_final_when_they_are_announced(tiny_model: TinyModel, kind: s
         assert {name for name, _, _ in listener.early} == set(prompts)
         num_layers = engine.fingerprint.layout.num_layers
         for name, span, content in listener.early:
-            assert engine.transfer.read_blocks(name, *span) == content
-            assert span[1] <= -(-len(prompts[name]) // SIZE)
+            assert engine.transfer.read_blocks(name, span) == content
+            assert span.num_blocks <= -(-len(prompts[name]) // SIZE)
         for name, prompt in prompts.items():
             own = [event for event in listener.events if event.seq_id == name]
             first = next(i for i, event in enumerate(own) if isinstance(event, Tokens))

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from baton.core.errors import BatonError
+from baton.core.handoff.frames import Span
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.engine.engine import Engine
@@ -63,7 +64,7 @@ class _Client:
         self.engine.sequences.begin_fill(name)
         layout = self.engine.fingerprint.layout
         self.engine.transfer.write_blocks(
-            name, 0, 1, 0, 2, memoryview(bytes(2 * layout.block_bytes // 3))
+            name, Span(0, 2, 0, 1), memoryview(bytes(2 * layout.block_bytes // 3))
         )
 
     def commit(self) -> None:

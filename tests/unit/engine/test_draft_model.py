@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from baton.core.sampling import SamplingParams
 from baton.core.sequence import Sequence, SequenceSpec, SequenceStatus
-from baton.engine.draft_model import count_accepted, sample_row
+from baton.engine.drafts import count_accepted, sample_row
 from baton.engine.sampler import Sampled
 
 

@@ -6,8 +6,7 @@ import torch
 from baton.core.handoff.frames import KvEncoding, Span
 from baton.core.hashing import KvLayout
 from baton.engine.kv_cache import KvCache
-from baton.engine.kv_int8 import pack
-from baton.engine.kv_rounding import restore_kv, round_kv
+from baton.engine.kv_int8 import pack, restore_kv, round_kv
 
 CPU = torch.device("cpu")
 

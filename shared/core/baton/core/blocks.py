@@ -178,11 +178,7 @@ class BlockPool:
 
     def publish(self, block_id: int, block_hash: bytes) -> None:
         """Offers a full block in use to the prefix cache. A second copy of a hash stays private."""
-        block = self._blocks[block_id]
-        if block.num_uses == 0:
-            raise ValueError(
-                f"block {block_id} is {block.state.value}: only one in use has content"
-            )
+        block = self._used(block_id)
         if block.block_hash is not None or block_hash in self._by_hash:
             return
         block.block_hash = block_hash
@@ -197,18 +193,14 @@ class BlockPool:
     def release(self, block_ids: Sequence[int]) -> None:
         """Gives back one use reference each; the last blocks will be evicted first."""
         for block_id in reversed(block_ids):
-            block = self._blocks[block_id]
-            if block.num_uses == 0:
-                raise ValueError(f"block {block_id} is {block.state.value}: it has no user")
+            block = self._used(block_id)
             block.num_uses -= 1
             self._settle(block_id, block)
 
     def hold(self, block_ids: Iterable[int]) -> None:
         """Turns one use reference each into a hold reference."""
         for block_id in block_ids:
-            block = self._blocks[block_id]
-            if block.num_uses == 0:
-                raise ValueError(f"block {block_id} is {block.state.value}: it has no user")
+            block = self._used(block_id)
             block.num_uses -= 1
             block.num_holds += 1
             self._settle(block_id, block)
@@ -284,6 +276,12 @@ class BlockPool:
             )
         with_hash = sum(block.block_hash is not None for block in self._blocks)
         _require(with_hash == len(self._by_hash), "a hash names a block that does not have it")
+
+    def _used(self, block_id: int) -> _Block:
+        block = self._blocks[block_id]
+        if block.num_uses == 0:
+            raise ValueError(f"block {block_id} is {block.state.value}: it has no user")
+        return block
 
     def _evict(self) -> int:
         block_id, _ = self._cached.popitem(last=False)

@@ -251,13 +251,14 @@ class DraftPolicy:
         """Most drafts for each candidate, in a step of `num_seqs` sequences that decode."""
         survivals = [one.acceptance.survivals(one.max_length) for one in candidates]
         wanted = [one.max_length for one in candidates]
-        best = self._best_length(num_seqs, candidates, survivals, wanted)
+        rounds = _rounds(candidates, survivals, wanted)
+        best = self._best_length(num_seqs, rounds)
         if best:
             self._num_steps_without = 0
             # What a row must give to be worth its cost, at the rate that is reached.
-            floor = self._row_value(num_seqs, candidates, survivals, best)
+            floor = self._row_value(num_seqs, rounds, best)
             wanted = [sum(share > floor for share in shares) for shares in survivals]
-            best = self._best_length(num_seqs, candidates, survivals, wanted)
+            best = self._best_length(num_seqs, _rounds(candidates, survivals, wanted))
         lengths = [min(best, most) for most in wanted]
         if best == 0 and self._is_probe_due(num_seqs, candidates):
             lengths = [min(1, one.max_length) for one in candidates]
@@ -266,15 +267,8 @@ class DraftPolicy:
                 candidate.acceptance.rest()
         return lengths
 
-    def _best_length(
-        self,
-        num_seqs: int,
-        candidates: Sequence[DraftCandidate],
-        survivals: Sequence[Sequence[float]],
-        wanted: Sequence[int],
-    ) -> int:
+    def _best_length(self, num_seqs: int, rounds: _Rounds) -> int:
         """Rounds that give the most tokens per cost; the fewest of equals."""
-        rounds = _rounds(candidates, survivals, wanted)
         best, best_rate = 0, self._rate(num_seqs, rounds, 0)
         for length in range(1, len(rounds.tokens) + 1):
             rate = self._rate(num_seqs, rounds, length)
@@ -282,15 +276,8 @@ class DraftPolicy:
                 best, best_rate = length, rate
         return best
 
-    def _row_value(
-        self,
-        num_seqs: int,
-        candidates: Sequence[DraftCandidate],
-        survivals: Sequence[Sequence[float]],
-        length: int,
-    ) -> float:
+    def _row_value(self, num_seqs: int, rounds: _Rounds, length: int) -> float:
         """Tokens that the time for one more row gives elsewhere."""
-        rounds = _rounds(candidates, survivals, [one.max_length for one in candidates])
         rows = sum(rounds.rows[:length])
         row_cost = (self._target_cost(num_seqs + rows) - self._target_cost(num_seqs)) / rows
         return self._rate(num_seqs, rounds, length) * row_cost

@@ -48,6 +48,13 @@ class BatonError(Exception):
     """Base of all errors that have a reason. Raise a subclass."""
 
     reason: ClassVar[ErrorReason] = ErrorReason.INTERNAL
+    by_reason: ClassVar[dict[ErrorReason, type[BatonError]]] = {}
+
+    def __init_subclass__(cls, *, reason: ErrorReason | None = None) -> None:
+        # A class without a reason is a special case of its parent, and has the parent's.
+        if reason is not None:
+            cls.reason = reason
+            cls.by_reason[reason] = cls
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -56,129 +63,87 @@ class BatonError(Exception):
         """When a retry may succeed, for errors that say "no room now"."""
 
 
-class InvalidRequest(BatonError):
+class InvalidRequest(BatonError, reason=ErrorReason.INVALID_REQUEST):
     """A field has a value that can never work."""
 
-    reason = ErrorReason.INVALID_REQUEST
 
-
-class PromptTooLong(BatonError):
+class PromptTooLong(BatonError, reason=ErrorReason.PROMPT_TOO_LONG):
     """The prompt and the tokens asked for do not fit the model's context."""
 
-    reason = ErrorReason.PROMPT_TOO_LONG
 
-
-class ModelNotFound(BatonError):
+class ModelNotFound(BatonError, reason=ErrorReason.MODEL_NOT_FOUND):
     """No service here serves the model asked for."""
 
-    reason = ErrorReason.MODEL_NOT_FOUND
 
-
-class RequestNotFound(BatonError):
+class RequestNotFound(BatonError, reason=ErrorReason.REQUEST_NOT_FOUND):
     """The request, reservation or lease is not known: it never was, or it has ended."""
 
-    reason = ErrorReason.REQUEST_NOT_FOUND
 
-
-class Unauthenticated(BatonError):
+class Unauthenticated(BatonError, reason=ErrorReason.UNAUTHENTICATED):
     """No credentials, or wrong ones."""
 
-    reason = ErrorReason.UNAUTHENTICATED
 
-
-class Forbidden(BatonError):
+class Forbidden(BatonError, reason=ErrorReason.FORBIDDEN):
     """Good credentials without the right to do this."""
 
-    reason = ErrorReason.FORBIDDEN
 
-
-class QueueFull(BatonError):
+class QueueFull(BatonError, reason=ErrorReason.QUEUE_FULL):
     """A bounded queue is full."""
 
-    reason = ErrorReason.QUEUE_FULL
 
-
-class KvCacheFull(BatonError):
+class KvCacheFull(BatonError, reason=ErrorReason.KV_CACHE_FULL):
     """This worker has no KV blocks left for the request; another one may."""
 
-    reason = ErrorReason.KV_CACHE_FULL
 
-
-class NoWorker(BatonError):
+class NoWorker(BatonError, reason=ErrorReason.NO_WORKER):
     """No healthy worker can take the request now."""
 
-    reason = ErrorReason.NO_WORKER
 
-
-class WorkerDraining(BatonError):
+class WorkerDraining(BatonError, reason=ErrorReason.WORKER_DRAINING):
     """The worker takes nothing new."""
 
-    reason = ErrorReason.WORKER_DRAINING
 
-
-class KvTransferLost(BatonError):
+class KvTransferLost(BatonError, reason=ErrorReason.KV_TRANSFER_LOST):
     """The KV transfer ended before its commit."""
 
-    reason = ErrorReason.KV_TRANSFER_LOST
 
-
-class StaleEpoch(BatonError):
+class StaleEpoch(BatonError, reason=ErrorReason.STALE_EPOCH):
     """A write carried an epoch that is no longer current. It was refused and changed nothing."""
 
-    reason = ErrorReason.STALE_EPOCH
 
-
-class KvLayoutMismatch(BatonError):
+class KvLayoutMismatch(BatonError, reason=ErrorReason.KV_LAYOUT_MISMATCH):
     """Sender and receiver disagree on model, dtype or KV layout; the message shows how."""
 
-    reason = ErrorReason.KV_LAYOUT_MISMATCH
 
-
-class KvChecksum(BatonError):
+class KvChecksum(BatonError, reason=ErrorReason.KV_CHECKSUM):
     """A checksum did not match, or a chunk was missing, repeated or out of order."""
 
-    reason = ErrorReason.KV_CHECKSUM
 
-
-class DeadlineExceeded(BatonError):
+class DeadlineExceeded(BatonError, reason=ErrorReason.DEADLINE):
     """The request's deadline passed."""
 
-    reason = ErrorReason.DEADLINE
 
-
-class Cancelled(BatonError):
+class Cancelled(BatonError, reason=ErrorReason.CANCELLED):
     """The caller went away or cancelled."""
 
-    reason = ErrorReason.CANCELLED
 
-
-class Unsupported(BatonError):
+class Unsupported(BatonError, reason=ErrorReason.UNSUPPORTED):
     """Asked for something that this build or model cannot do."""
 
-    reason = ErrorReason.UNSUPPORTED
 
-
-class Internal(BatonError):
+class Internal(BatonError, reason=ErrorReason.INTERNAL):
     """A defect. Only a fixed text goes to the caller."""
 
-    reason = ErrorReason.INTERNAL
 
-
-class Stalled(BatonError):
+class Stalled(BatonError, reason=ErrorReason.STALLED):
     """A peer made no progress for longer than its stage allows."""
-
-    reason = ErrorReason.STALLED
-
-
-def _by_reason() -> dict[ErrorReason, type[BatonError]]:
-    return {cls.reason: cls for cls in BatonError.__subclasses__()}
 
 
 def error_for(
     reason: ErrorReason, message: str, *, retry_after_s: float | None = None
 ) -> BatonError:
     """The error of a reason, as read from the wire."""
-    return _by_reason()[reason](message, retry_after_s=retry_after_s)
+    return BatonError.by_reason[reason](message, retry_after_s=retry_after_s)
 
 
 RETRY_ELSEWHERE = frozenset({

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
@@ -19,6 +19,8 @@ MAX_CHOICES = 4096
 MAX_MULTIPLE = 100_000
 """Least common multiple of a schema's `multipleOf`, powers of ten apart. A grammar takes as many
 states, and time by their square: 3 seconds for 300,000 (Nov 2026), all memory for 100,000,000."""
+
+_NUMBERS = json.JSONDecoder(parse_float=Decimal)
 
 
 class GuideKind(Enum):
@@ -102,27 +104,20 @@ class Guide:
         if self.kind is GuideKind.CHOICE:
             self.choices()
         if self.kind is GuideKind.JSON_SCHEMA:
-            self._check_schema()
+            schema = self._decoded(_NUMBERS.decode)
+            if not isinstance(schema, dict):
+                raise InvalidRequest("guide.json_schema must be a JSON object")
+            _check_multiples(schema)
         if self.kind is GuideKind.LARK:
             for found in re.finditer(r"%json\b[^{]*", self.text):
-                _check_multiples(self._decoded(found.end()))
+                _check_multiples(self._decoded(_NUMBERS.raw_decode, found.end())[0])
         return self
 
-    def _decoded(self, start: int = 0) -> Any:
-        """The JSON that begins somewhere in the text."""
+    def _decoded(self, decode: Callable[..., Any], *where: int) -> Any:
         try:
-            return json.JSONDecoder(parse_float=Decimal).raw_decode(self.text, start)[0]
+            return decode(self.text, *where)
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"guide.{self.kind.value} is not JSON: {error}") from error
-
-    def _check_schema(self) -> None:
-        try:
-            schema = json.loads(self.text, parse_float=Decimal)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"guide.json_schema is not JSON: {error}") from error
-        if not isinstance(schema, dict):
-            raise InvalidRequest("guide.json_schema must be a JSON object")
-        _check_multiples(schema)
 
 
 def _check_multiples(schema: Any) -> None:

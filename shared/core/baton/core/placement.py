@@ -7,8 +7,9 @@ that the order of candidates still follows their load.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from baton.core.cluster import ClusterView, Member, ServiceState
@@ -130,17 +131,16 @@ def place(view: ClusterView, job: PlacementJob, rules: PlacementRules, now: floa
     num_candidates = len(decodes) + len(prefills)
     decode_cached = _cached_tokens(decode, job)
     local_s = predicted_local_s(decode, job)
+    local = Placement(
+        decode, None, "no_prefill_worker", num_candidates, decode_cached, decode_cached, local_s
+    )
     if not prefills:
-        return Placement(
-            decode, None, "no_prefill_worker", num_candidates, decode_cached, decode_cached, local_s
-        )
+        return local
     prefill = _best(prefills, job, policy.prefill_score, is_rotating=policy.is_rotating)
     remote_s = predicted_prefill_s(prefill, job) + predicted_transfer_s(prefill, decode, job)
     reason = _reason_for_local(decode, job, rules, local_s, remote_s)
     if reason is not None:
-        return Placement(
-            decode, None, reason, num_candidates, decode_cached, decode_cached, local_s
-        )
+        return replace(local, reason=reason)
     return Placement(
         decode,
         prefill,
@@ -264,12 +264,18 @@ def predicted_local_s(decode: Member, job: PlacementJob) -> float:
 
 def predicted_transfer_s(prefill: Member, decode: Member, job: PlacementJob) -> float:
     """Until the KV that the decode worker lacks has been sent, as if nothing overlapped."""
+    return _missing_bytes(decode, job) / (
+        prefill.rates.push_bytes_per_s or _DEFAULT_PUSH_BYTES_PER_S
+    )
+
+
+def _missing_bytes(decode: Member, job: PlacementJob) -> float:
+    """KV of the uncached suffix; 0 while the worker's layout is not known."""
     fingerprint = decode.status.fingerprint
     if fingerprint is None:
         return 0.0
     layout = fingerprint.layout
-    num_bytes = _uncached_tokens(decode, job) * layout.block_bytes / layout.block_size
-    return num_bytes / (prefill.rates.push_bytes_per_s or _DEFAULT_PUSH_BYTES_PER_S)
+    return _uncached_tokens(decode, job) * layout.block_bytes / layout.block_size
 
 
 def _decode_slo_score(member: Member, job: PlacementJob) -> float:
@@ -277,28 +283,19 @@ def _decode_slo_score(member: Member, job: PlacementJob) -> float:
     step_s = member.rates.decode_step_s or _DEFAULT_DECODE_STEP_S
     most = member.rates.max_num_seqs or _DEFAULT_MAX_NUM_SEQS
     load = num_requests(member, job)
-    rate = _DEFAULT_PUSH_BYTES_PER_S
-    fingerprint = member.status.fingerprint
-    transfer_s = 0.0
-    wait_s = 0.0
-    if fingerprint is not None:
-        layout = fingerprint.layout
-        missing = _uncached_tokens(member, job)
-        transfer_s = missing * layout.block_bytes / layout.block_size / rate
-        num_usable = _usable_blocks(member)
-        if num_usable is not None and missing > num_usable * layout.block_size:
-            wait_s = 1.0
+    transfer_s = _missing_bytes(member, job) / _DEFAULT_PUSH_BYTES_PER_S
+    wait_s = 1.0 if _uncached_tokens(member, job) > _usable_tokens(member) else 0.0
     if load >= most:
         wait_s += step_s * (load - most + 1) * 32
     return step_s * (1 + load / most) + transfer_s + wait_s
 
 
-def _usable_blocks(member: Member) -> int | None:
-    """Blocks that a reservation could take, if the worker says so."""
+def _usable_tokens(member: Member) -> float:
+    """Room for a reservation; infinite if the worker does not report its blocks."""
     kv_blocks = member.status.kv_blocks
-    if not kv_blocks:
-        return None
-    return kv_blocks.get("free", 0) + kv_blocks.get("cached", 0)
+    if not kv_blocks or not _block_size(member):
+        return math.inf
+    return (kv_blocks.get("free", 0) + kv_blocks.get("cached", 0)) * _block_size(member)
 
 
 def _prefix_first(load: Score) -> Score:

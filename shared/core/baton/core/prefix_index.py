@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 DEFAULT_MAX_PENDING_EVENTS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    stored: tuple[bytes, ...]
-    removed: tuple[bytes, ...]
+_Change = tuple[tuple[bytes, ...], tuple[bytes, ...]]
+"""Hashes stored, and hashes removed before."""
 
 
 @dataclass(slots=True)
@@ -32,8 +30,9 @@ class _Holder:
     has_gap: bool = False
 
     def update(self, change: _Change) -> None:
-        self.hashes.difference_update(change.removed)
-        self.hashes.update(change.stored)
+        stored, removed = change
+        self.hashes.difference_update(removed)
+        self.hashes.update(stored)
 
     def settle(self) -> None:
         """Moves on over pending events that leave no hole."""
@@ -63,7 +62,7 @@ class PrefixIndex:
         holder = self._holders.setdefault(worker_id, _Holder())
         if sequence <= holder.sequence or sequence in holder.pending:
             return holder.has_gap
-        change = _Change(tuple(stored), tuple(removed))
+        change = tuple(stored), tuple(removed)
         holder.update(change)
         if sequence == holder.sequence + 1 and not holder.has_gap:
             holder.sequence = sequence
@@ -101,12 +100,11 @@ class PrefixIndex:
 
     def match(self, hashes: Sequence[bytes]) -> dict[str, int]:
         """Leading blocks of `hashes` per worker; workers without the first block are left out."""
-        found = {}
-        for worker_id, holder in self._holders.items():
-            num_blocks = _leading(holder.hashes, hashes)
-            if num_blocks:
-                found[worker_id] = num_blocks
-        return found
+        leading = {
+            worker_id: _leading(holder.hashes, hashes)
+            for worker_id, holder in self._holders.items()
+        }
+        return {worker_id: num_blocks for worker_id, num_blocks in leading.items() if num_blocks}
 
     def num_blocks(self, worker_id: str) -> int:
         """Blocks known of a worker, 0 if it is not known."""

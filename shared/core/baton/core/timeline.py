@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_SLICES = 64
 """Of one stage. As many as a screen can show."""
@@ -35,15 +35,7 @@ class Slice:
 
     def shifted(self, by_s: float) -> Slice:
         """The same at another origin of time."""
-        return Slice(
-            self.start_s + by_s,
-            self.end_s + by_s,
-            self.num_parts,
-            self.num_tokens,
-            self.num_bytes,
-            self.draft_tokens,
-            self.accepted_tokens,
-        )
+        return replace(self, start_s=self.start_s + by_s, end_s=self.end_s + by_s)
 
 
 @dataclass(frozen=True, slots=True)

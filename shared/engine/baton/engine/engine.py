@@ -13,8 +13,7 @@ from baton.core.errors import BatonError, InvalidRequest, Unsupported
 from baton.core.hashing import Fingerprint, block_hashes, root_hash
 from baton.core.sequence import SequenceSpec, SequenceStatus
 from baton.engine.config import EngineConfig, OnProgress
-from baton.engine.draft_model import DraftModel
-from baton.engine.drafts import Drafts
+from baton.engine.drafts import DraftModel, Drafts
 from baton.engine.events import EngineEvent, EngineStats, KvChange
 from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
 from baton.engine.grammar import Grammars
@@ -70,7 +69,13 @@ class Engine:
         )
         pool = BlockPool(num_blocks, model.layout.block_size)
         self._digest = self.fingerprint.digest()
-        self._state = EngineState(config, pool, self._digest)
+        self._state = EngineState(
+            config,
+            pool,
+            self._digest,
+            vocab_size=self.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+        )
         for backend, num_layers in model.attention.num_layers_by_backend().items():
             self._state.counters[f"{backend}_layers"] = num_layers
         self._runner = ModelRunner(model, num_blocks)
@@ -80,23 +85,15 @@ class Engine:
             for runner in filter(None, (self._runner, self._draft_runner)):
                 runner.capture(config.max_num_seqs, self.max_model_len_tokens)
         sampler = Sampler(self.vocab_size, model.device)
-        self._steps = StepLoop(
-            config,
-            self._state,
-            self._runner,
-            Drafts(config, self._make_drafter(sampler)),
-            sampler=sampler,
-            eos_token_ids=self.eos_token_ids,
+        drafter = (
+            DraftModel(self._draft_runner, sampler, self._state) if self._draft_runner else None
         )
+        self._steps = StepLoop(self._state, self._runner, Drafts(config, drafter), sampler)
         self.grammars = Grammars(
             model.directory, vocab_size=self.vocab_size, eos_token_ids=self.eos_token_ids
         )
         self.sequences = Sequences(
-            self._state,
-            vocab_size=self.vocab_size,
-            max_model_len_tokens=self.max_model_len_tokens,
-            eos_token_ids=self.eos_token_ids,
-            grammars=self.grammars,
+            self._state, self.grammars, max_model_len_tokens=self.max_model_len_tokens
         )
         self.transfer = Transfer(self._state, self._runner.kv)
         self._num_kv_changes = 0
@@ -227,17 +224,6 @@ class Engine:
             on_progress=lambda fraction, text: report(start + share * fraction, text),
             num_packed_rows=_PACKED_ROWS if config.prepack_linears else None,
             quantization=_quantization(config) if path == config.model_path else None,
-        )
-
-    def _make_drafter(self, sampler: Sampler) -> DraftModel | None:
-        if self._draft_runner is None:
-            return None
-        return DraftModel(
-            self._draft_runner,
-            sampler,
-            vocab_size=self.vocab_size,
-            eos_token_ids=self.eos_token_ids,
-            max_num_batched_tokens=self.config.max_num_batched_tokens,
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from baton.engine.kernels import Product
-from baton.engine.linears import KernelLinear, PackedLinear
+from baton.engine.linears import KernelLinear, PackedLinear, replace_layers
 from baton.engine.pages import LargePages, give_back_free_memory
 
 logger = logging.getLogger(__name__)
@@ -123,24 +123,7 @@ def fuse_gated(module: nn.Module, dtype: torch.dtype) -> int:
     Returns:
         MLPs replaced.
     """
-    verdicts: dict[type[nn.Module], bool] = {}
-    num_fused = 0
-    with torch.inference_mode():
-        # Not the MLPs themselves, whose weights such a list would hold on to.
-        for parent in [part for part in module.modules() if any(map(_is_gated, part.children()))]:
-            for name, child in list(parent.named_children()):
-                fused = _fused(child)
-                if fused is None:
-                    continue
-                kind = type(child)
-                if kind not in verdicts:
-                    verdicts[kind] = _is_same(child, fused, dtype)
-                    if not verdicts[kind]:
-                        logger.info("%s computes more than a gated MLP: left alone", kind.__name__)
-                if verdicts[kind]:
-                    setattr(parent, name, fused)
-                    num_fused += 1
-    return num_fused
+    return replace_layers(module, _is_gated, _fused, lambda mlp, fused: _is_same(mlp, fused, dtype))
 
 
 def _is_gated(module: nn.Module) -> bool:
@@ -148,8 +131,6 @@ def _is_gated(module: nn.Module) -> bool:
 
 
 def _fused(module: nn.Module) -> nn.Module | None:
-    if not _is_gated(module):
-        return None
     parts: dict[str, Any] = dict(module.named_children())
     activation = _ACTIVATIONS.get(type(parts.pop("act_fn")).__name__)
     if activation is None:

@@ -17,17 +17,12 @@ _DEFAULT_SHARE = 0.25
 _DEFAULT_MAX_BYTES = 2 << 30
 _DEFAULT_CUDA_SHARE = 0.4
 """So that two workers fit on one device, with room for what they compute with."""
-_TORCH_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of a layout's name."""
-    return _TORCH_DTYPES[name]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:

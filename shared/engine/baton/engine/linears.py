@@ -7,12 +7,16 @@ nothing else knows of them, and where they are missing the layers stay as they a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from baton.engine.kernels import Product, can_multiply
+
+logger = logging.getLogger(__name__)
 
 LinearFactory = Callable[[nn.Linear], nn.Module | None]
 """Makes what replaces a plain linear layer; None leaves it as it is."""
@@ -22,16 +26,13 @@ _DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 def can_prepack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this CPU and this torch have oneDNN's operators for a dtype."""
-    if device.type != "cpu" or dtype not in _DTYPES or not _has_onednn():
+    is_there = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    if device.type != "cpu" or dtype not in _DTYPES or not is_there:
         return False
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     if not all(hasattr(torch.ops.mkldnn, name) for name in names):
         return False
     return dtype is torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 class KernelLinear(nn.Module):
@@ -104,16 +105,39 @@ def replace_linears(module: nn.Module, factory: LinearFactory) -> int:
     Returns:
         Layers replaced.
     """
+    # Subclasses compute something else.
+    return replace_layers(module, lambda layer: type(layer) is nn.Linear, factory)
+
+
+def replace_layers(
+    module: nn.Module,
+    is_wanted: Callable[[nn.Module], bool],
+    make: Callable[[Any], nn.Module | None],
+    is_same: Callable[[Any, Any], bool] | None = None,
+) -> int:
+    """Replaces layers of a model in place by what `make` makes of them; None leaves one alone.
+
+    `is_same` compares the first layer of each class with what would replace it; a class that
+    computes something else is left alone.
+
+    Returns:
+        Layers replaced.
+    """
+    verdicts: dict[type[nn.Module], bool] = {}
     num_replaced = 0
     with torch.no_grad():
-        # Not the layers themselves, which such a list would hold on to.
-        for parent in [part for part in module.modules() if type(part) is not nn.Linear]:
-            for name, child in list(parent.named_children()):
-                # Subclasses compute something else.
-                if type(child) is not nn.Linear:
-                    continue
-                replacement = factory(child)
-                if replacement is not None:
-                    setattr(parent, name, replacement)
-                    num_replaced += 1
+        # Their names only: a list of layers would hold on to weights that were replaced.
+        names = [name for name, layer in module.named_modules() if name and is_wanted(layer)]
+        for name in names:
+            layer = module.get_submodule(name)
+            made, kind = make(layer), type(layer)
+            if made is None:
+                continue
+            if is_same is not None and kind not in verdicts:
+                verdicts[kind] = is_same(layer, made)
+                if not verdicts[kind]:
+                    logger.info("%s computes more than its faster form: left alone", kind.__name__)
+            if verdicts.get(kind, True):
+                module.set_submodule(name, made)
+                num_replaced += 1
     return num_replaced

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import cast
 
 import torch
@@ -10,8 +9,7 @@ from torch import nn
 from torch.linalg import vector_norm
 
 from baton.engine.kernels import norm_kernel
-
-logger = logging.getLogger(__name__)
+from baton.engine.linears import replace_layers
 
 _EPSILON_NAMES = ("variance_epsilon", "eps")
 _MAX_ERROR = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -47,29 +45,17 @@ def speed_up_norms(module: nn.Module, dtype: torch.dtype) -> int:
     Returns:
         Norms replaced.
     """
-    verdicts: dict[type[nn.Module], bool] = {}
-    num_replaced = 0
-    with torch.inference_mode():
-        for parent in list(module.modules()):
-            for name, child in list(parent.named_children()):
-                fast = _fast(child, dtype)
-                if fast is None:
-                    continue
-                kind = type(child)
-                if kind not in verdicts:
-                    verdicts[kind] = _is_same(child, fast, dtype)
-                if verdicts[kind]:
-                    setattr(parent, name, fast)
-                    num_replaced += 1
-    for kind, verdict in verdicts.items():
-        if not verdict:
-            logger.info("%s computes more than an RMS norm: left alone", kind.__name__)
-    return num_replaced
+    return replace_layers(
+        module,
+        lambda layer: "RMSNorm" in type(layer).__name__,
+        lambda layer: _fast(layer, dtype),
+        lambda layer, fast: _is_same(layer, fast, dtype),
+    )
 
 
 def _fast(module: nn.Module, dtype: torch.dtype) -> FastRmsNorm | None:
     weight = getattr(module, "weight", None)
-    if "RMSNorm" not in type(module).__name__ or not isinstance(weight, nn.Parameter):
+    if not isinstance(weight, nn.Parameter):
         return None
     epsilons = [getattr(module, name) for name in _EPSILON_NAMES if hasattr(module, name)]
     is_plain = weight.dim() == 1 and weight.dtype is dtype and dtype in _MAX_ERROR

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 
 from baton.core.blocks import BlockState
 from baton.core.errors import BatonError, InvalidRequest, KvCacheFull, PromptTooLong
@@ -22,19 +21,11 @@ class Sequences:
     """Takes the engine's lock for each call."""
 
     def __init__(
-        self,
-        state: EngineState,
-        *,
-        vocab_size: int,
-        max_model_len_tokens: int,
-        eos_token_ids: frozenset[int],
-        grammars: Grammars,
+        self, state: EngineState, grammars: Grammars, *, max_model_len_tokens: int
     ) -> None:
         self._state = state
         self._grammars = grammars
-        self._vocab_size = vocab_size
         self._max_len = max_model_len_tokens
-        self._eos_token_ids = eos_token_ids
 
     def check_tokens(self, spec: SequenceSpec) -> None:
         """Checks a prompt's tokens.
@@ -44,7 +35,7 @@ class Sequences:
         """
         if not spec.token_ids:
             raise InvalidRequest("the prompt is empty; give at least one token")
-        self._check_range(*spec.token_range())
+        self._check_range("token ids", *spec.token_range())
 
     def resolve_max_tokens(self, num_prompt_tokens: int, sampling: SamplingParams) -> int:
         """Most output tokens of a request.
@@ -137,7 +128,7 @@ class Sequences:
             RequestNotFound: it is not known.
             InvalidRequest: it is not waiting for KV, or the token is not in the vocabulary.
         """
-        self._check_range(first_token_id, first_token_id)
+        self._check_range("first_token_id", first_token_id, first_token_id)
         state = self._state
         with state.lock:
             sequence = self._reserved(seq_id)
@@ -145,7 +136,7 @@ class Sequences:
             sequence.num_computed_tokens = sequence.num_tokens
             sequence.token_ids.append(first_token_id)
             state.make_ready(sequence)
-            reason, stop_token_id = finish_reason(sequence, self._eos_token_ids)
+            reason, stop_token_id = finish_reason(sequence, self._state.eos_token_ids)
             if reason is not None:
                 index, now = sequence.num_output_tokens, time.monotonic()
                 # No tokens: the sender of the KV has reported the first one.
@@ -211,23 +202,19 @@ class Sequences:
             return None
         return self._grammars.constraint(guide, len(spec.token_ids) - spec.num_output_tokens)
 
-    def _check_range(self, low: int, high: int) -> None:
-        if low < 0 or high >= self._vocab_size:
-            raise InvalidRequest(
-                f"token ids must be in [0, {self._vocab_size}), got {low} to {high}"
-            )
-
-    def _check_named_ids(self, field: str, token_ids: Collection[int]) -> None:
-        for token_id in token_ids:
-            if not 0 <= token_id < self._vocab_size:
-                raise InvalidRequest(
-                    f"{field} names token {token_id}; ids must be in [0, {self._vocab_size})"
-                )
+    def _check_range(self, field: str, low: int, high: int) -> None:
+        vocab_size = self._state.vocab_size
+        if low < 0 or high >= vocab_size:
+            raise InvalidRequest(f"{field} must be in [0, {vocab_size}), got {low} to {high}")
 
     def _check(self, spec: SequenceSpec) -> None:
         self.check_tokens(spec)
-        self._check_named_ids("logit_bias", spec.sampling.logit_bias)
-        self._check_named_ids("stop_token_ids", spec.sampling.stop_token_ids)
+        for field, token_ids in (
+            ("logit_bias", spec.sampling.logit_bias),
+            ("stop_token_ids", spec.sampling.stop_token_ids),
+        ):
+            if token_ids:
+                self._check_range(field, min(token_ids), max(token_ids))
         if spec.sampling.seed is None and not spec.sampling.is_greedy:
             raise InvalidRequest(f"{spec.seq_id}: sampling.seed must be set")
         if not 0 <= spec.num_output_tokens < len(spec.token_ids):

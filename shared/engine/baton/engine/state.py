@@ -21,9 +21,19 @@ _RETRY_AFTER_S = 0.5
 class EngineState:
     """Every method is called with `lock` held, but for those that say otherwise."""
 
-    def __init__(self, config: EngineConfig, pool: BlockPool, digest: bytes) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        pool: BlockPool,
+        digest: bytes,
+        *,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+    ) -> None:
         self.config = config
         self.pool = pool
+        self.vocab_size = vocab_size
+        self.eos_token_ids = eos_token_ids
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
         self.is_changed = False

@@ -12,9 +12,7 @@ from baton.core.embedding import Pooling
 from baton.core.errors import Internal
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
-from baton.engine.config import EngineConfig
-from baton.engine.draft_model import DraftRequest, count_accepted, sample_row
-from baton.engine.drafts import Drafts
+from baton.engine.drafts import DraftRequest, Drafts, count_accepted, sample_row
 from baton.engine.events import BlocksReady, Embedded, Started, Tokens
 from baton.engine.inputs import Row
 from baton.engine.layers import layer_news
@@ -33,23 +31,14 @@ class StepLoop:
     """Runs steps. Only the engine thread calls it."""
 
     def __init__(
-        self,
-        config: EngineConfig,
-        state: EngineState,
-        runner: ModelRunner,
-        drafts: Drafts,
-        *,
-        sampler: Sampler,
-        eos_token_ids: frozenset[int],
+        self, state: EngineState, runner: ModelRunner, drafts: Drafts, sampler: Sampler
     ) -> None:
         self.speeds = Speeds()
         self._began_at_s: float | None = None
-        self._config = config
         self._state = state
         self._runner = runner
         self._drafts = drafts
         self._sampler = sampler
-        self._eos_token_ids = eos_token_ids
 
     @property
     def age_s(self) -> float:
@@ -86,6 +75,7 @@ class StepLoop:
         state.is_changed = False
         if not state.running and not state.waiting:
             return []
+        config = state.config
         waiting = self._considered()
         matched = {
             sequence.seq_id: state.match(sequence)
@@ -93,12 +83,12 @@ class StepLoop:
             if not sequence.block_table
         }
         limits = StepLimits(
-            max_num_batched_tokens=self._config.max_num_batched_tokens,
-            max_num_seqs=self._config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_seqs=config.max_num_seqs,
             block_size=state.pool.block_size,
             num_available_blocks=state.pool.num_available,
         )
-        most_new = 2 + (1 + self._config.num_draft_tokens) // state.pool.block_size
+        most_new = 2 + (1 + config.num_draft_tokens) // state.pool.block_size
         is_tight = state.pool.num_available < most_new * len(state.running)
         lengths = self._drafts.lengths([
             sequence
@@ -206,7 +196,7 @@ class StepLoop:
         sampled = self._sampler.sample(
             logits,
             [
-                sample_row(entry.sequence, entry.drafts[:index], self._eos_token_ids)
+                sample_row(entry.sequence, entry.drafts[:index], self._state.eos_token_ids)
                 for entry in sampling
                 for index in range(len(entry.drafts) + 1)
             ],
@@ -308,7 +298,7 @@ class StepLoop:
         for sampled in entry.sampled[: num_accepted + 1]:
             sequence.token_ids.append(sampled.token_id)
             taken.append(sampled)
-            reason, stop_token_id = finish_reason(sequence, self._eos_token_ids)
+            reason, stop_token_id = finish_reason(sequence, self._state.eos_token_ids)
             if reason is not None:
                 break
         sequence.num_computed_tokens += len(taken) - 1

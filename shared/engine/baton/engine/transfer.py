@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from baton.core.blocks import BlockState
 from baton.core.errors import InvalidRequest
+from baton.core.handoff.frames import Span
 from baton.core.sequence import Sequence as TokenSequence
 from baton.core.sequence import SequenceStatus
 from baton.engine.kv_cache import KvCache
@@ -20,16 +21,8 @@ class Transfer:
         self._state = state
         self._kv = kv
 
-    def read_blocks(
-        self,
-        seq_id: str,
-        block_start: int,
-        num_blocks: int,
-        layer_start: int,
-        layer_end: int,
-        out: memoryview | None = None,
-    ) -> memoryview:
-        """KV of a range of a sequence's blocks, laid out as PushRequest.payload.
+    def read_blocks(self, seq_id: str, span: Span, out: memoryview | None = None) -> memoryview:
+        """KV of some layers of a range of a sequence's blocks, laid out as PushRequest.payload.
 
         It is put into `out`, or into new memory.
 
@@ -39,18 +32,10 @@ class Transfer:
             KvLayoutMismatch: `out` has the wrong size.
         """
         with self._pinned(seq_id) as sequence:
-            block_ids = self._range(sequence, block_start, num_blocks, layer_start, layer_end)
-            return self._kv.read(block_ids, layer_start, layer_end, out)
+            block_ids = self._block_ids(sequence, span)
+            return self._kv.read(block_ids, span.layer_start, span.layer_end, out)
 
-    def write_blocks(
-        self,
-        seq_id: str,
-        block_start: int,
-        num_blocks: int,
-        layer_start: int,
-        layer_end: int,
-        payload: memoryview,
-    ) -> None:
+    def write_blocks(self, seq_id: str, span: Span, payload: memoryview) -> None:
         """Writes KV into a reservation's blocks.
 
         Raises:
@@ -59,14 +44,14 @@ class Transfer:
             KvLayoutMismatch: the payload has the wrong size.
         """
         with self._pinned(seq_id) as sequence:
-            block_ids = self._range(sequence, block_start, num_blocks, layer_start, layer_end)
+            block_ids = self._block_ids(sequence, span)
             if sequence.status is not SequenceStatus.RESERVED or any(
                 self._state.pool.state(block_id) is not BlockState.FILLING for block_id in block_ids
             ):
                 raise InvalidRequest(
-                    f"blocks {block_start}+{num_blocks} of {seq_id} are not filling"
+                    f"blocks {span.block_start}+{span.num_blocks} of {seq_id} are not filling"
                 )
-            self._kv.write(block_ids, layer_start, layer_end, payload)
+            self._kv.write(block_ids, span.layer_start, span.layer_end, payload)
 
     def import_blocks(
         self,
@@ -144,23 +129,17 @@ class Transfer:
             with self._state.lock:
                 self._state.unpin(sequence)
 
-    def _range(
-        self,
-        sequence: TokenSequence,
-        block_start: int,
-        num_blocks: int,
-        layer_start: int,
-        layer_end: int,
-    ) -> list[int]:
+    def _block_ids(self, sequence: TokenSequence, span: Span) -> list[int]:
         with self._state.lock:
-            table = sequence.block_table
-            num_layers = self._kv.layout.num_layers
-            if not (block_start >= 0 and 0 < num_blocks <= len(table) - block_start):
+            table, num_layers = sequence.block_table, self._kv.layout.num_layers
+            end = span.block_start + span.num_blocks
+            if not 0 <= span.block_start < end <= len(table):
                 raise InvalidRequest(
-                    f"{sequence.seq_id} has {len(table)} blocks, not {block_start}+{num_blocks}"
+                    f"{sequence.seq_id} has {len(table)} blocks, "
+                    f"not {span.block_start}+{span.num_blocks}"
                 )
-            if not 0 <= layer_start < layer_end <= num_layers:
+            if not 0 <= span.layer_start < span.layer_end <= num_layers:
                 raise InvalidRequest(
-                    f"layers {layer_start} to {layer_end} are not in 0..{num_layers}"
+                    f"layers {span.layer_start} to {span.layer_end} are not in 0..{num_layers}"
                 )
-            return table[block_start : block_start + num_blocks]
+            return table[span.block_start : end]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from baton.core.handoff.frames import KvEncoding, Span
 from baton.core.hashing import Fingerprint
 from baton.engine.engine import Engine
-from baton.engine.kv_rounding import restore_kv, round_kv
+from baton.engine.kv_int8 import restore_kv, round_kv
 
 
 class EngineStore:
@@ -23,9 +23,9 @@ class EngineStore:
         """See KvStore."""
         layout = self.fingerprint.layout
         if encoding.layout(layout) == layout:
-            self._engine.transfer.read_blocks(seq_id, *_ranges(span), out)
+            self._engine.transfer.read_blocks(seq_id, span, out)
         else:
-            content = self._engine.transfer.read_blocks(seq_id, *_ranges(span))
+            content = self._engine.transfer.read_blocks(seq_id, span)
             round_kv(content, layout, span, out)
 
     def write(self, seq_id: str, span: Span, encoding: KvEncoding, payload: memoryview) -> None:
@@ -33,8 +33,4 @@ class EngineStore:
         layout = self.fingerprint.layout
         if encoding.layout(layout) != layout:
             payload = restore_kv(payload, layout, span)
-        self._engine.transfer.write_blocks(seq_id, *_ranges(span), payload)
-
-
-def _ranges(span: Span) -> tuple[int, int, int, int]:
-    return span.block_start, span.num_blocks, span.layer_start, span.layer_end
+        self._engine.transfer.write_blocks(seq_id, span, payload)
