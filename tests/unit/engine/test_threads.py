@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from baton.engine import threads
+from baton.engine import devices
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +18,10 @@ def _restored() -> Iterator[None]:
 def test_more_threads_than_cores_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(threads, "num_cores", lambda: 2)
-    assert threads.use_threads(2) == 2
+    monkeypatch.setattr(devices, "num_cores", lambda: 2)
+    assert devices.use_threads(2) == 2
     assert not caplog.records
-    assert threads.use_threads(3) == 3
+    assert devices.use_threads(3) == 3
     assert "3 threads compute on 2 cores" in caplog.text
 
 
@@ -29,7 +29,7 @@ def test_without_a_setting_there_are_never_more_threads_than_cores(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.set_num_threads(2)
-    monkeypatch.setattr(threads, "num_cores", lambda: 1)
-    assert threads.use_threads(None) == 1
+    monkeypatch.setattr(devices, "num_cores", lambda: 1)
+    assert devices.use_threads(None) == 1
     assert torch.get_num_threads() == 1
     assert not caplog.records

@@ -70,6 +70,14 @@ class LayerShape:
     has_softcap: bool = False
     has_sinks: bool = False
 
+    def why_head_does_not_fit(self, largest: int, multiple: int) -> str | None:
+        """Why a kernel for heads of some sizes cannot attend here; None when it can."""
+        if self.head_dim <= largest and self.head_dim % multiple == 0:
+            return None
+        return (
+            f"it takes heads of at most {largest} in multiples of {multiple}, not {self.head_dim}"
+        )
+
 
 class PagedAttention:
     """The function that a model's attention layers call.

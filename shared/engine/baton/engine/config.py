@@ -77,16 +77,14 @@ class EngineConfig:
     """Round the output layer too."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
-        if self.kv_dtype not in KV_DTYPES:
-            raise InvalidRequest(
-                f"kv_dtype must be one of {', '.join(KV_DTYPES)}, got {self.kv_dtype}"
-            )
-        if self.quantization not in {None, *QUANTIZATIONS}:
-            raise InvalidRequest(
-                f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization}"
-            )
+        for name, allowed in (
+            ("dtype", DTYPES),
+            ("kv_dtype", KV_DTYPES),
+            ("quantization", QUANTIZATIONS),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise InvalidRequest(f"{name} must be one of {', '.join(allowed)}, got {value}")
         sizes = (self.num_blocks, self.kv_bytes, self.kv_share)
         if len(sizes) - sizes.count(None) > 1:
             raise InvalidRequest("set one of num_blocks, kv_bytes and kv_share, not several")

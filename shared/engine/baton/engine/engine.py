@@ -13,6 +13,7 @@ from baton.core.errors import BatonError, InvalidRequest, Unsupported
 from baton.core.hashing import Fingerprint, block_hashes, root_hash
 from baton.core.sequence import SequenceSpec, SequenceStatus
 from baton.engine.config import EngineConfig, OnProgress
+from baton.engine.devices import use_threads
 from baton.engine.drafts import DraftModel, Drafts
 from baton.engine.events import EngineEvent, EngineStats, KvChange
 from baton.engine.fingerprint import make_fingerprint, tokenizer_hash
@@ -25,7 +26,6 @@ from baton.engine.sampler import Sampler
 from baton.engine.sequences import Sequences
 from baton.engine.state import EngineState
 from baton.engine.steps import StepLoop
-from baton.engine.threads import use_threads
 from baton.engine.transfer import Transfer
 
 _PACKED_ROWS = 64

@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 
@@ -20,21 +19,12 @@ from baton.engine.ragged import AttentionBatch, PagedRows
 from baton.engine.varlen import VarlenBackend
 
 Launch = Callable[[], None]
+Capture = Callable[[Launch], Launch]
+"""Records what some work launches; the result launches the same again, on the same memory.
+
+RuntimeError means that the work cannot be recorded, such as when it waits for the device.
+"""
 MAX_GRAPHS = 20
-
-
-class Capture(Protocol):
-    """Turns work on a device into a graph."""
-
-    def __call__(self, work: Launch) -> Launch:
-        """Records what `work` launches.
-
-        Returns:
-            Launches the same again, on the same memory.
-
-        Raises:
-            RuntimeError: the work cannot be recorded, such as when it waits for the device.
-        """
 
 
 class CudaCapture:

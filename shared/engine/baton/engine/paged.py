@@ -107,9 +107,4 @@ def why_not(shape: LayerShape, dtype: torch.dtype) -> str | None:
     """What a layer asks for that the kernel does not have; None when it can attend."""
     if dtype is not torch.bfloat16:
         return f"it computes in bfloat16, not in {str(dtype)[6:]}"
-    if shape.head_dim > _MAX_HEAD_DIM or shape.head_dim % _HEAD_DIM_MULTIPLE:
-        return (
-            f"it takes heads of at most {_MAX_HEAD_DIM} in multiples of {_HEAD_DIM_MULTIPLE}, "
-            f"not of {shape.head_dim}"
-        )
-    return None
+    return shape.why_head_does_not_fit(_MAX_HEAD_DIM, _HEAD_DIM_MULTIPLE)

@@ -8,7 +8,8 @@ docs/quantization.md.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -33,15 +34,19 @@ _INT4_OUT_MULTIPLE = 16
 _DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 
+Tensors = Mapping[str, torch.Tensor]
+"""What `quantize_weight` makes of a weight, by name."""
+
+
 class QuantizedLinear(nn.Module, ABC):
     """Computes `inputs @ weight.T + bias` over some quantized weight."""
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> None:
+    values_per_byte: ClassVar[int] = 1
+
+    def __init__(self, tensors: Tensors, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
+        self.out_features, num_bytes = tensors["qweight"].shape
+        self.in_features = num_bytes * self.values_per_byte
         self.bias = bias
         self.dtype = dtype
 
@@ -67,11 +72,9 @@ class _Int8Layer(QuantizedLinear):
     Those stay in a cache, where oneDNN's kernel takes longer to call than to compute.
     """
 
-    def __init__(
-        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, tensors: Tensors, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(tensors, bias, dtype)
         weight = tensors["qweight"]
-        super().__init__(weight.shape[1], weight.shape[0], bias, dtype)
         self._scale = tensors["scale"].to(dtype)
         is_small = dtype is torch.bfloat16 and weight.numel() <= _MAX_SMALL_WEIGHTS
         self._small = weight if is_small else None
@@ -97,9 +100,7 @@ class Int8Linear(_Int8Layer):
     at once; oneDNN's needs operators around it.
     """
 
-    def __init__(
-        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, tensors: Tensors, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(tensors, bias, dtype)
         self.product: Product | None = None
         self._product: _Int8Product | None = None
@@ -132,9 +133,7 @@ class Int8Linear(_Int8Layer):
 class Int8DynamicLinear(_Int8Layer):
     """int8 weights, and activations rounded to int8 with one scale per row."""
 
-    def __init__(
-        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, tensors: Tensors, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(tensors, bias, dtype)
         if not has_int8_kernels():
             raise Unsupported(
@@ -153,11 +152,11 @@ class Int8DynamicLinear(_Int8Layer):
 class Int4Linear(QuantizedLinear):
     """int4 weights with a scale and a zero per group of inputs, activations as they are."""
 
-    def __init__(
-        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> None:
+    values_per_byte = 2
+
+    def __init__(self, tensors: Tensors, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(tensors, bias, dtype)
         qweight, scale = tensors["qweight"], tensors["scale"]
-        super().__init__(2 * qweight.shape[1], qweight.shape[0], bias, dtype)
         self._tensors = {part: tensors[part] for part in ("qweight", "scale", "zero")}
         self._group_size = self.in_features // scale.shape[1]
         self._packed: torch.Tensor | None = None
@@ -180,11 +179,9 @@ class Int4Linear(QuantizedLinear):
 class Fp8Linear(QuantizedLinear):
     """float8 weights, and activations rounded to float8 with one scale per row. CUDA only."""
 
-    def __init__(
-        self, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, tensors: Tensors, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__(tensors, bias, dtype)
         self._weight, self._scale = tensors["qweight"], tensors["scale"]
-        super().__init__(self._weight.shape[1], self._weight.shape[0], bias, dtype)
         if self.in_features % _FP8_MULTIPLE or self.out_features % _FP8_MULTIPLE:
             raise Unsupported(
                 f"fp8 takes layers whose sizes are multiples of {_FP8_MULTIPLE}, not "
@@ -202,8 +199,7 @@ class Fp8Linear(QuantizedLinear):
 
 _SMALLEST = 1e-30
 """Stands in for the largest value of a row of zeros."""
-_Maker = Callable[[Mapping[str, torch.Tensor], torch.Tensor | None, torch.dtype], QuantizedLinear]
-_LINEARS: Mapping[str, _Maker] = {
+_LINEARS: Mapping[str, type[QuantizedLinear]] = {
     "int8": Int8Linear,
     "int8-dynamic": Int8DynamicLinear,
     "int4": Int4Linear,
@@ -224,7 +220,7 @@ class _Int8Product:
     implementation, hundreds of times slower, on CPUs that have VNNI and no AMX.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, tensors: Tensors) -> None:
         self._packed = torch.ops.onednn.qlinear_prepack(tensors["qweight"], None)
         # Looking it up takes as long as a small layer.
         self._linear = torch.ops.onednn.qlinear_pointwise.default
@@ -260,7 +256,7 @@ def has_int8_kernels() -> bool:
 
 
 def make_linear(
-    scheme: str, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, dtype: torch.dtype
+    scheme: str, tensors: Tensors, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> QuantizedLinear:
     """The layer that computes over the tensors of `quantize_weight`."""
     return _LINEARS[scheme](tensors, bias, dtype)

@@ -146,12 +146,11 @@ def write_checkpoint(
         f"{path}." for path, part in module.named_modules() if isinstance(part, ExpertLinears)
     )
     num_layers, num_expert_layers = 0, 0
-
-    def report(done: float, text: str) -> None:
-        on_progress(0.9 * done, text)
-
-    for name, layer, parts in _quantized(module, quantization, report):
-        if layer.weight is not _embedding_weight(module):
+    embedding_weight = getattr(module.get_input_embeddings(), "weight", None)
+    for name, layer, parts in _quantized(
+        module, quantization, lambda done, text: on_progress(0.9 * done, text)
+    ):
+        if layer.weight is not embedding_weight:
             tensors.pop(f"{name}.weight", None)
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
         # An expert's plain weight is let go with the last of its tensor.
@@ -174,10 +173,6 @@ def write_checkpoint(
         plain_bytes=plain_bytes,
         quantized_bytes=sum(tensor.nbytes for tensor in tensors.values()),
     )
-
-
-def _embedding_weight(module: PreTrainedModel) -> Any:
-    return getattr(module.get_input_embeddings(), "weight", None)
 
 
 def _is_weights(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from baton.core.batching import Candidate, StepLimits, plan_step
 from baton.core.blocks import BlockState
@@ -193,19 +194,14 @@ class StepLoop:
         self._pool(work)
         self._read_prompts(rows, work)
         sampling = [entry for entry in work if entry.item.is_sampled]
-        sampled = self._sampler.sample(
-            logits,
-            [
-                sample_row(entry.sequence, entry.drafts[:index], self._state.eos_token_ids)
-                for entry in sampling
-                for index in range(len(entry.drafts) + 1)
-            ],
-        )
-        offset = 0
+        sample_rows = [
+            sample_row(entry.sequence, entry.drafts[:index], self._state.eos_token_ids)
+            for entry in sampling
+            for index in range(entry.num_logits)
+        ]
+        sampled = iter(self._sampler.sample(logits, sample_rows))
         for entry in sampling:
-            end = offset + len(entry.drafts) + 1
-            entry.sampled = sampled[offset:end]
-            offset = end
+            entry.sampled = list(islice(sampled, entry.num_logits))
 
     def _pool(self, work: Sequence[StepEntry]) -> None:
         """Takes the hidden states of sequences that are computed for them."""

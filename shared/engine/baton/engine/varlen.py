@@ -101,9 +101,4 @@ def why_not(shape: LayerShape) -> str | None:
         return "it has no soft cap"
     if shape.has_sinks:
         return "it has no attention sinks"
-    if shape.head_dim > _MAX_HEAD_DIM or shape.head_dim % _HEAD_DIM_MULTIPLE:
-        return (
-            f"it takes heads of at most {_MAX_HEAD_DIM} in multiples of {_HEAD_DIM_MULTIPLE}, "
-            f"not of {shape.head_dim}"
-        )
-    return None
+    return shape.why_head_does_not_fit(_MAX_HEAD_DIM, _HEAD_DIM_MULTIPLE)
