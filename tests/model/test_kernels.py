@@ -42,7 +42,6 @@ def _load(
         str(directory),
         EngineConfig(str(directory), "m", num_blocks=8, dtype="bfloat16", **settings),  # type: ignore[arg-type]
         on_progress=lambda *_: None,
-        num_packed_rows=8,
         quantization=quantization,
     )
 

@@ -79,11 +79,6 @@ class StepPlan:
     items: tuple[StepItem, ...] = ()
     preempted_seq_ids: tuple[str, ...] = ()
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens computed."""
-        return sum(item.num_tokens for item in self.items)
-
 
 def plan_step(
     running: Iterable[Candidate], waiting: Iterable[Candidate], limits: StepLimits

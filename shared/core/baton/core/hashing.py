@@ -98,32 +98,28 @@ class Fingerprint:
     tokenizer_hash: str
     layout: KvLayout
 
+    def _parts(self) -> dict[str, object]:
+        """What decides the KV of equal tokens. The order and each text are part of the digest."""
+        return {
+            "config": self.config_hash,
+            "weights": self.weights_hash,
+            "tokenizer": self.tokenizer_hash,
+            "block_size": self.layout.block_size,
+            "dtype": self.layout.dtype,
+            "num_kv_heads": self.layout.num_kv_heads,
+            "head_dim": self.layout.head_dim,
+        }
+
     def differences(self, other: Fingerprint) -> list[str]:
         """Readable differences, empty when the two can exchange KV."""
-        pairs = [
-            ("model", self.model, other.model),
-            ("config", self.config_hash, other.config_hash),
-            ("weights", self.weights_hash, other.weights_hash),
-            ("tokenizer", self.tokenizer_hash, other.tokenizer_hash),
-            ("block_size", self.layout.block_size, other.layout.block_size),
-            ("dtype", self.layout.dtype, other.layout.dtype),
-            ("num_kv_heads", self.layout.num_kv_heads, other.layout.num_kv_heads),
-            ("head_dim", self.layout.head_dim, other.layout.head_dim),
-        ]
-        return [f"{name}: {mine} != {theirs}" for name, mine, theirs in pairs if mine != theirs]
+        mine = {"model": self.model, **self._parts()}
+        theirs = {"model": other.model, **other._parts()}
+        differing = [name for name in mine if mine[name] != theirs[name]]
+        return [f"{name}: {mine[name]} != {theirs[name]}" for name in differing]
 
     def digest(self) -> bytes:
         """Root of every block hash chain of this model."""
-        layout = self.layout
-        text = "\x00".join((
-            self.config_hash,
-            self.weights_hash,
-            self.tokenizer_hash,
-            str(layout.block_size),
-            layout.dtype,
-            str(layout.num_kv_heads),
-            str(layout.head_dim),
-        ))
+        text = "\x00".join(map(str, self._parts().values()))
         return blake2b(text.encode(), digest_size=HASH_BYTES).digest()
 
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-DEFAULT_MAX_PENDING_EVENTS = 1024
+_MAX_PENDING_EVENTS = 1024
 
 
 _Change = tuple[tuple[bytes, ...], tuple[bytes, ...]]
@@ -46,9 +46,8 @@ class _Holder:
 class PrefixIndex:
     """Blocks by holder. Not thread-safe; memory is bounded by what the workers themselves hold."""
 
-    def __init__(self, *, max_pending_events: int = DEFAULT_MAX_PENDING_EVENTS) -> None:
+    def __init__(self) -> None:
         self._holders: dict[str, _Holder] = {}
-        self._max_pending_events = max_pending_events
 
     def apply(
         self, worker_id: str, sequence: int, stored: Iterable[bytes], removed: Iterable[bytes]
@@ -69,7 +68,7 @@ class PrefixIndex:
             return False
         holder.has_gap = True
         holder.pending[sequence] = change
-        if len(holder.pending) > self._max_pending_events:
+        if len(holder.pending) > _MAX_PENDING_EVENTS:
             holder.pending.popitem(last=False)
         return True
 

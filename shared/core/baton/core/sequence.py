@@ -100,11 +100,7 @@ TRANSITIONS: frozenset[tuple[SequenceStatus, SequenceStatus]] = frozenset({
     (_S.RESERVED, _S.WAITING),
     (_S.READY, _S.RUNNING),
     (_S.RUNNING, _S.HELD),
-    (_S.WAITING, _S.ENDED),
-    (_S.RESERVED, _S.ENDED),
-    (_S.READY, _S.ENDED),
-    (_S.RUNNING, _S.ENDED),
-    (_S.HELD, _S.ENDED),
+    *((status, _S.ENDED) for status in _S if status is not _S.ENDED),
 })
 
 

@@ -89,20 +89,17 @@ class PagedAttention:
     def __init__(self) -> None:
         self.name = f"baton_{id(self):x}"
         self.shapes: dict[int, LayerShape] = {}
-        self._backends: Mapping[int, AttentionBackend] = {}
+        self.backends: Mapping[int, AttentionBackend] = {}
+        """How each layer attends."""
         self._kv: KvCache | None = None
         self._batch: AttentionBatch | None = None
         self._on_written: Callable[[int], None] | None = None
         # No mask function goes with it: transformers then makes no mask at all.
         AttentionInterface.register(self.name, self)
 
-    def set_backends(self, backends: Mapping[int, AttentionBackend]) -> None:
-        """Says how each layer attends."""
-        self._backends = backends
-
     def num_layers_by_backend(self) -> Mapping[str, int]:
         """Layers by the name of the backend that they attend with."""
-        return Counter(backend.name for backend in self._backends.values())
+        return Counter(backend.name for backend in self.backends.values())
 
     def attach(self, kv: KvCache) -> None:
         """Gives it the pool that it writes to."""
@@ -156,7 +153,7 @@ class PagedAttention:
             softcap=kwargs.get("softcap"),
             sinks=kwargs.get("s_aux"),
         )
-        backend = self._backends[layer]
+        backend = self.backends[layer]
         output = backend.attend(query[0].transpose(0, 1), keys, values, self._batch, options)
         return output[..., :value_dim].unsqueeze(0), None
 

@@ -79,7 +79,7 @@ class DraftModel:
     """Proposes tokens with a draft model. Only the engine thread calls it."""
 
     def __init__(self, runner: ModelRunner, sampler: Sampler, state: EngineState) -> None:
-        self._runner = runner
+        self.runner = runner
         self._max_token_id = runner.model.vocab_size - 1
         self._sampler = sampler
         self._vocab_size = state.vocab_size
@@ -88,15 +88,11 @@ class DraftModel:
 
     def room(self, sequence: TokenSequence) -> int:
         """Drafts that fit the draft's context."""
-        return max(0, self._runner.model.max_len_tokens - sequence.num_tokens + 1)
+        return max(0, self.runner.model.max_len_tokens - sequence.num_tokens + 1)
 
     def has_caught_up(self, sequence: TokenSequence) -> bool:
         """Whether only the last few tokens are left to compute before it can propose."""
         return sequence.num_tokens - sequence.num_draft_computed_tokens <= _MAX_TAKEN_ALONG
-
-    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copies the draft's KV along with the target's."""
-        self._runner.kv.copy(sources, targets)
 
     def propose(self, requests: Sequence[DraftRequest]) -> dict[str, list[int]]:
         """Drafts by sequence id. One that the draft has not caught up with yet gets none."""
@@ -141,7 +137,7 @@ class DraftModel:
             if end == sequence.num_tokens - 1:
                 active.append(request)
         if rows:
-            self._runner.forward(rows)
+            self.runner.forward(rows)
         return active
 
     def _row(self, request: DraftRequest, drafts: dict[str, list[int]]) -> Row:
@@ -162,7 +158,7 @@ class DraftModel:
     def _sample(
         self, active: Sequence[DraftRequest], rows: Sequence[Row], drafts: dict[str, list[int]]
     ) -> list[int]:
-        logits = _fit(self._runner.forward(rows), self._vocab_size)
+        logits = _fit(self.runner.forward(rows), self._vocab_size)
         sample_rows = []
         for request in active:
             sequence = request.sequence
@@ -252,7 +248,7 @@ class Drafts:
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies the draft's KV along with the target's."""
         if self._drafter is not None:
-            self._drafter.copy_blocks(sources, targets)
+            self._drafter.runner.kv.copy(sources, targets)
 
     def _source(self, sequence: TokenSequence) -> DraftSource:
         if self._drafter is None:

@@ -28,10 +28,6 @@ from baton.engine.state import EngineState
 from baton.engine.steps import StepLoop
 from baton.engine.transfer import Transfer
 
-_PACKED_ROWS = 64
-"""What weights are packed for. The layouts for 8 rows and more are equally fast from 1 row to 512;
-the one for a single row is a third slower on prompts (Nov 2026). So one copy serves both phases."""
-
 
 class Engine:
     """Loads what `config` names, and serves it.
@@ -60,7 +56,7 @@ class Engine:
         self.vocab_size = model.vocab_size
         self.eos_token_ids = model.eos_token_ids
         self.max_model_len_tokens = _max_model_len(config, model, num_blocks)
-        settings = model.config.to_dict()
+        settings = model.module.config.to_dict()
         if model.layout.dtype == "int8":
             # Else rounding would hide what the KV was computed in.
             settings["kv_computed_in"] = dtype_name(model.module.dtype)
@@ -222,7 +218,6 @@ class Engine:
             path,
             config,
             on_progress=lambda fraction, text: report(start + share * fraction, text),
-            num_packed_rows=_PACKED_ROWS if config.prepack_linears else None,
             quantization=_quantization(config) if path == config.model_path else None,
         )
 

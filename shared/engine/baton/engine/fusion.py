@@ -106,13 +106,20 @@ def merge_siblings(module: nn.Module, siblings_names: Sequence[tuple[str, ...]] 
                 if len(siblings) < len(names) or not _are_alike(siblings):
                     continue
                 sizes = [sibling.out_features for sibling in siblings]
-                first = MergedLinear(_concatenated(siblings), sizes)
-                for index, name in enumerate(names):
-                    setattr(parent, name, SiblingLinear(first, index) if index else first)
+                place_siblings(parent, names, _concatenated(siblings), sizes)
                 num_merged += 1
     if not num_merged:
         logger.debug("no query, key and value layers to merge in %s", type(module).__name__)
     return num_merged
+
+
+def place_siblings(
+    module: nn.Module, names: Sequence[str], merged: nn.Module, sizes: list[int]
+) -> None:
+    """Has sibling layers, by their paths in `module`, computed by one layer."""
+    first = MergedLinear(merged, sizes)
+    for index, name in enumerate(names):
+        module.set_submodule(name, SiblingLinear(first, index) if index else first)
 
 
 def fuse_gated(module: nn.Module, dtype: torch.dtype) -> int:

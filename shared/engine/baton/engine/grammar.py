@@ -179,15 +179,6 @@ class Grammars:
     def __len__(self) -> int:
         return len(self._compiled)
 
-    def compile(self, guide: Guide) -> None:
-        """Has a guide's grammar ready.
-
-        Raises:
-            InvalidRequest: it is not well-formed, too large, or nothing can match it.
-            Unsupported: the model has no tokenizer that grammars can be compiled for.
-        """
-        self._template(guide)
-
     def constraint(self, guide: Guide, num_prompt_tokens: int) -> GrammarConstraint:
         """A constraint for one sequence.
 
@@ -201,17 +192,21 @@ class Grammars:
                 retry_after_s=_RETRY_AFTER_S,
             )
         return GrammarConstraint(
-            self._template(guide),
+            self.compile(guide),
             num_prompt_tokens,
             eos_token_ids=self._eos_token_ids,
-            renew=lambda stale: self._template(guide, stale),
+            renew=lambda stale: self.compile(guide, stale),
         )
 
-    def _template(self, guide: Guide, stale: LLMatcher | None = None) -> LLMatcher:
-        """A guide's matcher, another one than `stale`.
+    def compile(self, guide: Guide, stale: LLMatcher | None = None) -> LLMatcher:
+        """A guide's matcher, which must be copied before use; another one than `stale`.
 
-        Copies share the states that their lexer has found so far, up to a limit: a grammar that is
-        used for long may come to it, and then has to be compiled anew.
+        Copies share the states that their lexer has found so far, up to a limit. A grammar in long
+        use may reach it, and then has to be compiled anew.
+
+        Raises:
+            InvalidRequest: the guide is not well-formed, too large, or nothing can match it.
+            Unsupported: the model has no tokenizer that grammars can be compiled for.
         """
         with self._lock:
             known = self._compiled.get(guide)
@@ -244,25 +239,20 @@ class Grammars:
         return matcher
 
     def _loaded_tokenizer(self) -> LLTokenizer:
-        with self._tokenizer_lock:
-            if self._tokenizer is None:
-                self._tokenizer = self._load_tokenizer()
-            return self._tokenizer
-
-    def _load_tokenizer(self) -> LLTokenizer:
-        path = self._directory / "tokenizer.json"
         if not self._eos_token_ids:
             raise Unsupported("guides need an end-of-sequence token, and the model has none")
-        try:
-            return LLTokenizer(
-                path.read_text(encoding="utf-8"),
-                n_vocab=self._vocab_size,
-                eos_token=sorted(self._eos_token_ids),
-            )
-        except (OSError, ValueError) as error:
-            raise Unsupported(
-                f"guides need a tokenizer.json that llguidance can read: {error}"
-            ) from error
+        with self._tokenizer_lock:
+            try:
+                self._tokenizer = self._tokenizer or LLTokenizer(
+                    (self._directory / "tokenizer.json").read_text(encoding="utf-8"),
+                    n_vocab=self._vocab_size,
+                    eos_token=sorted(self._eos_token_ids),
+                )
+            except (OSError, ValueError) as error:
+                raise Unsupported(
+                    f"guides need a tokenizer.json that llguidance can read: {error}"
+                ) from error
+            return self._tokenizer
 
 
 def _grammar(guide: Guide) -> str:

@@ -19,13 +19,13 @@ _RETRY_AFTER_S = 1.0
 class GuideCompiler:
     """Belongs to one event loop. Each guide is compiled once, however many requests wait for it."""
 
-    def __init__(self, compile_guide: Callable[[Guide], None]) -> None:
+    def __init__(self, compile_guide: Callable[[Guide], object]) -> None:
         """Calls `compile_guide`, which keeps what it compiled, on its threads."""
         self._compile_guide = compile_guide
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "baton-grammar")
         self._places = asyncio.Semaphore(_NUM_THREADS)
         self._num_waiting = 0
-        self._running: dict[Guide, asyncio.Future[None]] = {}
+        self._running: dict[Guide, asyncio.Future[object]] = {}
 
     async def compile(self, guide: Guide) -> None:
         """Compiles a guide. The time limit covers the compiling, not the wait for a thread.

@@ -111,15 +111,11 @@ def quantize_weight(weight: torch.Tensor, quantization: Quantization) -> dict[st
     weight = weight.contiguous()  # kernels take memory as it lies
     if quantization.scheme == "int4":
         return _quantize_int4(weight, quantization.group_size)
-    if quantization.scheme == "fp8":
-        scale = _scale_of(weight.float().abs().amax(1), FP8_MAX)
-        return {
-            "qweight": (weight.float() / scale[:, None]).to(torch.float8_e4m3fn),
-            "scale": scale,
-        }
-    scale = _scale_of(weight.float().abs().amax(1), INT8_MAX)
-    rounded = (weight.float() / scale[:, None]).round_()
-    return {"qweight": rounded.to(torch.int8), "scale": scale}
+    is_fp8 = quantization.scheme == "fp8"
+    scale = _scale_of(weight.float().abs().amax(1), FP8_MAX if is_fp8 else INT8_MAX)
+    scaled = weight.float() / scale[:, None]
+    rounded = scaled.to(torch.float8_e4m3fn) if is_fp8 else scaled.round_().to(torch.int8)
+    return {"qweight": rounded, "scale": scale}
 
 
 def _scale_of(largest: torch.Tensor, max_value: float) -> torch.Tensor:

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from baton.core.errors import InvalidRequest, ModelNotFound, Unsupported
 from baton.engine.config import OnProgress
 from baton.engine.experts import ExpertLinears, open_experts
-from baton.engine.fusion import SIBLINGS, MergedLinear, SiblingLinear, merge_siblings
+from baton.engine.fusion import SIBLINGS, merge_siblings, place_siblings
 from baton.engine.kv_cache import torch_dtype
 from baton.engine.quantize import Quantization, quantization_of, quantize_weight
 from baton.engine.quantize_linears import check_device, make_linear
@@ -339,8 +339,5 @@ def _merge(
                 part: torch.cat([layer[part] for layer in layers]) for part in layers[0]
             }
             sizes = [len(layer["qweight"]) for layer in layers]
-            first = MergedLinear(nn.Identity(), sizes)
-            module.set_submodule(first_name, first)
-            for index, name in enumerate(names[1:], start=1):
-                module.set_submodule(name, SiblingLinear(first, index))
+            place_siblings(module, names, nn.Identity(), sizes)
     return merged

@@ -93,7 +93,7 @@ class Sequences:
             sequence = state.add(spec, SequenceStatus.RESERVED)
             sequence.constraint = constraint
             if not (fork_of and state.fork(sequence, fork_of)):
-                state.share_cached(sequence)
+                state.share_cached(sequence, state.match(sequence))
             num_cached = len(sequence.block_table)
             try:
                 fresh = state.pool.allocate(num_blocks - num_cached, BlockState.RESERVED)
@@ -228,24 +228,19 @@ class Sequences:
                 f"tokens given"
             )
         num_prompt_tokens = len(spec.token_ids) - spec.num_output_tokens
-        _check_prompt_logprobs(num_prompt_tokens, spec.sampling)
+        num_top = spec.sampling.prompt_logprobs
+        num_values = 0 if num_top is None else num_prompt_tokens * (1 + num_top)
+        if num_values > MAX_PROMPT_LOGPROBS:
+            raise InvalidRequest(
+                f"prompt_logprobs of {num_prompt_tokens} tokens with {num_top} alternatives each "
+                f"are {num_values} values; at most {MAX_PROMPT_LOGPROBS} are reported"
+            )
         num_output_tokens = 0 if spec.pooling else spec.max_tokens
         if num_prompt_tokens + num_output_tokens > self._max_len:
             raise PromptTooLong(
                 f"{num_prompt_tokens} prompt tokens and {num_output_tokens} output tokens exceed "
                 f"the context of {self._max_len}"
             )
-
-
-def _check_prompt_logprobs(num_prompt_tokens: int, sampling: SamplingParams) -> None:
-    if sampling.prompt_logprobs is None:
-        return
-    num_values = num_prompt_tokens * (1 + sampling.prompt_logprobs)
-    if num_values > MAX_PROMPT_LOGPROBS:
-        raise InvalidRequest(
-            f"prompt_logprobs of {num_prompt_tokens} tokens with {sampling.prompt_logprobs} "
-            f"alternatives each are {num_values} values; at most {MAX_PROMPT_LOGPROBS} are reported"
-        )
 
 
 def finish_reason(

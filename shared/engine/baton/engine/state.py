@@ -150,11 +150,12 @@ class EngineState:
         sequence.copy_source = None
         return True
 
-    def share_cached(self, sequence: Sequence) -> None:
-        """Gives a new sequence the cached blocks of its longest prefix."""
-        sequence.block_table = self.match(sequence)
-        self.pool.share(sequence.block_table)
-        sequence.num_computed_tokens = len(sequence.block_table) * self.pool.block_size
+    def share_cached(self, sequence: Sequence, matched: list[int]) -> None:
+        """Gives a sequence without blocks the cached ones of a prefix, as `match` found them."""
+        self.pool.share(matched)
+        sequence.block_table = matched
+        sequence.num_computed_tokens = len(matched) * self.pool.block_size
+        sequence.num_published_blocks = len(matched)
 
     def publish(self, sequence: Sequence) -> None:
         """Offers the blocks that are full and computed to the prefix cache."""

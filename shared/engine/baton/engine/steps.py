@@ -16,13 +16,12 @@ from baton.core.sequence import SequenceStatus
 from baton.engine.drafts import DraftRequest, Drafts, count_accepted, sample_row
 from baton.engine.events import BlocksReady, Embedded, Started, Tokens
 from baton.engine.inputs import Row
-from baton.engine.layers import layer_news
 from baton.engine.runner import ModelRunner
 from baton.engine.sampler import Sampled, Sampler
 from baton.engine.sequences import finish_reason
 from baton.engine.speeds import Speeds
 from baton.engine.state import EngineState
-from baton.engine.step_entry import StepEntry
+from baton.engine.step_entry import StepEntry, layer_news
 
 _MAX_CONSIDERED = 16
 """Waiting sequences looked at per step, so that a long queue does not slow every step down."""
@@ -152,10 +151,7 @@ class StepLoop:
         if matched is None:
             state.pool.set_stage(sequence.block_table, BlockState.IN_USE)
         else:
-            state.pool.share(matched)
-            sequence.block_table = matched
-            sequence.num_computed_tokens = len(matched) * state.pool.block_size
-            sequence.num_published_blocks = len(matched)
+            state.share_cached(sequence, matched)
         if not sequence.has_started:
             sequence.has_started = True
             if matched is not None:
