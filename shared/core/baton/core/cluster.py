@@ -124,18 +124,13 @@ class ClusterView:
     def announced(self, announcement: Announcement, now: float) -> ClusterView:
         """The view after an announcement was received."""
         status = announcement.status
-        members = dict(self.members)
         if announcement.leaving:
-            members.pop(status.worker_id, None)
-            return ClusterView(members)
-        old = members.get(status.worker_id)
-        members[status.worker_id] = Member(
-            status=status,
-            rates=announcement.rates,
-            lease_ends_at_s=now + announcement.lease_s,
-            suspect_until_s=old.suspect_until_s if old else 0.0,
-        )
-        return ClusterView(members)
+            return self.without(status.worker_id)
+        old = self.get(status.worker_id)
+        suspect_until_s = old.suspect_until_s if old else 0.0
+        lease_ends_at_s = now + announcement.lease_s
+        member = Member(status, announcement.rates, lease_ends_at_s, suspect_until_s)
+        return ClusterView({**self.members, status.worker_id: member})
 
     def suspected(self, worker_id: str, until_s: float) -> ClusterView:
         """The view after a call to a member failed."""

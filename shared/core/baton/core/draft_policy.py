@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _FIRST_SHARE = 0.7
 _MAX_DEPTH = 16
@@ -208,14 +208,14 @@ class DraftCandidate:
     """Its drafts are looked up: only their verification costs."""
 
 
-@dataclass(slots=True)
-class _Rounds:
-    """What each round of drafts would take and give, over the sequences that take part."""
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What one more round of drafts would take and give, over the sequences that take part."""
 
-    tokens: list[float] = field(default_factory=list)
-    rows: list[float] = field(default_factory=list)
+    tokens: float
+    rows: float
     """Tokens to verify."""
-    draft_rows: list[int] = field(default_factory=list)
+    draft_rows: int
     """Tokens that the draft model makes."""
 
 
@@ -256,7 +256,7 @@ class DraftPolicy:
         if best:
             self._num_steps_without = 0
             # What a row must give to be worth its cost, at the rate that is reached.
-            floor = self._row_value(num_seqs, rounds, best)
+            floor = self._row_value(num_seqs, rounds[:best])
             wanted = [sum(share > floor for share in shares) for shares in survivals]
             best = self._best_length(num_seqs, _rounds(candidates, survivals, wanted))
         lengths = [min(best, most) for most in wanted]
@@ -267,20 +267,20 @@ class DraftPolicy:
                 candidate.acceptance.rest()
         return lengths
 
-    def _best_length(self, num_seqs: int, rounds: _Rounds) -> int:
+    def _best_length(self, num_seqs: int, rounds: Sequence[_Round]) -> int:
         """Rounds that give the most tokens per cost; the fewest of equals."""
-        best, best_rate = 0, self._rate(num_seqs, rounds, 0)
-        for length in range(1, len(rounds.tokens) + 1):
-            rate = self._rate(num_seqs, rounds, length)
+        best, best_rate = 0, self._rate(num_seqs, ())
+        for length in range(1, len(rounds) + 1):
+            rate = self._rate(num_seqs, rounds[:length])
             if rate > best_rate * (1.0 + 1e-9):
                 best, best_rate = length, rate
         return best
 
-    def _row_value(self, num_seqs: int, rounds: _Rounds, length: int) -> float:
+    def _row_value(self, num_seqs: int, rounds: Sequence[_Round]) -> float:
         """Tokens that the time for one more row gives elsewhere."""
-        rows = sum(rounds.rows[:length])
+        rows = sum(one.rows for one in rounds)
         row_cost = (self._target_cost(num_seqs + rows) - self._target_cost(num_seqs)) / rows
-        return self._rate(num_seqs, rounds, length) * row_cost
+        return self._rate(num_seqs, rounds) * row_cost
 
     def _is_probe_due(self, num_seqs: int, candidates: Sequence[DraftCandidate]) -> bool:
         """Whether to draft one token, since all went without for a while."""
@@ -290,13 +290,13 @@ class DraftPolicy:
         self._num_steps_without = 0
         perfect = _rounds(candidates, [[1.0]] * len(candidates), [1] * len(candidates))
         # Where even perfect drafts would not pay there is nothing to learn.
-        return self._rate(num_seqs, perfect, 1) > self._rate(num_seqs, perfect, 0)
+        return self._rate(num_seqs, perfect) > self._rate(num_seqs, ())
 
-    def _rate(self, num_seqs: int, rounds: _Rounds, length: int) -> float:
-        """Tokens per cost with `length` rounds."""
-        cost = self._target_cost(num_seqs + sum(rounds.rows[:length]))
-        cost += sum(map(self._draft_cost, rounds.draft_rows[:length]))
-        return (num_seqs + sum(rounds.tokens[:length])) / max(cost, 1e-9)
+    def _rate(self, num_seqs: int, rounds: Sequence[_Round]) -> float:
+        """Tokens per cost with these rounds."""
+        cost = self._target_cost(num_seqs + sum(one.rows for one in rounds))
+        cost += sum(self._draft_cost(one.draft_rows) for one in rounds)
+        return (num_seqs + sum(one.tokens for one in rounds)) / max(cost, 1e-9)
 
     def _target_cost(self, rows: float) -> float:
         found = self._target.estimate(rows, self._num_steps)
@@ -313,18 +313,15 @@ def _rounds(
     candidates: Sequence[DraftCandidate],
     survivals: Sequence[Sequence[float]],
     wanted: Sequence[int],
-) -> _Rounds:
-    rounds = _Rounds()
+) -> list[_Round]:
+    rounds = []
     for index in range(max(wanted, default=0)):
-        tokens = rows = 0.0
-        draft_rows = 0
-        for candidate, shares, most in zip(candidates, survivals, wanted, strict=True):
-            if index < most:
-                found = candidate.acceptance.typical.found_share
-                tokens += found * shares[index]
-                rows += found
-                draft_rows += not candidate.is_free
-        rounds.tokens.append(tokens)
-        rounds.rows.append(rows)
-        rounds.draft_rows.append(draft_rows)
+        taking_part = [
+            (candidate.acceptance.typical.found_share, shares[index], candidate.is_free)
+            for candidate, shares, most in zip(candidates, survivals, wanted, strict=True)
+            if index < most
+        ]
+        tokens = sum(found * share for found, share, _ in taking_part)
+        rows = sum(found for found, _, _ in taking_part)
+        rounds.append(_Round(tokens, rows, sum(not is_free for _, _, is_free in taking_part)))
     return rounds
