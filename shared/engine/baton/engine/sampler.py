@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import torch
 
 from baton.core.sampling import SamplingParams, TokenLogprob
+from baton.engine.cutoff import kept_tokens
 from baton.engine.noise import gumbel
 
 _ARGMAX_CHUNK = 64
 _MAX_CANDIDATES = 1024
-"""Top-k and top-p look at this many tokens first; a row that needs more is sorted whole."""
+"""Top-k and top-p look at this many tokens first; a row that needs more: see `cutoff`."""
 NO_TOKEN = -1
 """Sampled from logits that are NaN."""
 _LOGPROB_ROWS = 32
@@ -168,20 +169,15 @@ class Sampler:
         scaled = self._scaled(logits, rows)
         ids = self._most_likely(logits, min(self._vocab_size, _MAX_CANDIDATES))
         kept, is_enough = self._kept(scaled, ids, rows)
-        chosen = self._pick(kept, ids, rows)
+        columns = self._perturbed_argmax(kept, ids.to(torch.int32), rows)
+        chosen = ids.gather(1, columns.unsqueeze(1)).squeeze(1)
         short = [index for index, enough in enumerate(is_enough.tolist()) if not enough]
         if short:
-            short_rows = [rows[index] for index in short]
-            ids = self._most_likely(logits[short], self._vocab_size)
-            kept, _ = self._kept(scaled[short], ids, short_rows)
-            chosen[short] = self._pick(kept, ids, short_rows)
+            is_kept = [kept_tokens(logits[at], scaled[at], rows[at].sampling) for at in short]
+            kept = scaled[short].masked_fill(~torch.stack(is_kept), -math.inf)
+            all_ids, short_rows = self._all_ids.unsqueeze(0), [rows[at] for at in short]
+            chosen[short] = self._perturbed_argmax(kept, all_ids, short_rows)
         return chosen
-
-    def _pick(
-        self, kept: torch.Tensor, ids: torch.Tensor, rows: Sequence[SampleRow]
-    ) -> torch.Tensor:
-        columns = self._perturbed_argmax(kept, ids.to(torch.int32), rows)
-        return ids.gather(1, columns.unsqueeze(1)).squeeze(1)
 
     def _kept(
         self, scaled: torch.Tensor, ids: torch.Tensor, rows: Sequence[SampleRow]
