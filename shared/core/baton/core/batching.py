@@ -104,7 +104,7 @@ class _Planner:
         decoding = [item for item in self._running if item.num_uncomputed_tokens == 1]
         computing = [item for item in self._running if item.num_uncomputed_tokens > 1]
         for index, candidate in enumerate(decoding):
-            # One token for everybody comes before drafts for anybody.
+            # Every sequence gets its token before any sequence gets drafts.
             num_later = len(decoding) - index - 1
             room = max(1, self._num_left - num_later)
             self._extend(candidate, min(1 + candidate.num_draft_tokens, room))

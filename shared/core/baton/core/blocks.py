@@ -218,8 +218,8 @@ class BlockPool:
         """Releases blocks, those of a sole owner without cached content into quarantine.
 
         Returns:
-            The quarantined blocks, to be passed to `end_quarantine` when nothing can write to
-            them any more.
+            The quarantined blocks. The caller passes them to `end_quarantine` once no writer is
+            left.
         """
         quarantined = []
         for block_id in block_ids:

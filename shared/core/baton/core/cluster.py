@@ -40,7 +40,7 @@ class ServiceStatus:
     """State and load of one process. Mirrors baton.v1.ServiceStatus."""
 
     worker_id: str
-    """Unique per boot, so that a restart at the same address is somebody else."""
+    """Unique per boot: a process that restarts at the same address gets another one."""
     role: str
     address: str
     """gRPC, host:port."""

@@ -149,11 +149,11 @@ class TypicalAcceptance:
         self._counts = [8] * _MAX_DEPTH
 
     def observe_found(self, *, is_found: bool) -> None:
-        """Says whether there were drafts when they were asked for."""
+        """Records whether a request for drafts found any."""
         self.found_share += _TYPICAL_RATE * (is_found - self.found_share)
 
     def observe(self, num_proposed: int, num_accepted: int) -> None:
-        """Says what became of drafts. Those behind the first rejected one carry no information."""
+        """Records accepted drafts. Those behind the first rejected one carry no information."""
         for depth in range(min(num_accepted + 1, num_proposed, _MAX_DEPTH)):
             outcome = 1.0 if depth < num_accepted else 0.0
             # The last one stands for those that were not proposed.
@@ -174,7 +174,7 @@ class Acceptance:
         self._count = 0.0
 
     def observe(self, num_proposed: int, num_accepted: int) -> None:
-        """Says what became of drafts."""
+        """Records how many drafts were accepted."""
         for depth in range(min(num_accepted + 1, num_proposed)):
             share = self.typical.shares[min(depth, _MAX_DEPTH - 1)]
             outcome = 1.0 if depth < num_accepted else 0.0
@@ -183,7 +183,7 @@ class Acceptance:
         self.typical.observe(num_proposed, num_accepted)
 
     def rest(self) -> None:
-        """Says that a step had no drafts: what is known of them ages."""
+        """Records a step without drafts: earlier outcomes lose weight."""
         self._surplus *= _OWN_FADING
         self._count *= _OWN_FADING
 
@@ -232,7 +232,7 @@ class DraftPolicy:
         self._num_steps_without = 0
 
     def observe_target(self, rows: int, seconds: float) -> None:
-        """Says what a step over decoding sequences and their drafts took, without the draft."""
+        """Records the time of a step over decoding sequences and drafts, without the draft model's."""
         self._num_steps += 1
         self._level_s = self._level_s or seconds
         known = self._target.known(rows)
@@ -243,7 +243,7 @@ class DraftPolicy:
             self._target.observe(rows, seconds / self._level_s, self._num_steps)
 
     def observe_draft(self, rows: float, seconds: float) -> None:
-        """Says what a round of the draft model took, for one token of each sequence."""
+        """Records the time of one round of the draft model, a token for each sequence."""
         if self._level_s:
             self._draft.observe(rows, seconds / self._level_s, self._num_steps)
 

@@ -2,9 +2,9 @@
 
 Source: GreedyDual-Size-Frequency, L. Cherkasova, "Improving WWW Proxies Performance with
 Greedy-Dual-Size-Frequency Caching Policy", HP Labs HPL-98-69R1, 1998: the priority of a block is
-`clock + uses * cost / size`, and the clock is the priority of the last one given up, so that what
-is not used any more falls behind. On top of it: a block is of no use without those before it in its
-chain, so only blocks that nothing present continues are candidates.
+`clock + uses * cost / size`, and the clock is the priority of the last block given up, so unused
+blocks fall behind. In addition, a block is useless without those before it in its chain. So only
+blocks that no present block continues are candidates.
 """
 
 from __future__ import annotations

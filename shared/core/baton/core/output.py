@@ -1,4 +1,4 @@
-"""What comes back of a request: batches of tokens, and what it used."""
+"""The output of a request: batches of tokens, and its usage."""
 
 from __future__ import annotations
 

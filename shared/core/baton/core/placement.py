@@ -53,7 +53,7 @@ class PlacementJob:
     loads: Mapping[str, Load] = field(default_factory=lambda: _NO_LOADS)
     """Per worker id; announcements are up to a second old, these are not."""
     excluded: frozenset[str] = frozenset()
-    """Workers that failed this request; used only when nobody else is left."""
+    """Workers that failed this request; placed on only when no other worker is left."""
     digest: bytes = b""
     """Fingerprint of what computed the output so far: others would go on with another text. Empty
     before there is any output."""

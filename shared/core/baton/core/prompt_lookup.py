@@ -1,4 +1,4 @@
-"""Drafts without a draft model: what followed the last time that the same few tokens came.
+"""Drafts without a draft model: what followed the last occurrence of the same few tokens.
 
 Outputs repeat their prompt in code edits, summaries and answers with quotations.
 Source: Saxena, "Prompt Lookup Decoding", 2023.

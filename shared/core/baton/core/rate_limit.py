@@ -19,7 +19,7 @@ class TokenBucket:
         self._at_s: float | None = None
 
     def take(self, now: float) -> float:
-        """Lets one through: 0. Or not: seconds until there will be room; nothing is taken.
+        """Takes one token and returns 0, or takes none and returns the seconds until there is one.
 
         `now` is monotonic; a time before an earlier one counts as that.
         """

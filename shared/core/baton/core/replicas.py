@@ -14,7 +14,7 @@ _WEIGHT_BYTES = 8
 
 
 def owner(names: Iterable[str], key: bytes) -> str | None:
-    """The replica that keeps `key`, None where there is none; the names' order is all the same."""
+    """The replica that keeps `key`, or None without replicas; the order of `names` is irrelevant."""
     return max(names, key=lambda name: (_weight(name, key), name), default=None)
 
 

@@ -1,4 +1,4 @@
-"""A sequence of tokens that an engine computes: what was asked for, and how far it is.
+"""A sequence of tokens that an engine computes: its specification, and its progress.
 
 A request is what a client sent; each of its attempts is one sequence on one engine.
 """

@@ -102,11 +102,11 @@ class PagedAttention:
         return Counter(backend.name for backend in self.backends.values())
 
     def attach(self, kv: KvCache) -> None:
-        """Gives it the pool that it writes to."""
+        """Sets the pool that the layers write to."""
         self._kv = kv
 
     def detach(self) -> None:
-        """Lets go of the pool; transformers' registry keeps this object for ever."""
+        """Drops the pool, since transformers' registry keeps this object for ever."""
         self._kv = None
         self._batch = None
 

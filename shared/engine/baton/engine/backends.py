@@ -39,7 +39,7 @@ def choose_backends(
     try:
         kernel, reasons = _kernel(shapes, device, dtype, block_size, kv_dtype or dtype)
     except Unsupported as error:
-        # On CPUs without kernels nobody expects anything else.
+        # A CPU without kernels is the usual case, and no reason to alarm an operator.
         level = logging.INFO if device.type == "cuda" else logging.DEBUG
         name = PagedBackend.name if device.type == "cpu" else VarlenBackend.name
         logger.log(level, "attention: sdpa; not %s: %s", name, error.message)

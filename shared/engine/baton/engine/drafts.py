@@ -186,7 +186,7 @@ class Drafts:
         self._policy = DraftPolicy()
         self._typical = {source: TypicalAcceptance() for source in DraftSource}
         self._drafted_s = 0.0
-        """What the draft model took in the step under way."""
+        """Time that the draft model took in the step under way."""
 
     def lengths(self, decoding: Sequence[TokenSequence]) -> dict[str, int]:
         """Most drafts to propose next for sequences that decode together, by id."""
@@ -238,11 +238,11 @@ class Drafts:
         return drafts
 
     def observe(self, sequence: TokenSequence, num_proposed: int, num_accepted: int) -> None:
-        """Says what became of a sequence's drafts."""
+        """Records how many of a sequence's drafts were accepted."""
         self._acceptance(sequence).observe(num_proposed, num_accepted)
 
     def observe_step(self, num_tokens: int, seconds: float) -> None:
-        """Says what a step over decoding sequences and their drafts took as a whole."""
+        """Records the time of a whole step over decoding sequences and their drafts."""
         self._policy.observe_target(num_tokens, seconds - self._drafted_s)
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:

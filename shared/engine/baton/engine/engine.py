@@ -194,7 +194,7 @@ class Engine:
             return events
 
     def deliver_with(self, deliver: Callable[[], None]) -> None:
-        """Has `deliver` called on the engine thread when a step has events before it ends."""
+        """Sets what the engine thread calls when a step has events before it ends."""
         self._state.deliver = deliver
 
     def fail_all(self, error: BatonError) -> None:
@@ -206,7 +206,7 @@ class Engine:
                 self._state.fail(sequence, error)
 
     def close(self) -> None:
-        """Lets go of the KV tensors."""
+        """Frees the KV tensors."""
         self._runner.close()
         if self._draft_runner is not None:
             self._draft_runner.close()

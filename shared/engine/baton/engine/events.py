@@ -67,7 +67,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The prompt's vector, and the end of its sequence: what it held was let go."""
+    """The prompt's vector. The last event: the sequence's blocks were released."""
 
     seq_id: str
     values: tuple[float, ...]
@@ -76,7 +76,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The sequence ended in an error, and what it held was let go. The last event."""
+    """The sequence ended in an error. The last event: its blocks were released."""
 
     seq_id: str
     error: BatonError

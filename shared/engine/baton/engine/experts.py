@@ -1,8 +1,8 @@
 """Mixture-of-experts layers whose experts are linear layers, open to be packed or quantized.
 
-transformers keeps a layer's experts in three-dimensional tensors and shows their layout through its
-experts interface. That is all that is known of them here. Experts without that interface, and those
-that turn out to compute something else, stay as they are.
+transformers keeps a layer's experts in three-dimensional tensors and describes their layout by its
+experts interface. This file knows nothing else of them. Experts without that interface stay as they
+are, and so do those that turn out to compute something else.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def open_experts(module: nn.Module, saved: Collection[str] | None = None) -> int
                 logger.info("%s is not what the experts interface says: left alone", kind.__name__)
         if verdicts[kind]:
             module.set_submodule(path, ExpertLinears(experts))
-            # What computes the activation stays, and is not to hold the weights.
+            # The object with the activation stays in use: it must not hold on to the weights.
             for name in _projections(experts):
                 delattr(experts, name)
             num_opened += 1

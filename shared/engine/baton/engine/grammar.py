@@ -23,14 +23,14 @@ MAX_COMPILED = 64
 _MAX_LEXER_STATES = 32_768
 """Of one grammar; about 1 KB each."""
 _LEXER_FUEL = 200_000
-"""Size of a grammar. Large guides that people write take a half; with llguidance's own 1,000,000 a
+"""Size of a grammar. Large hand-written guides take half of it; with llguidance's own 1,000,000 a
 pattern like (a{1000}){1000} held the engine's thread up for two seconds."""
 _MAX_RENEWALS = 2
 """In a row: the first may lead to a template that others have filled, the second one is new."""
 _MAX_MESSAGE_CHARS = 300
 _RETRY_AFTER_S = 0.5
 _JSON_WHITESPACE = r"\x20|\n[\x20\t]{0,24}"
-"""What people indent with. Bounded, because small models otherwise emit whitespace, or blank lines,
+"""Usual indentation. Bounded, because small models otherwise emit whitespace, or blank lines,
 until max_tokens."""
 
 

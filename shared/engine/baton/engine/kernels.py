@@ -94,7 +94,7 @@ def norm_kernel(weight: torch.Tensor) -> NormKernel | None:
 
 
 def can_multiply(weight: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for rows of `dtype` and a weight [out_features, in_features]."""
+    """Whether a kernel exists for rows of `dtype` and a weight [out_features, in_features]."""
     if weight.device.type != "cpu" or dtype is not torch.bfloat16 or find_products() is None:
         return False
     in_features = weight.shape[1]
@@ -137,7 +137,7 @@ class Product:
         *shape, size = inputs.shape
         if inputs.dtype is not torch.bfloat16 or size != self.in_features:
             raise Internal(f"inputs of {inputs.dtype}, {size} do not fit the weight")
-        # Not packed yet: it is tried while the model is loaded.
+        # Not packed yet: loading a model tries its layers before it packs them.
         blocks = self._packed(LargePages()) if self._blocks is None else self._blocks
         inputs = inputs.contiguous()
         num_rows = inputs.numel() // size

@@ -1,4 +1,4 @@
-"""The tensors that hold KV, and their bytes on the wire. Who owns which block is not known here."""
+"""The tensors that hold KV, and their bytes on the wire. `core.blocks` knows who owns a block."""
 
 from __future__ import annotations
 

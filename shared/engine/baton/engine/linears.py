@@ -99,8 +99,8 @@ def packer(num_rows: int) -> LinearFactory:
 def replace_linears(module: nn.Module, factory: LinearFactory) -> int:
     """Replaces the plain linear layers of a model in place.
 
-    Each plain weight is let go as soon as its layer is replaced, so that there is never a second
-    copy of the model; but for weights that an embedding shares, which stay beside the new layer.
+    Each plain weight is freed as soon as its layer is replaced, so there is never a second copy of
+    the model. A weight that an embedding shares stays in memory beside the new layer.
 
     Returns:
         Layers replaced.

@@ -1,7 +1,7 @@
 """Loads a decoder-only transformers model and finds out what its KV looks like.
 
-There is no model code here: whatever attends through transformers' AttentionInterface works, and
-whatever does not is refused with the reason.
+There is no model code here. A model that attends through transformers' AttentionInterface works;
+any other is refused with the reason.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def load_model(
         num_kv_heads=tuple(shape.num_kv_heads for shape in shapes),
         head_dim=tuple(shape.head_dim for shape in shapes),
     )
-    # Before rounding, which is not to hide a difference.
+    # Before KV is rounded: rounding could hide a difference.
     attention.backends = choose_backends(shapes, target, module.dtype, block_size)
     _try_attention(module, attention, layout)
     if settings.kv_dtype == "int8":
@@ -168,7 +168,7 @@ def _check_directory(directory: Path, *, needs_weights: bool) -> None:
 
 
 def _check_config(config: PreTrainedConfig) -> None:
-    """Refuses early, before gigabytes are read, what is known not to work."""
+    """Refuses unsupported models before gigabytes of weights are read."""
     kind = config.model_type
     if config.is_encoder_decoder:
         raise Unsupported(f"{kind} is an encoder-decoder model; only decoder-only ones are served")

@@ -1,4 +1,4 @@
-"""Looks at a loaded model from outside: its KV's shape, and whether paged attention serves it."""
+"""Probes a loaded model: the shape of its KV, and whether paged attention computes the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ far below, and another attention far above."""
 def layer_shapes(
     module: PreTrainedModel, config: PreTrainedConfig, attention: PagedAttention
 ) -> list[LayerShape]:
-    """Runs one token and reads off what each layer passes to attention.
+    """Runs one token and records what each layer passes to attention.
 
     Raises:
         Unsupported: not every layer attends through AttentionInterface, exactly once.
@@ -48,8 +48,8 @@ def layer_shapes(
 def check_attention(module: PreTrainedModel, attention: PagedAttention, layout: KvLayout) -> None:
     """Compares a few tokens' logits with those of the model's own attention without a cache.
 
-    A model may ask for what the interface does not carry (later tokens, positions of its own, a
-    bias): it would answer, and wrongly.
+    A model may rely on something that the interface does not carry, such as later tokens, its own
+    positions or a bias. It would still answer, but wrongly.
 
     Raises:
         Unsupported: they differ.
@@ -68,7 +68,7 @@ def check_attention(module: PreTrainedModel, attention: PagedAttention, layout: 
     if not error <= _MAX_ERROR.get(module.dtype, _MAX_ERROR_16_BITS):
         raise Unsupported(
             f"{kind} attends in a way that a paged KV cache does not serve: its logits differ by "
-            f"{error:.0%} from those of its own attention"
+            f"{error:.0%} from what its eager attention computes"
         )
 
 

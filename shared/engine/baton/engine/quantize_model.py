@@ -40,7 +40,7 @@ _SIBLINGS = (*SIBLINGS, ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True, slots=True)
 class QuantizedSizes:
-    """What quantization did to a model."""
+    """Sizes of a model before and after quantization."""
 
     num_layers: int
     """Layers quantized, those of experts included."""
@@ -163,7 +163,7 @@ def write_checkpoint(
             shutil.copyfile(path, target / path.name)
     on_progress(0.9, "writing weights")
     _write_shards(tensors, target)
-    # Last: a directory without it is not a model, so a write that was cut short is not one.
+    # Last: a directory without config.json is no model, so an interrupted write leaves none.
     document = json.dumps({**config, "quantization_config": quantization.to_config()}, indent=2)
     (target / "config.json").write_text(document + "\n", encoding="utf-8")
     on_progress(1.0, f"wrote {target}")
@@ -205,7 +205,7 @@ class WeightSource:
     attention_name: str
     device: torch.device
     is_random: bool = False
-    """Numbers drawn on the device instead of files: only speed is worth looking at."""
+    """Weights are drawn on the device instead of read: for measuring speed only."""
 
 
 def load_weights(

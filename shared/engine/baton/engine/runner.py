@@ -27,7 +27,7 @@ class ModelRunner:
 
     def __init__(self, model: LoadedModel, num_blocks: int) -> None:
         self.model = model
-        # One block more than anybody is given: padding of captured steps goes there.
+        # One block more than the pool hands out: padding of captured steps goes there.
         self.kv = KvCache(model.layout, num_blocks + 1, model.device)
         self.counters = Counter({"graph_steps": 0, "eager_steps": 0})
         """Forwards, by whether they were captured before."""
@@ -40,7 +40,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def capture(self, max_num_seqs: int, max_len_tokens: int) -> None:
-        """Captures decode steps, where that is possible; says why where it is not."""
+        """Captures decode steps if the device and the model allow; else logs the reason."""
         capture = graphs.find_capture(self.model.device)
         if capture is None:
             return
@@ -127,7 +127,7 @@ class ModelRunner:
 
     @contextmanager
     def _watching(self, rows: Sequence[Row], inputs: StepInputs) -> Iterator[None]:
-        """Keeps what comes out of the model before its output layer, for rows that want it."""
+        """Keeps the hidden states before the output layer, for rows that want them."""
         spans = [
             slice(end - len(row.token_ids), end)
             for row, end in zip(rows, inputs.ends, strict=True)

@@ -1,4 +1,4 @@
-"""How sequences come in and go: submit, reserve, commit, release. Any thread; short."""
+"""Submits, reserves, commits and releases sequences. Callable on any thread; no call takes long."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Sequences:
             return Grant(num_blocks, num_cached)
 
     def begin_fill(self, seq_id: str) -> None:
-        """Says that KV begins to arrive for a reservation.
+        """Marks a reservation's blocks as being filled with KV.
 
         Raises:
             RequestNotFound: it is not known.
@@ -119,7 +119,7 @@ class Sequences:
             self._state.pool.set_stage(sequence.block_table, BlockState.FILLING)
 
     def commit(self, seq_id: str, first_token_id: int) -> None:
-        """Says that a reservation's KV is complete: it joins the running batch.
+        """Puts a reservation whose KV is complete into the running batch.
 
         The first token is not emitted again. If it ends the output, an event without tokens and
         with the finish reason follows at once.

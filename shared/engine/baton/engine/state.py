@@ -1,4 +1,4 @@
-"""What an engine's lock guards: sequences, blocks, queues and events not yet delivered."""
+"""The state that an engine's lock guards: sequences, blocks, queues and undelivered events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EngineState:
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
         self.is_changed = False
-        """There may be something to compute or to deliver that the last step did not see."""
+        """Something happened since the last step began: there may be work or events."""
         self.failure: BatonError | None = None
         """Why the engine has stopped computing."""
         self.sequences: dict[str, Sequence] = {}
@@ -46,7 +46,7 @@ class EngineState:
         """To be computed, or ready for a place in the batch."""
         self.outbox: list[EngineEvent] = []
         self.deliver: Callable[[], None] = lambda: None
-        """Has the outbox emptied while a step computes. Called without `lock`."""
+        """Delivers the outbox while a step computes. Called without `lock`."""
         self.counters: Counter[str] = Counter()
         self._digest = digest
         self._quarantined: dict[str, list[int]] = {}
