@@ -232,7 +232,7 @@ class DraftPolicy:
         self._num_steps_without = 0
 
     def observe_target(self, rows: int, seconds: float) -> None:
-        """Records the time of a step over decoding sequences and drafts, without the draft model's."""
+        """Records the time of a step over sequences and their drafts, without the draft model's."""
         self._num_steps += 1
         self._level_s = self._level_s or seconds
         known = self._target.known(rows)

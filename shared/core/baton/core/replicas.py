@@ -14,7 +14,7 @@ _WEIGHT_BYTES = 8
 
 
 def owner(names: Iterable[str], key: bytes) -> str | None:
-    """The replica that keeps `key`, or None without replicas; the order of `names` is irrelevant."""
+    """The replica that keeps `key`, or None without replicas, in whatever order `names` are."""
     return max(names, key=lambda name: (_weight(name, key), name), default=None)
 
 
