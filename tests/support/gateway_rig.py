@@ -58,7 +58,7 @@ async def running_gateway(**fields: Any) -> AsyncIterator[Edge]:
     schedulers = Schedulers(settings.scheduler, NoMembers(), 20.0)  # type: ignore[arg-type]
     gateway = Gateway(settings, schedulers, metrics)
     app = make_app(gateway, telemetry, metrics, Random(1))
-    http = HttpServer(app, "127.0.0.1", 0)
+    http = HttpServer(app, "127.0.0.1", 0, settings.max_connections)
     url = f"http://{await http.start()}"
     client = openai.AsyncOpenAI(
         base_url=f"{url}/v1",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import orjson
 from starlette.types import Message, Receive, Scope, Send
 
-from baton.client import AsyncClient, AsyncTextStream, BatonError, Usage
+from baton.client import AsyncClient, AsyncTextStream, BatonError
 from baton.core.errors import ErrorReason, error_for
 from baton.gateway.answer_format import AnswerFormat, Json, usage_json
 from baton.gateway.failures import error_body, json_response
@@ -129,8 +129,7 @@ class Generation:
                 self.telemetry.has_token(header.model)
 
     def _usage_json(self, streams: Sequence[AsyncTextStream]) -> Json:
-        usages: list[Usage] = [stream.completion.usage for stream in streams]
-        return usage_json(usages, self.outputs_per_prompt)
+        return usage_json([stream.completion.usage for stream in streams], self.outputs_per_prompt)
 
 
 async def until_disconnected(receive: Receive, work: Awaitable[None]) -> None:
@@ -139,8 +138,6 @@ async def until_disconnected(receive: Receive, work: Awaitable[None]) -> None:
     listener = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({worker, listener}, return_when=asyncio.FIRST_COMPLETED)
-        if not worker.done():
-            logger.debug("client disconnected")
     finally:
         worker.cancel()
         listener.cancel()

@@ -49,10 +49,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     }
     names = [part.split(":")[0] for part in endpoint.path.replace("}", "{").split("{")[1::2]]
     if names:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in names
-        ]
+        shared = {"in": "path", "required": True, "schema": _TEXT}
+        operation["parameters"] = [{"name": name, **shared} for name in names]
     if endpoint.body:
         operation["requestBody"] = {"required": True, "content": _content(endpoint.body.__name__)}
     if endpoint.access is not Access.OPEN:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from baton.gateway.http_protocol import BoundedHttpProtocol
+
 KEEP_ALIVE_S = 30
 STOP_S = 2.0
 """Time for cancelled requests to end."""
@@ -29,13 +31,13 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves an ASGI application until it is drained or stopped."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, max_connections: int = 4096) -> None:
         self._host = host
         self._port = port
         config = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=type("Protocol", (BoundedHttpProtocol,), {"max_connections": max_connections}),
             ws="none",
             lifespan="off",
             interface="asgi3",

@@ -30,7 +30,8 @@ class GatewayService:
         )
         self._gateway = Gateway(settings, self._schedulers, runtime.metrics)
         app = make_app(self._gateway, runtime.telemetry, runtime.metrics, runtime.rng)
-        self._http = HttpServer(app, settings.http_host, settings.http_port)
+        address = (settings.http_host, settings.http_port)
+        self._http = HttpServer(app, *address, settings.max_connections)
 
     def register(self, server: Any) -> list[str]:
         """Registers none: the gateway serves only health and control over gRPC."""

@@ -24,6 +24,8 @@ class GatewaySettings(TenantSettings):
     allowed. Empty allows any on an address that is not loopback."""
     http_port: int = Field(default=8000, ge=0, le=65535)
     """Port of HTTP; 0 takes a free one."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Open HTTP connections; more are refused with status 503."""
     scheduler: str = ""
     """Address of the scheduler, host:port; empty finds it among the members."""
     request_timeout_s: float = Field(default=600.0, gt=0.0, le=86_400.0)

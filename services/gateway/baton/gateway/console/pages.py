@@ -12,7 +12,6 @@ from starlette.responses import Response
 from baton.gateway.failures import HttpError
 
 _FOLDER = Path(__file__).parent / "page"
-_INDEX = "index.html"
 _TYPES = MappingProxyType({
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -43,7 +42,7 @@ class ConsolePages:
 
     def get(self, request: Request) -> Response:
         """The file that the path names; index.html without a name."""
-        name = request.path_params.get("name", _INDEX)
+        name = request.path_params.get("name", "index.html")
         content = self._files.get(name)
         if content is None:
             raise HttpError(404, "no such path here", "not_found")
