@@ -33,7 +33,7 @@ _BEFORE = (
     (r"client\.async_stream\b", "client.sync_stream"),
     (
         r'\A""".*?"""',
-        '"""{title}\n\nGenerated from `{source}`: edit that, then `make sync`.\n"""',
+        '# Generated from `{source}`: edit that, then `make sync`.\n"""{title}"""',
     ),
 )
 _TITLES = MappingProxyType({

@@ -11,11 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "tokenizer", "scheduler", "prefill", "decode", "cache")
 TORCH_SERVICES = ("prefill", "decode")
-GENERATED = (
-    *("_pb2.py", "_pb2_grpc.py"),
-    *("client/sync_client.py", "client/sync_stream.py", "inference/blocking.py"),
-)
-"""Ends of the paths of files that are made from others."""
+STUBS = ("_pb2.py", "_pb2_grpc.py")
+"""Ends of the names of what protoc writes."""
+GENERATED_MARK = "# Generated from "
+"""Begins the first line of a file that another one of ours is made into (`make sync`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,18 @@ class Part:
 
     def modules(self) -> list[Path]:
         """Its own modules, without generated ones."""
+        return [path for path in self.all_modules() if not is_generated(path)]
+
+    def all_modules(self) -> list[Path]:
+        """Its modules without protoc's, but with those that `make sync` writes."""
         found = sorted(self.package.rglob("*.py"))
-        return [path for path in found if not path.as_posix().endswith(GENERATED)]
+        return [path for path in found if not path.name.endswith(STUBS)]
+
+
+def is_generated(path: Path) -> bool:
+    """True when the first line says that the file is made from another."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().startswith(GENERATED_MARK)
 
 
 def parts() -> list[Part]:

@@ -1,7 +1,5 @@
-"""The blocking client: usable from any thread, without an event loop.
-
-Generated from `async_client.py`: edit that, then `make sync`.
-"""
+# Generated from `async_client.py`: edit that, then `make sync`.
+"""The blocking client: usable from any thread, without an event loop."""
 
 from __future__ import annotations
 

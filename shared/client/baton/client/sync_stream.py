@@ -1,7 +1,5 @@
-"""A streamed answer on blocking gRPC.
-
-Generated from `async_stream.py`: edit that, then `make sync`.
-"""
+# Generated from `async_stream.py`: edit that, then `make sync`.
+"""A streamed answer on blocking gRPC."""
 
 from __future__ import annotations
 

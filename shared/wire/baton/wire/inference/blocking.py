@@ -1,7 +1,5 @@
-"""Calls to a scheduler's InferenceService on blocking gRPC, for the SDK.
-
-Generated from `caller.py`: edit that, then `make sync`.
-"""
+# Generated from `caller.py`: edit that, then `make sync`.
+"""Calls to a scheduler's InferenceService on blocking gRPC, for the SDK."""
 
 from __future__ import annotations
 
