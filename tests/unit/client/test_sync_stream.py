@@ -36,7 +36,7 @@ class Call:
 
 
 def test_cancelling_while_the_call_is_being_opened_cancels_it() -> None:
-    def open_call(_timeout_s: object, _metadata: object) -> Any:
+    def open_call(_terms: object) -> Any:
         stream.cancel()  # as from another thread
         return Call()
 

@@ -29,6 +29,11 @@ _SAMPLING = (
     *("presence_penalty", "max_tokens", "min_tokens", "seed", "prompt_logprobs", "speculation"),
     "guide",
 )
+_COMMON = ("model", "request_id", "priority", "cache_salt")
+_GENERATE = (
+    *_COMMON,
+    *("explain", "return_token_ids", "keep_special_tokens", "fork_of", "cache_response"),
+)
 _DRAFT_SOURCES = MappingProxyType({source.name.lower(): source for source in DraftSource})
 _POOLINGS = MappingProxyType({pooling.name.lower(): pooling for pooling in Pooling})
 
@@ -40,24 +45,11 @@ def generate_request(prompt: str | None, options: GenerateOptions) -> GenerateRe
         InvalidRequest: not exactly one form of prompt, or an option is out of range.
     """
     asked = _prompt(prompt, options.get("messages"), options.get("token_ids"), options.get("tools"))
-    given = {
-        name: value for name, value in options.items() if name in _SAMPLING and value is not None
-    }
+    given = {name: value for name, value in _named(_SAMPLING, options).items() if value is not None}
     with fitting():
         sampling = _sampling(given, options)
     return GenerateRequest(
-        prompt=asked,
-        sampling=sampling,
-        model=options.get("model", ""),
-        request_id=options.get("request_id", ""),
-        priority=options.get("priority", 0),
-        cache_salt=options.get("cache_salt", ""),
-        explain=options.get("explain", False),
-        return_token_ids=options.get("return_token_ids", False),
-        keep_special_tokens=options.get("keep_special_tokens", False),
-        fork_of=options.get("fork_of", ""),
-        cache_response=options.get("cache_response", False),
-        unset=unset_sampling(given),
+        prompt=asked, sampling=sampling, unset=unset_sampling(given), **_named(_GENERATE, options)
     )
 
 
@@ -91,13 +83,10 @@ def embed_request(inputs: EmbedInputs, options: EmbedOptions) -> EmbedRequest:
         raise InvalidRequest("inputs must not be empty")
     return EmbedRequest(
         inputs=entries,
-        model=options.get("model", ""),
-        request_id=options.get("request_id", ""),
         pooling=pooling,
         dimensions=options.get("dimensions") or 0,
         is_scaled=options.get("scaled", True),
-        priority=options.get("priority", 0),
-        cache_salt=options.get("cache_salt", ""),
+        **_named(_COMMON, options),
     )
 
 
@@ -107,13 +96,13 @@ def pin_request(prompt: str | None, options: PinOptions) -> PinRequest:
     Raises:
         InvalidRequest: not exactly one form of prompt.
     """
-    return PinRequest(
-        prompt=_prompt(prompt, options.get("messages"), options.get("token_ids")),
-        model=options.get("model", ""),
-        cache_salt=options.get("cache_salt", ""),
-        ttl_s=options.get("ttl_s"),
-        label=options.get("label", ""),
-    )
+    asked = _prompt(prompt, options.get("messages"), options.get("token_ids"))
+    return PinRequest(prompt=asked, **_named(("model", "cache_salt", "ttl_s", "label"), options))
+
+
+def _named(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of these names that are given; a request has the same fields and defaults."""
+    return {name: options[name] for name in names if name in options}
 
 
 def _prompt(

@@ -34,7 +34,7 @@ from baton.client.types import (
     Tls,
 )
 from baton.core.errors import BatonError
-from baton.wire.errors import Metadata
+from baton.wire.calls import CallTerms
 from baton.wire.inference.caller import AsyncInferenceCaller
 from baton.wire.inference.overview import ClusterStatus, Model
 from baton.wire.inference.pins import PinnedPrefix
@@ -233,17 +233,14 @@ class AsyncClient:
         return found.requests[0]
 
     async def _call(
-        self,
-        call: Callable[[float | None, Metadata], Awaitable[_Answer]],
-        timeout_s: float | None,
+        self, call: Callable[[CallTerms], Awaitable[_Answer]], timeout_s: float | None
     ) -> _Answer:
         ends_at_s = time.monotonic() + self._connection.check_timeout_s(timeout_s)
         attempt = 0
         while True:
             attempt += 1
-            limit_s = self._connection.call_timeout_s(ends_at_s - time.monotonic())
             try:
-                answer = await call(limit_s, self._connection.metadata())
+                answer = await call(self._connection.terms(ends_at_s - time.monotonic()))
             except BatonError as error:
                 delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
                 if delay_s is None:

@@ -13,7 +13,7 @@ import grpc
 from baton.client.tracing import trace_metadata
 from baton.client.types import Tls
 from baton.core.errors import InvalidRequest
-from baton.wire.errors import Metadata
+from baton.wire.calls import CallTerms
 
 MAX_TIMEOUT_S = 365 * 24 * 3600.0
 """A longer time limit is none: gRPC counts deadlines in nanoseconds, and would overflow."""
@@ -90,10 +90,11 @@ class Connection:
             return grpc.insecure_channel(self.address, self.channel_options)
         return grpc.secure_channel(self.address, credentials, self.channel_options)
 
-    def metadata(self) -> Metadata:
-        """Metadata of a call that starts now: the key, and the caller's trace."""
+    def terms(self, remaining_s: float) -> CallTerms:
+        """The terms of a call that starts now: its time, the key, and the caller's trace."""
         key = (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
-        return key + trace_metadata()
+        timeout_s = max(0.0, remaining_s) if remaining_s < MAX_TIMEOUT_S else None
+        return CallTerms(timeout_s, key + trace_metadata())
 
     def check_timeout_s(self, timeout_s: float | None) -> float:
         """The given timeout, or the connection's.
@@ -105,8 +106,3 @@ class Connection:
         if not chosen > 0:
             raise InvalidRequest(f"timeout_s must be positive, got {chosen:g}")
         return chosen
-
-    @staticmethod
-    def call_timeout_s(remaining_s: float) -> float | None:
-        """The time limit of a call, as gRPC takes it; None sets no limit."""
-        return max(0.0, remaining_s) if remaining_s < MAX_TIMEOUT_S else None

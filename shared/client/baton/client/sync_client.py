@@ -29,7 +29,7 @@ from baton.client.types import (
     Tls,
 )
 from baton.core.errors import BatonError
-from baton.wire.errors import Metadata
+from baton.wire.calls import CallTerms
 from baton.wire.inference.blocking import InferenceCaller
 from baton.wire.inference.overview import ClusterStatus, Model
 from baton.wire.inference.pins import PinnedPrefix
@@ -225,18 +225,13 @@ class Client:
         found = self._call(partial(self._caller.requests, query), timeout_s)
         return found.requests[0]
 
-    def _call(
-        self,
-        call: Callable[[float | None, Metadata], _Answer],
-        timeout_s: float | None,
-    ) -> _Answer:
+    def _call(self, call: Callable[[CallTerms], _Answer], timeout_s: float | None) -> _Answer:
         ends_at_s = time.monotonic() + self._connection.check_timeout_s(timeout_s)
         attempt = 0
         while True:
             attempt += 1
-            limit_s = self._connection.call_timeout_s(ends_at_s - time.monotonic())
             try:
-                answer = call(limit_s, self._connection.metadata())
+                answer = call(self._connection.terms(ends_at_s - time.monotonic()))
             except BatonError as error:
                 delay_s = self._retrier.delay_s(error, attempt, ends_at_s - time.monotonic())
                 if delay_s is None:

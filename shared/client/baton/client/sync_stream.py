@@ -84,8 +84,8 @@ class TextStream(Iterator[Chunk]):
             if self._pause.ended_within(delay_s):
                 raise Cancelled("the stream was cancelled")
             collector.num_attempts += 1
-            limit_s = self._connection.call_timeout_s(ends_at_s - time.monotonic())
-            call = self._call = self._open_call(limit_s, self._connection.metadata())
+            terms = self._connection.terms(ends_at_s - time.monotonic())
+            call = self._call = self._open_call(terms)
             if self._pause.has_ended:
                 call.cancel()  # another thread cancelled before it could see this call
             has_chunks = False

@@ -11,21 +11,23 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import Message
 
 from baton.core.errors import InvalidRequest, KvChecksum
 from baton.core.eviction import FIRST_LINK, ChainLink
 from baton.core.hashing import KvLayout
-from baton.v1 import cache_pb2, cache_pb2_grpc
+from baton.v1 import cache_pb2 as pb2
+from baton.v1 import cache_pb2_grpc
 from baton.wire import calls
 from baton.wire.channel import ChannelPool
 from baton.wire.errors import rpc_errors
+from baton.wire.fields import as_message, parsed
 from baton.wire.frames import decode_frame, encode_frame
 from baton.wire.inference.pins import PinnedPrefix, pin_from_pb, pin_to_pb
 from baton.wire.layout import layout_from_pb, layout_to_pb
 from baton.wire.timing import duration_from_pb, duration_to_pb
 
-_SERVICE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"]
+_SERVICE = pb2.DESCRIPTOR.services_by_name["CacheService"]
 _NAME: str = _SERVICE.full_name
 _UNARY = [m.name for m in _SERVICE.methods if not m.client_streaming and not m.server_streaming]
 PIN_TIMEOUT_S = 5.0
@@ -145,7 +147,7 @@ class RpcCache:
 
     async def num_stored(self, hashes: Sequence[bytes], *, timeout_s: float) -> int:
         """See CacheCaller."""
-        request = cache_pb2.LookupPrefixRequest(block_hashes=hashes)
+        request = pb2.LookupPrefixRequest(block_hashes=hashes)
         pb = await calls.ask(self._stub().LookupPrefix, request, timeout_s)
         return min(int(pb.num_stored_blocks), len(hashes))
 
@@ -156,11 +158,11 @@ class RpcCache:
         channel = self._channels.get(self.address, is_bulk=True)
         start: Any = channel.unary_stream(
             f"/{_NAME}/FetchBlocks",
-            request_serializer=cache_pb2.FetchBlocksRequest.SerializeToString,
+            request_serializer=pb2.FetchBlocksRequest.SerializeToString,
             response_deserializer=None,
         )
         with rpc_errors():
-            call = start(cache_pb2.FetchBlocksRequest(block_hashes=hashes), timeout=timeout_s)
+            call = start(pb2.FetchBlocksRequest(block_hashes=hashes), timeout=timeout_s)
         try:
             for expected in hashes:
                 message = await calls.read(call)
@@ -182,7 +184,7 @@ class RpcCache:
         start: Any = channel.stream_unary(
             f"/{_NAME}/StoreBlocks",
             request_serializer=None,
-            response_deserializer=cache_pb2.StoreBlocksResponse.FromString,
+            response_deserializer=pb2.StoreBlocksResponse.FromString,
         )
         with rpc_errors():
             call = start(timeout=timeout_s)
@@ -201,19 +203,19 @@ class RpcCache:
 
     async def answer(self, key: bytes, *, timeout_s: float) -> bytes:
         """See CacheCaller."""
-        request = cache_pb2.LookupAnswerRequest(key=key)
+        request = pb2.LookupAnswerRequest(key=key)
         return bytes((await calls.ask(self._stub().LookupAnswer, request, timeout_s)).answer)
 
     async def store_answer(self, key: bytes, answer: bytes, *, timeout_s: float) -> bool:
         """See CacheCaller."""
-        request = cache_pb2.StoreAnswerRequest(key=key, answer=answer)
+        request = pb2.StoreAnswerRequest(key=key, answer=answer)
         return bool((await calls.ask(self._stub().StoreAnswer, request, timeout_s)).stored)
 
     async def pin(
         self, hashes: Sequence[bytes], block_bytes: int, ttl_s: float, label: str
     ) -> PinnedPrefix:
         """See CacheCaller."""
-        request = cache_pb2.PinBlocksRequest(
+        request = pb2.PinBlocksRequest(
             block_hashes=hashes,
             block_bytes=block_bytes,
             ttl=duration_to_pb(ttl_s),
@@ -223,12 +225,12 @@ class RpcCache:
 
     async def unpin(self, pin_id: str) -> bool:
         """See CacheCaller."""
-        request = cache_pb2.UnpinBlocksRequest(pin_id=pin_id)
+        request = pb2.UnpinBlocksRequest(pin_id=pin_id)
         return bool((await calls.ask(self._stub().UnpinBlocks, request, PIN_TIMEOUT_S)).found)
 
     async def pins(self) -> list[PinnedPrefix]:
         """See CacheCaller."""
-        request = cache_pb2.ListPinsRequest()
+        request = pb2.ListPinsRequest()
         pb = await calls.ask(self._stub().ListPins, request, PIN_TIMEOUT_S)
         return [pin_from_pb(pin) for pin in pb.pins]
 
@@ -242,16 +244,16 @@ def add_cache(server: grpc.aio.Server, cache: CacheServer) -> str:
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
             getattr(adapter, name),
-            getattr(cache_pb2, f"{name}Request").FromString,
-            getattr(cache_pb2, f"{name}Response").SerializeToString,
+            getattr(pb2, f"{name}Request").FromString,
+            getattr(pb2, f"{name}Response").SerializeToString,
         )
         for name in _UNARY
     }
     handlers["FetchBlocks"] = grpc.unary_stream_rpc_method_handler(
-        adapter.FetchBlocks, cache_pb2.FetchBlocksRequest.FromString, None
+        adapter.FetchBlocks, pb2.FetchBlocksRequest.FromString, None
     )
     handlers["StoreBlocks"] = grpc.stream_unary_rpc_method_handler(
-        adapter.StoreBlocks, None, cache_pb2.StoreBlocksResponse.SerializeToString
+        adapter.StoreBlocks, None, pb2.StoreBlocksResponse.SerializeToString
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_NAME, handlers),))
     return _NAME
@@ -261,20 +263,18 @@ class _CacheAdapter:
     def __init__(self, cache: CacheServer) -> None:
         self._cache = cache
 
-    async def LookupPrefix(
-        self, request: cache_pb2.LookupPrefixRequest, context: Any
-    ) -> cache_pb2.LookupPrefixResponse:
+    async def LookupPrefix(self, request: pb2.LookupPrefixRequest, _: Any) -> Message:
         found = self._cache.match(request.block_hashes)
-        return cache_pb2.LookupPrefixResponse(
+        return pb2.LookupPrefixResponse(
             num_stored_blocks=found.num_stored_blocks,
             holders=[
-                cache_pb2.PrefixHolder(worker_id=worker_id, num_blocks=num_blocks)
+                pb2.PrefixHolder(worker_id=worker_id, num_blocks=num_blocks)
                 for worker_id, num_blocks in sorted(found.holders.items())
             ],
         )
 
     async def FetchBlocks(
-        self, request: cache_pb2.FetchBlocksRequest, context: Any
+        self, request: pb2.FetchBlocksRequest, context: Any
     ) -> AsyncIterator[bytes]:
         is_first = True
         async with aclosing(self._cache.fetch(request.block_hashes)) as blocks:
@@ -283,62 +283,46 @@ class _CacheAdapter:
                 is_first = False
                 yield encode_frame(header.SerializeToString(), block.payload)
 
-    async def StoreBlocks(
-        self, request_iterator: AsyncIterator[bytes], context: Any
-    ) -> cache_pb2.StoreBlocksResponse:
+    async def StoreBlocks(self, request_iterator: AsyncIterator[bytes], _: Any) -> Message:
         async with aclosing(_blocks_from_frames(request_iterator)) as blocks:
             counts = await self._cache.store(blocks)
-        return cache_pb2.StoreBlocksResponse(
-            num_stored=counts.num_stored, num_skipped=counts.num_skipped
-        )
+        return as_message(pb2.StoreBlocksResponse, counts)
 
-    async def DropBlocks(
-        self, request: cache_pb2.DropBlocksRequest, context: Any
-    ) -> cache_pb2.DropBlocksResponse:
-        return cache_pb2.DropBlocksResponse(num_dropped=await self._cache.drop())
+    async def DropBlocks(self, request: pb2.DropBlocksRequest, _: Any) -> Message:
+        return pb2.DropBlocksResponse(num_dropped=await self._cache.drop())
 
-    async def LookupAnswer(
-        self, request: cache_pb2.LookupAnswerRequest, context: Any
-    ) -> cache_pb2.LookupAnswerResponse:
-        return cache_pb2.LookupAnswerResponse(answer=self._cache.answer(request.key))
+    async def LookupAnswer(self, request: pb2.LookupAnswerRequest, _: Any) -> Message:
+        return pb2.LookupAnswerResponse(answer=self._cache.answer(request.key))
 
-    async def StoreAnswer(
-        self, request: cache_pb2.StoreAnswerRequest, context: Any
-    ) -> cache_pb2.StoreAnswerResponse:
+    async def StoreAnswer(self, request: pb2.StoreAnswerRequest, _: Any) -> Message:
         stored = self._cache.store_answer(request.key, request.answer)
-        return cache_pb2.StoreAnswerResponse(stored=stored)
+        return pb2.StoreAnswerResponse(stored=stored)
 
-    async def PinBlocks(
-        self, request: cache_pb2.PinBlocksRequest, context: Any
-    ) -> cache_pb2.PinBlocksResponse:
+    async def PinBlocks(self, request: pb2.PinBlocksRequest, _: Any) -> Message:
         ttl_s = duration_from_pb(request.ttl, "ttl")
         pin = await self._cache.pin(request.block_hashes, request.block_bytes, ttl_s, request.label)
-        return cache_pb2.PinBlocksResponse(pin=pin_to_pb(pin))
+        return pb2.PinBlocksResponse(pin=pin_to_pb(pin))
 
-    async def UnpinBlocks(
-        self, request: cache_pb2.UnpinBlocksRequest, context: Any
-    ) -> cache_pb2.UnpinBlocksResponse:
-        return cache_pb2.UnpinBlocksResponse(found=await self._cache.unpin(request.pin_id))
+    async def UnpinBlocks(self, request: pb2.UnpinBlocksRequest, _: Any) -> Message:
+        return pb2.UnpinBlocksResponse(found=await self._cache.unpin(request.pin_id))
 
-    async def ListPins(
-        self, request: cache_pb2.ListPinsRequest, context: Any
-    ) -> cache_pb2.ListPinsResponse:
-        return cache_pb2.ListPinsResponse(pins=[pin_to_pb(pin) for pin in self._cache.pins()])
+    async def ListPins(self, request: pb2.ListPinsRequest, _: Any) -> Message:
+        return pb2.ListPinsResponse(pins=[pin_to_pb(pin) for pin in self._cache.pins()])
 
 
-def _header_to_pb(block: CacheBlock, *, with_layout: bool) -> cache_pb2.BlockHeader:
+def _header_to_pb(block: CacheBlock, *, with_layout: bool) -> pb2.BlockHeader:
     """A stream's first block alone has the layout."""
-    return cache_pb2.BlockHeader(
+    return pb2.BlockHeader(
         block_hash=block.block_hash,
         checksum=block.checksum,
         layout=layout_to_pb(block.layout) if with_layout else None,
     )
 
 
-def _fetched_header(view: memoryview) -> cache_pb2.BlockHeader:
+def _fetched_header(view: memoryview) -> pb2.BlockHeader:
     try:
-        return cache_pb2.BlockHeader.FromString(bytes(view))
-    except DecodeError as error:
+        return parsed(pb2.BlockHeader, view, "header")
+    except InvalidRequest as error:
         raise KvChecksum("the cache service sent a frame without a block header") from error
 
 
@@ -346,10 +330,7 @@ async def _blocks_from_frames(frames: AsyncIterator[bytes]) -> AsyncGenerator[Ca
     layout: KvLayout | None = None
     async for frame in frames:
         view, payload = decode_frame(frame)
-        try:
-            header = cache_pb2.BlockHeader.FromString(bytes(view))
-        except DecodeError:
-            raise InvalidRequest("header is not a BlockHeader") from None
+        header = parsed(pb2.BlockHeader, view, "header")
         if layout is None:
             if not header.HasField("layout"):
                 raise InvalidRequest("the first block of a stream must have header.layout")

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import grpc
 
-from baton.wire.errors import error_from_rpc, rpc_errors
+from baton.wire.errors import Metadata, error_from_rpc, rpc_errors
 
 _EOF = cast("Any", grpc.aio).EOF
 AnswerT = TypeVar("AnswerT")
+
+
+class CallTerms(NamedTuple):
+    """What goes with one call, besides its request."""
+
+    timeout_s: float | None
+    """None sets no limit."""
+    metadata: Metadata
 
 
 async def ask(

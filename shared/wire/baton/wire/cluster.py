@@ -9,8 +9,9 @@ from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.errors import InvalidRequest
 from baton.core.roles import Role
 from baton.v1 import inference_pb2
+from baton.wire.fields import as_message, as_value
 from baton.wire.layout import fingerprint_from_pb, fingerprint_to_pb
-from baton.wire.timing import duration_from_pb, duration_to_pb, seconds_from_pb
+from baton.wire.timing import duration_from_pb, seconds_from_pb
 
 MAX_NAME_CHARS = 256
 _STATES = MappingProxyType({state.value: state for state in ServiceState})
@@ -23,24 +24,14 @@ def status_to_pb(status: ServiceStatus) -> inference_pb2.ServiceStatus:
     stats = dict(status.stats)
     if status.max_model_len_tokens:
         stats[_MAX_MODEL_LEN_STAT] = status.max_model_len_tokens
-    return inference_pb2.ServiceStatus(
-        worker_id=status.worker_id,
-        role=status.role,
-        address=status.address,
+    return as_message(
+        inference_pb2.ServiceStatus,
+        status,
         state=status.state.value,
         # On the wire, a tokenizer's models stand in one text.
         model=status.model or ",".join(status.models),
-        kv_blocks=status.kv_blocks,
-        num_requests_running=status.num_requests_running,
-        num_requests_waiting=status.num_requests_waiting,
-        uptime=duration_to_pb(status.uptime_s),
-        pid=status.pid,
-        metrics_address=status.metrics_address,
         stats=stats,
-        version=status.version,
         fingerprint=fingerprint_to_pb(status.fingerprint) if status.fingerprint else None,
-        cores=status.cores,
-        store_id=status.store_id,
     )
 
 
@@ -73,23 +64,13 @@ def shown_status_from_pb(pb: inference_pb2.ServiceStatus) -> ServiceStatus:
 def _status_from_pb(pb: inference_pb2.ServiceStatus) -> ServiceStatus:
     max_len = pb.stats.get(_MAX_MODEL_LEN_STAT, 0.0)
     is_tokenizer = pb.role == Role.TOKENIZER
-    return ServiceStatus(
-        worker_id=pb.worker_id,
-        role=pb.role,
-        address=pb.address,
+    return as_value(
+        ServiceStatus,
+        pb,
         state=_STATES.get(pb.state, ServiceState.STARTING),
-        model=pb.model,
         models=tuple(pb.model.split(",")) if is_tokenizer and pb.model else (),
         max_model_len_tokens=int(max_len) if math.isfinite(max_len) and max_len > 0.0 else 0,
         fingerprint=fingerprint_from_pb(pb.fingerprint) if pb.HasField("fingerprint") else None,
-        kv_blocks=MappingProxyType(dict(pb.kv_blocks)),
-        num_requests_running=pb.num_requests_running,
-        num_requests_waiting=pb.num_requests_waiting,
         uptime_s=seconds_from_pb(pb.uptime),
-        pid=pb.pid,
-        metrics_address=pb.metrics_address,
-        stats=MappingProxyType(dict(pb.stats)),
-        version=pb.version,
-        cores=tuple(pb.cores),
         store_id=pb.store_id[:MAX_NAME_CHARS],
     )

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import Message
 
 from baton.core.cluster import Announcement
 from baton.core.hashing import HASH_BYTES
-from baton.v1 import control_pb2, control_pb2_grpc
+from baton.v1 import control_pb2 as pb2
+from baton.v1 import control_pb2_grpc
 from baton.wire import calls
 from baton.wire.announcement import rates_from_pb, rates_to_pb
 from baton.wire.channel import ChannelPool
@@ -60,7 +62,7 @@ class RpcControl:
 
     async def status(self, address: str, *, lease_s: float) -> Announcement:
         """See ControlCaller."""
-        request = control_pb2.GetStatusRequest()
+        request = pb2.GetStatusRequest()
         pb = await calls.ask(self._stub(address).GetStatus, request, STATUS_TIMEOUT_S)
         return Announcement(
             status=status_from_pb(pb.status), lease_s=lease_s, rates=rates_from_pb(pb.rates)
@@ -79,12 +81,12 @@ class RpcControl:
     async def drain(self, address: str, grace_s: float | None = None) -> int:
         """See ControlCaller."""
         grace = None if grace_s is None else duration_to_pb(grace_s)
-        request = control_pb2.DrainRequest(grace=grace)
+        request = pb2.DrainRequest(grace=grace)
         pb = await calls.ask(self._stub(address).Drain, request, STATUS_TIMEOUT_S)
         return int(pb.num_requests_running)
 
     async def _kv_snapshot(self, stub: Any) -> KvSnapshot:
-        request = control_pb2.GetKvSnapshotRequest()
+        request = pb2.GetKvSnapshotRequest()
         pb = await calls.ask(stub.GetKvSnapshot, request, SNAPSHOT_TIMEOUT_S)
         hashes = hashes_from_pb("block_hashes", pb.block_hashes)
         return KvSnapshot(pb.worker_id, pb.sequence, hashes)
@@ -116,32 +118,28 @@ class _ControlAdapter(control_pb2_grpc.ControlServiceServicer):
     def __init__(self, process: ControlServer) -> None:
         self._process = process
 
-    async def GetStatus(
-        self, request: control_pb2.GetStatusRequest, context: Any
-    ) -> control_pb2.GetStatusResponse:
+    async def GetStatus(self, request: pb2.GetStatusRequest, _: Any) -> Message:
         announcement = self._process.describe()
-        response = control_pb2.GetStatusResponse(
+        response = pb2.GetStatusResponse(
             status=status_to_pb(announcement.status),
             rates=rates_to_pb(announcement.rates),
         )
         response.now.GetCurrentTime()
         return response
 
-    async def Drain(
-        self, request: control_pb2.DrainRequest, context: Any
-    ) -> control_pb2.DrainResponse:
+    async def Drain(self, request: pb2.DrainRequest, context: Any) -> Message:
         has_grace = request.HasField("grace")
         grace_s = duration_from_pb(request.grace, "grace") if has_grace else None
         num_running = self._process.describe().status.num_requests_running
         logger.info("drain requested", extra={"peer": context.peer(), "grace_s": grace_s})
         self._process.request_stop(grace_s)
-        return control_pb2.DrainResponse(num_requests_running=num_running)
+        return pb2.DrainResponse(num_requests_running=num_running)
 
     async def GetKvSnapshot(
-        self, request: control_pb2.GetKvSnapshotRequest, context: Any
-    ) -> control_pb2.GetKvSnapshotResponse:
+        self, request: pb2.GetKvSnapshotRequest, _: Any
+    ) -> pb2.GetKvSnapshotResponse:
         sequence, block_hashes = self._process.kv_snapshot()
-        return control_pb2.GetKvSnapshotResponse(
+        return pb2.GetKvSnapshotResponse(
             worker_id=self._process.describe().status.worker_id,
             sequence=sequence,
             block_hashes=block_hashes,

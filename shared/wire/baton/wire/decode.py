@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -15,6 +15,7 @@ from baton.core.output import DecodeTimings, TokenBatch
 from baton.v1 import decode_pb2 as pb2
 from baton.v1 import decode_pb2_grpc
 from baton.wire.calls import ask
+from baton.wire.fields import as_message, as_value
 from baton.wire.orders import AttemptOrder, attempt_from_pb, attempt_to_pb
 from baton.wire.sampling import finish_from_pb, finish_to_pb, logprob_from_pb, logprob_to_pb
 from baton.wire.streams import AnswerStream, RpcStream
@@ -96,26 +97,15 @@ class RpcDecodeCaller:
 
     async def reserve(self, order: AttemptOrder, timeout_s: float) -> KvReservation:
         """See DecodeCaller."""
-        request = pb2.ReserveRequest(**attempt_to_pb(order), fork_of=order.fork_of)
+        request = attempt_to_pb(pb2.ReserveRequest, order)
         response = await ask(self._stub.Reserve, request, timeout_s)
-        return KvReservation(
-            reservation_id=response.reservation_id,
-            epoch=response.epoch,
-            lease_s=duration_from_pb(response.lease, "lease"),
-            num_blocks=response.num_blocks,
-            num_cached_blocks=response.num_cached_blocks,
-            push_address=response.push_address,
-        )
+        return as_value(KvReservation, response)
 
     def decode(
         self, reservation: KvReservation, *, local_prefill: bool, timeout_s: float
     ) -> AnswerStream[TokenBatch]:
         """See DecodeCaller."""
-        request = pb2.DecodeRequest(
-            reservation_id=reservation.reservation_id,
-            epoch=reservation.epoch,
-            local_prefill=local_prefill,
-        )
+        request = as_message(pb2.DecodeRequest, reservation, local_prefill=local_prefill)
         call = self._stub.Decode(request, timeout=timeout_s)
         return RpcStream(call, _batch_from_pb, self._peer, self._clock)
 
@@ -146,8 +136,7 @@ class _DecodeAdapter(decode_pb2_grpc.DecodeServiceServicer):
 
     async def Reserve(self, request: pb2.ReserveRequest, _: Any) -> pb2.ReserveResponse:
         reservation = await self._server.reserve(attempt_from_pb(request, request.fork_of))
-        fields = asdict(reservation)
-        return pb2.ReserveResponse(lease=duration_to_pb(fields.pop("lease_s")), **fields)
+        return as_message(pb2.ReserveResponse, reservation)
 
     async def Decode(
         self, request: pb2.DecodeRequest, _: Any
@@ -180,6 +169,10 @@ def add_decode_server(server: grpc.aio.Server, implementation: DecodeServer) -> 
 
 
 def _batch_to_pb(batch: TokenBatch) -> pb2.DecodeResponse:
+    timings = None
+    if batch.timings is not None:
+        chunks = [slice_to_pb(chunk) for chunk in batch.timings.kv_chunks]
+        timings = as_message(pb2.DecodeTimings, batch.timings, kv_chunks=chunks)
     response = pb2.DecodeResponse(
         token_index=batch.token_index,
         token_ids=batch.token_ids,
@@ -187,7 +180,7 @@ def _batch_to_pb(batch: TokenBatch) -> pb2.DecodeResponse:
         finish_reason=finish_to_pb(batch.finish_reason),
         draft_tokens=batch.draft_tokens,
         accepted_tokens=batch.accepted_tokens,
-        timings=_timings_to_pb(batch.timings) if batch.timings else None,
+        timings=timings,
         prompt_logprobs=[logprob_to_pb(logprob) for logprob in batch.prompt_logprobs],
     )
     if batch.stop_token_id is not None:
@@ -196,6 +189,10 @@ def _batch_to_pb(batch: TokenBatch) -> pb2.DecodeResponse:
 
 
 def _batch_from_pb(pb: pb2.DecodeResponse) -> TokenBatch:
+    timings = None
+    if pb.HasField("timings"):
+        chunks = slices_from_pb("kv_chunks", pb.timings.kv_chunks)
+        timings = as_value(DecodeTimings, pb.timings, kv_chunks=chunks)
     return TokenBatch(
         token_index=pb.token_index,
         token_ids=tuple(pb.token_ids),
@@ -204,26 +201,6 @@ def _batch_from_pb(pb: pb2.DecodeResponse) -> TokenBatch:
         stop_token_id=pb.stop_token_id if pb.HasField("stop_token_id") else None,
         draft_tokens=pb.draft_tokens,
         accepted_tokens=pb.accepted_tokens,
-        timings=_timings_from_pb(pb.timings) if pb.HasField("timings") else None,
+        timings=timings,
         prompt_logprobs=tuple(logprob_from_pb(entry) for entry in pb.prompt_logprobs),
-    )
-
-
-def _timings_to_pb(timings: DecodeTimings) -> pb2.DecodeTimings:
-    return pb2.DecodeTimings(
-        wait_for_kv=duration_to_pb(timings.wait_for_kv_s),
-        queue=duration_to_pb(timings.queue_s),
-        first_step=duration_to_pb(timings.first_step_s),
-        cached_tokens=timings.cached_tokens,
-        kv_chunks=[slice_to_pb(chunk) for chunk in timings.kv_chunks],
-    )
-
-
-def _timings_from_pb(pb: pb2.DecodeTimings) -> DecodeTimings:
-    return DecodeTimings(
-        wait_for_kv_s=duration_from_pb(pb.wait_for_kv),
-        queue_s=duration_from_pb(pb.queue),
-        first_step_s=duration_from_pb(pb.first_step),
-        cached_tokens=pb.cached_tokens,
-        kv_chunks=slices_from_pb("kv_chunks", pb.kv_chunks),
     )

@@ -8,6 +8,7 @@ from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from baton.core.errors import InvalidRequest
@@ -19,7 +20,7 @@ _Pair = tuple[str, str, Callable[[Any], Any]]
 """A field of what is made, the field that it is made of, and how."""
 
 
-def as_message(kind: type[MessageT], value: object, **given: Any) -> MessageT:
+def as_message(kind: type[MessageT], value: Any, **given: Any) -> MessageT:
     """A message with the value's fields; `given` are the message's other fields.
 
     The value's `lease_s` fills the message's Duration `lease`. None leaves a field absent.
@@ -27,7 +28,8 @@ def as_message(kind: type[MessageT], value: object, **given: Any) -> MessageT:
     Raises:
         TypeError: neither sets a field outside a oneof: a mistake in the code.
     """
-    for name, attribute, convert in _written(cast("Any", kind), type(value), tuple(given)):
+    source = cast("Any", type(value))
+    for name, attribute, convert in _written(kind.DESCRIPTOR, source, tuple(given)):
         found = getattr(value, attribute)
         if found is not None:
             given[name] = convert(found)
@@ -44,7 +46,8 @@ def as_value(kind: type[ValueT], message: Message, **given: Any) -> ValueT:
         InvalidRequest: a duration is out of range.
         TypeError: neither sets a field of the value: a mistake in the code.
     """
-    for attribute, name, convert in _read(cast("Any", kind), type(message), tuple(given)):
+    target = cast("Any", kind)
+    for attribute, name, convert in _read(target, message.DESCRIPTOR, tuple(given)):
         if convert is not _optional or message.HasField(name):
             given[attribute] = convert(getattr(message, name))
     return kind(**given)
@@ -63,10 +66,10 @@ def parsed(kind: type[MessageT], data: bytes | memoryview, field: str) -> Messag
 
 
 @cache
-def _written(kind: type[Message], value: type, given: tuple[str, ...]) -> tuple[_Pair, ...]:
+def _written(kind: Descriptor, value: type, given: tuple[str, ...]) -> tuple[_Pair, ...]:
     names = {field.name for field in fields(value)}
     pairs = []
-    for field in kind.DESCRIPTOR.fields:
+    for field in kind.fields:
         if field.name in given or (field.containing_oneof and not _is_optional(field)):
             continue
         attribute = f"{field.name}_s" if _is_duration(field) else field.name
@@ -78,8 +81,8 @@ def _written(kind: type[Message], value: type, given: tuple[str, ...]) -> tuple[
 
 
 @cache
-def _read(kind: type, message: type[Message], given: tuple[str, ...]) -> tuple[_Pair, ...]:
-    found = message.DESCRIPTOR.fields_by_name
+def _read(kind: type, message: Descriptor, given: tuple[str, ...]) -> tuple[_Pair, ...]:
+    found = message.fields_by_name
     pairs = []
     for attribute in (field.name for field in fields(kind)):
         if attribute in given:
@@ -87,7 +90,7 @@ def _read(kind: type, message: type[Message], given: tuple[str, ...]) -> tuple[_
         field = found.get(attribute) or found.get(attribute.removesuffix("_s"))
         convert = _reader(field) if field else None
         if field is None or convert is None:
-            raise TypeError(f"{message.__name__} has nothing for {kind.__name__}.{attribute}")
+            raise TypeError(f"{message.name} has nothing for {kind.__name__}.{attribute}")
         pairs.append((attribute, field.name, convert))
     return tuple(pairs)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from baton.core.errors import InvalidRequest, Unsupported
 from baton.core.hashing import HASH_BYTES, Fingerprint, KvLayout
 from baton.v1 import common_pb2
+from baton.wire.fields import as_message, as_value
 
 _MAX_LAYERS = 4096
 _DTYPES = ("float32", "bfloat16", "float16", "int8")
@@ -14,13 +15,8 @@ _DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 def fingerprint_to_pb(fingerprint: Fingerprint) -> common_pb2.ModelFingerprint:
     """The wire's form."""
-    return common_pb2.ModelFingerprint(
-        model=fingerprint.model,
-        config_hash=fingerprint.config_hash,
-        weights_hash=fingerprint.weights_hash,
-        tokenizer_hash=fingerprint.tokenizer_hash,
-        layout=layout_to_pb(fingerprint.layout),
-    )
+    layout = layout_to_pb(fingerprint.layout)
+    return as_message(common_pb2.ModelFingerprint, fingerprint, layout=layout)
 
 
 def fingerprint_from_pb(pb: common_pb2.ModelFingerprint) -> Fingerprint:
@@ -29,13 +25,7 @@ def fingerprint_from_pb(pb: common_pb2.ModelFingerprint) -> Fingerprint:
     Raises:
         InvalidRequest: the layout cannot be one.
     """
-    return Fingerprint(
-        model=pb.model,
-        config_hash=pb.config_hash,
-        weights_hash=pb.weights_hash,
-        tokenizer_hash=pb.tokenizer_hash,
-        layout=layout_from_pb(pb.layout),
-    )
+    return as_value(Fingerprint, pb, layout=layout_from_pb(pb.layout))
 
 
 def layout_to_pb(layout: KvLayout) -> common_pb2.KvLayout:

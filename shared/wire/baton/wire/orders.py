@@ -10,6 +10,7 @@ from baton.core.errors import InvalidRequest
 from baton.core.hashing import Fingerprint
 from baton.core.ids import check_request_id
 from baton.core.sampling import SamplingParams
+from baton.wire.fields import MessageT, as_message, as_value
 from baton.wire.layout import fingerprint_from_pb, fingerprint_to_pb
 from baton.wire.sampling import sampling_from_pb, sampling_to_pb
 
@@ -57,18 +58,12 @@ def seq_id_of(order: AttemptOrder | EmbedOrder) -> str:
     return f"{order.request_id}/{order.attempt}"
 
 
-def attempt_to_pb(order: AttemptOrder) -> dict[str, Any]:
-    """The fields that ReserveRequest and PrefillRequest share."""
-    return {
-        "request_id": order.request_id,
-        "attempt": order.attempt,
-        "token_ids": order.token_ids,
-        "num_output_tokens": order.num_output_tokens,
-        "sampling": sampling_to_pb(order.sampling),
-        "fingerprint": fingerprint_to_pb(order.fingerprint) if order.fingerprint else None,
-        "priority": order.priority,
-        "cache_salt": order.cache_salt,
-    }
+def attempt_to_pb(kind: type[MessageT], order: AttemptOrder, **given: Any) -> MessageT:
+    """A ReserveRequest or PrefillRequest; `given` are the fields that the other has not."""
+    fingerprint = fingerprint_to_pb(order.fingerprint) if order.fingerprint else None
+    return as_message(
+        kind, order, sampling=sampling_to_pb(order.sampling), fingerprint=fingerprint, **given
+    )
 
 
 def attempt_from_pb(
@@ -85,17 +80,8 @@ def attempt_from_pb(
     sampling = sampling_from_pb(pb.sampling)
     if sampling.seed is None:
         raise InvalidRequest("sampling.seed must be set")
-    return AttemptOrder(
-        request_id=pb.request_id,
-        attempt=pb.attempt,
-        token_ids=tuple(pb.token_ids),
-        num_output_tokens=pb.num_output_tokens,
-        sampling=sampling,
-        fingerprint=fingerprint_from_pb(pb.fingerprint) if pb.HasField("fingerprint") else None,
-        priority=pb.priority,
-        cache_salt=pb.cache_salt,
-        fork_of=fork_of,
-    )
+    fingerprint = fingerprint_from_pb(pb.fingerprint) if pb.HasField("fingerprint") else None
+    return as_value(AttemptOrder, pb, sampling=sampling, fingerprint=fingerprint, fork_of=fork_of)
 
 
 def check_origin(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import grpc
 
@@ -15,9 +15,10 @@ from baton.core.embedding import pooling_of
 from baton.core.errors import InvalidRequest
 from baton.core.output import TokenBatch
 from baton.core.timeline import Slice
-from baton.v1 import common_pb2, prefill_pb2_grpc
 from baton.v1 import prefill_pb2 as pb2
+from baton.v1 import prefill_pb2_grpc
 from baton.wire.calls import ask
+from baton.wire.fields import as_message, as_value
 from baton.wire.frames import MAX_PROBE_BYTES
 from baton.wire.orders import AttemptOrder, EmbedOrder, attempt_from_pb, attempt_to_pb, check_origin
 from baton.wire.sampling import finish_from_pb, finish_to_pb, logprob_from_pb, logprob_to_pb
@@ -144,8 +145,8 @@ class RpcPrefillCaller:
         self, order: AttemptOrder, target: PushTarget, timeout_s: float
     ) -> AnswerStream[PrefillEvent]:
         """See PrefillCaller."""
-        request = pb2.PrefillRequest(
-            **attempt_to_pb(order), target=pb2.PushTarget(**asdict(target))
+        request = attempt_to_pb(
+            pb2.PrefillRequest, order, target=as_message(pb2.PushTarget, target)
         )
         call = self._stub.Prefill(request, timeout=timeout_s)
         convert = partial(_event_from_pb, token_index=order.num_output_tokens)
@@ -153,14 +154,7 @@ class RpcPrefillCaller:
 
     async def embed(self, order: EmbedOrder, timeout_s: float) -> PromptVector:
         """See PrefillCaller."""
-        request = pb2.EmbedPromptRequest(
-            request_id=order.request_id,
-            attempt=order.attempt,
-            token_ids=order.token_ids,
-            pooling=cast("common_pb2.Pooling", order.pooling.value),
-            priority=order.priority,
-            cache_salt=order.cache_salt,
-        )
+        request = as_message(pb2.EmbedPromptRequest, order, pooling=order.pooling.value)
         response = await ask(self._stub.EmbedPrompt, request, timeout_s)
         return PromptVector(tuple(response.values), response.cached_tokens)
 
@@ -188,14 +182,7 @@ class _PrefillAdapter(prefill_pb2_grpc.PrefillServiceServicer):
 
     async def EmbedPrompt(self, request: pb2.EmbedPromptRequest, _: Any) -> pb2.EmbedPromptResponse:
         check_origin(request)
-        order = EmbedOrder(
-            request_id=request.request_id,
-            attempt=request.attempt,
-            token_ids=tuple(request.token_ids),
-            pooling=pooling_of(request.pooling),
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-        )
+        order = as_value(EmbedOrder, request, pooling=pooling_of(request.pooling))
         vector = await self._server.embed(order)
         return pb2.EmbedPromptResponse(values=vector.values, cached_tokens=vector.num_cached_tokens)
 
@@ -211,11 +198,7 @@ class _PrefillAdapter(prefill_pb2_grpc.PrefillServiceServicer):
         if not 0 < request.num_bytes <= MAX_PROBE_BYTES:
             raise InvalidRequest(f"num_bytes must be in [1, {MAX_PROBE_BYTES}]")
         path = await self._server.measure_path(request.decode_worker_id, request.num_bytes)
-        return pb2.MeasurePathResponse(
-            num_bytes=path.num_bytes,
-            transfer=duration_to_pb(path.transfer_s),
-            round_trip=duration_to_pb(path.round_trip_s),
-        )
+        return as_message(pb2.MeasurePathResponse, path)
 
 
 def add_prefill_server(server: grpc.aio.Server, implementation: PrefillServer) -> str:
@@ -227,28 +210,22 @@ def add_prefill_server(server: grpc.aio.Server, implementation: PrefillServer) -
 def _target_from_pb(pb: pb2.PushTarget) -> PushTarget:
     if not (pb.address and pb.reservation_id and pb.epoch):
         raise InvalidRequest("target must have address, reservation_id and epoch")
-    return PushTarget(pb.worker_id, pb.address, pb.reservation_id, pb.epoch, pb.num_cached_blocks)
+    return as_value(PushTarget, pb)
 
 
 def _event_to_pb(event: PrefillEvent) -> pb2.PrefillResponse:
     match event:
         case PrefillStarted():
-            started = pb2.PrefillStarted(
-                queue=duration_to_pb(event.queue_s),
-                cached_tokens=event.cached_tokens,
-                fetched_tokens=event.fetched_tokens,
-            )
-            return pb2.PrefillResponse(started=started)
+            return pb2.PrefillResponse(started=as_message(pb2.PrefillStarted, event))
         case FirstToken():
             return pb2.PrefillResponse(first_token=_first_to_pb(event))
         case PrefillDone():
-            done = pb2.PrefillDone(
+            done = as_message(
+                pb2.PrefillDone,
+                event,
                 bytes=event.num_bytes,
                 blocks=event.num_blocks,
                 chunks=event.num_chunks,
-                transfer=duration_to_pb(event.transfer_s),
-                exposed=duration_to_pb(event.exposed_s),
-                idle=duration_to_pb(event.idle_s),
             )
             return pb2.PrefillResponse(done=done)
 
@@ -272,20 +249,12 @@ def _event_from_pb(pb: pb2.PrefillResponse, *, token_index: int) -> PrefillEvent
     """An event of an attempt whose first token is the request's output token `token_index`."""
     match pb.WhichOneof("event"):
         case "started":
-            started = pb.started
-            return PrefillStarted(
-                duration_from_pb(started.queue), started.cached_tokens, started.fetched_tokens
-            )
+            return as_value(PrefillStarted, pb.started)
         case "first_token":
             return _first_from_pb(pb.first_token, token_index)
     done = pb.done
-    return PrefillDone(
-        num_bytes=done.bytes,
-        num_blocks=done.blocks,
-        num_chunks=done.chunks,
-        transfer_s=duration_from_pb(done.transfer),
-        exposed_s=duration_from_pb(done.exposed),
-        idle_s=duration_from_pb(done.idle),
+    return as_value(
+        PrefillDone, done, num_bytes=done.bytes, num_blocks=done.blocks, num_chunks=done.chunks
     )
 
 

@@ -8,8 +8,8 @@ from baton.core.cluster import ServiceStatus
 from baton.v1 import control_pb2, control_pb2_grpc, prefill_pb2, prefill_pb2_grpc
 from baton.wire.cluster import shown_status_from_pb
 from baton.wire.errors import CallErrors
+from baton.wire.fields import as_value
 from baton.wire.prefill import PathMeasurement
-from baton.wire.timing import seconds_from_pb
 
 
 def ask_process(
@@ -39,6 +39,4 @@ def ask_path(
     request = prefill_pb2.MeasurePathRequest(decode_worker_id=decode_worker_id, num_bytes=num_bytes)
     with CallErrors(address):
         pb = stub.MeasurePath(request, timeout=timeout_s)
-    return PathMeasurement(
-        pb.num_bytes, seconds_from_pb(pb.transfer), seconds_from_pb(pb.round_trip)
-    )
+    return as_value(PathMeasurement, pb)

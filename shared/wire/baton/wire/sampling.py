@@ -7,8 +7,7 @@ InvalidRequest with the field's name and the accepted range.
 from __future__ import annotations
 
 import math
-from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 from baton.core.errors import InvalidRequest
 from baton.core.guide import Guide, GuideKind
@@ -20,6 +19,7 @@ from baton.core.sampling import (
     TokenLogprob,
 )
 from baton.v1 import common_pb2
+from baton.wire.fields import as_message, as_value
 
 MAX_STOP_TOKEN_IDS = 1024
 
@@ -45,26 +45,10 @@ def finish_from_pb(value: int) -> FinishReason | None:
 
 def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
     """The wire's form; an unset `max_tokens`, `seed` or `speculation` stays absent."""
-    return common_pb2.SamplingParams(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        frequency_penalty=params.frequency_penalty,
-        presence_penalty=params.presence_penalty,
-        logit_bias=params.logit_bias,
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        stop=params.stop,
-        stop_token_ids=params.stop_token_ids,
-        ignore_eos=params.ignore_eos,
-        seed=params.seed,
-        logprobs=params.logprobs,
-        top_logprobs=params.top_logprobs,
-        prompt_logprobs=params.prompt_logprobs,
-        **({} if params.speculation is None else {"speculation": params.speculation}),
-        draft_source=cast("Any", params.draft_source.value if params.draft_source else 0),
+    return as_message(
+        common_pb2.SamplingParams,
+        params,
+        draft_source=params.draft_source.value if params.draft_source else 0,
         guide=guide_to_pb(params.guide) if params.guide else None,
     )
 
@@ -77,31 +61,10 @@ def sampling_from_pb(pb: common_pb2.SamplingParams) -> SamplingParams:
     """
     _at_most("stop_token_ids", len(pb.stop_token_ids), MAX_STOP_TOKEN_IDS)
     _at_most("logit_bias", len(pb.logit_bias), MAX_LOGIT_BIAS)
-    default = SamplingParams()
-    return SamplingParams(
-        temperature=pb.temperature if pb.HasField("temperature") else default.temperature,
-        top_k=pb.top_k,
-        top_p=pb.top_p if pb.HasField("top_p") else default.top_p,
-        min_p=pb.min_p,
-        repetition_penalty=(
-            pb.repetition_penalty
-            if pb.HasField("repetition_penalty")
-            else default.repetition_penalty
-        ),
-        frequency_penalty=pb.frequency_penalty,
-        presence_penalty=pb.presence_penalty,
-        logit_bias=MappingProxyType(dict(pb.logit_bias)),
-        max_tokens=pb.max_tokens if pb.HasField("max_tokens") else None,
-        min_tokens=pb.min_tokens,
-        stop=tuple(pb.stop),
-        stop_token_ids=tuple(pb.stop_token_ids),
-        ignore_eos=pb.ignore_eos,
-        seed=pb.seed if pb.HasField("seed") else None,
-        logprobs=pb.logprobs,
-        top_logprobs=pb.top_logprobs,
-        prompt_logprobs=pb.prompt_logprobs if pb.HasField("prompt_logprobs") else None,
-        speculation=pb.speculation if pb.HasField("speculation") else None,
-        # A hint: the output is the same, so a newer peer's source is as good as none.
+    return as_value(
+        SamplingParams,
+        pb,
+        # A hint: the output is the same, so another source than a newer peer's does.
         draft_source=DraftSource(pb.draft_source) if pb.draft_source in {1, 2} else None,
         guide=guide_from_pb(pb.guide) if pb.HasField("guide") else None,
     ).check()

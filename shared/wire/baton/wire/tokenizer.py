@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import Message
 
 from baton.core.errors import BatonError, InvalidRequest, error_for
 from baton.core.output import TokenText
 from baton.core.prompt import TextPrompt
-from baton.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from baton.v1 import tokenizer_pb2 as pb2
+from baton.v1 import tokenizer_pb2_grpc
 from baton.wire import calls
 from baton.wire.errors import reason_from_pb, reason_to_pb, rpc_errors
+from baton.wire.fields import as_message, as_value
 from baton.wire.prompt import chat_from_pb, chat_to_pb
 
 
@@ -139,17 +142,17 @@ class RpcTokenizer:
 
     async def encode(self, model: str, prompt: TextPrompt, timeout_s: float) -> Encoded:
         """See TokenizerCaller."""
-        request = tokenizer_pb2.EncodeRequest(model=model)
+        request = pb2.EncodeRequest(model=model)
         if isinstance(prompt, str):
             request.text = prompt
         else:
             request.chat.CopyFrom(chat_to_pb(prompt))
         pb = await calls.ask(self._stub.Encode, request, timeout_s)
-        return Encoded(pb.model, tuple(pb.token_ids), pb.tokenizer_hash)
+        return as_value(Encoded, pb)
 
     async def decode_text(self, model: str, token_ids: Sequence[int], timeout_s: float) -> str:
         """See TokenizerCaller."""
-        request = tokenizer_pb2.DecodeTextRequest(model=model, token_ids=token_ids)
+        request = pb2.DecodeTextRequest(model=model, token_ids=token_ids)
         return str((await calls.ask(self._stub.DecodeText, request, timeout_s)).text)
 
     def stream_text(self) -> TextCall:
@@ -164,16 +167,14 @@ class _RpcTextCall:
         self._call = call
 
     async def write(self, piece: TextPiece) -> None:
-        request = tokenizer_pb2.StreamTextRequest(
+        request = pb2.StreamTextRequest(
             stream_id=piece.stream_id,
             token_ids=piece.token_ids,
             flush=piece.is_last,
             describe_token_ids=piece.describe_token_ids,
         )
         if piece.open is not None:
-            request.open.model = piece.open.model
-            request.open.stop.extend(piece.open.stop)
-            request.open.keep_special_tokens = piece.open.keep_special_tokens
+            request.open.CopyFrom(as_message(pb2.OpenTextStream, piece.open))
         await calls.write(self._call, request)
 
     async def read(self) -> TextReply | None:
@@ -205,33 +206,25 @@ class _TokenizerAdapter(tokenizer_pb2_grpc.TokenizerServiceServicer):
     def __init__(self, tokenizer: TokenizerServer) -> None:
         self._tokenizer = tokenizer
 
-    async def Encode(
-        self, request: tokenizer_pb2.EncodeRequest, context: Any
-    ) -> tokenizer_pb2.EncodeResponse:
+    async def Encode(self, request: pb2.EncodeRequest, _: Any) -> Message:
         kind = request.WhichOneof("input")
         if kind is None:
             raise InvalidRequest("set text or chat")
         prompt = request.text if kind == "text" else chat_from_pb(request.chat)
         encoded = await self._tokenizer.encode(request.model, prompt)
-        return tokenizer_pb2.EncodeResponse(
-            token_ids=encoded.token_ids,
-            tokenizer_hash=encoded.tokenizer_hash,
-            model=encoded.model,
-        )
+        return as_message(pb2.EncodeResponse, encoded)
 
-    async def DecodeText(
-        self, request: tokenizer_pb2.DecodeTextRequest, context: Any
-    ) -> tokenizer_pb2.DecodeTextResponse:
+    async def DecodeText(self, request: pb2.DecodeTextRequest, _: Any) -> Message:
         text = await self._tokenizer.decode_text(
             request.model,
             list(request.token_ids),
             keep_special_tokens=request.keep_special_tokens,
         )
-        return tokenizer_pb2.DecodeTextResponse(text=text)
+        return pb2.DecodeTextResponse(text=text)
 
     async def StreamText(
-        self, request_iterator: AsyncIterator[tokenizer_pb2.StreamTextRequest], context: Any
-    ) -> AsyncIterator[tokenizer_pb2.StreamTextResponse]:
+        self, request_iterator: AsyncIterator[pb2.StreamTextRequest], context: Any
+    ) -> AsyncIterator[pb2.StreamTextResponse]:
         session = self._tokenizer.open_session()
         try:
             async for request in request_iterator:
@@ -240,26 +233,18 @@ class _TokenizerAdapter(tokenizer_pb2_grpc.TokenizerServiceServicer):
             session.close()
 
     async def GetTokenizerInfo(
-        self, request: tokenizer_pb2.GetTokenizerInfoRequest, context: Any
-    ) -> tokenizer_pb2.GetTokenizerInfoResponse:
-        return tokenizer_pb2.GetTokenizerInfoResponse(
-            tokenizers=[
-                tokenizer_pb2.TokenizerInfo(
-                    model=info.model,
-                    tokenizer_hash=info.tokenizer_hash,
-                    vocab_size=info.vocab_size,
-                    eos_token_ids=info.eos_token_ids,
-                    has_chat_template=info.has_chat_template,
-                )
-                for info in self._tokenizer.tokenizers()
-            ]
+        self, request: pb2.GetTokenizerInfoRequest, _: Any
+    ) -> pb2.GetTokenizerInfoResponse:
+        found = self._tokenizer.tokenizers()
+        return pb2.GetTokenizerInfoResponse(
+            tokenizers=[as_message(pb2.TokenizerInfo, info) for info in found]
         )
 
 
-def _piece_from_pb(pb: tokenizer_pb2.StreamTextRequest) -> TextPiece:
+def _piece_from_pb(pb: pb2.StreamTextRequest) -> TextPiece:
     how = None
     if pb.HasField("open"):
-        how = OpenText(pb.open.model, tuple(pb.open.stop), pb.open.keep_special_tokens)
+        how = as_value(OpenText, pb.open)
     return TextPiece(
         stream_id=pb.stream_id,
         token_ids=tuple(pb.token_ids),
@@ -269,8 +254,8 @@ def _piece_from_pb(pb: tokenizer_pb2.StreamTextRequest) -> TextPiece:
     )
 
 
-def _reply_to_pb(reply: TextReply) -> tokenizer_pb2.StreamTextResponse:
-    response = tokenizer_pb2.StreamTextResponse(
+def _reply_to_pb(reply: TextReply) -> pb2.StreamTextResponse:
+    response = pb2.StreamTextResponse(
         stream_id=reply.stream_id, text=reply.text, stop=reply.stop, num_tokens=reply.num_tokens
     )
     for token in reply.token_texts:

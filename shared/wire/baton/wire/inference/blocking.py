@@ -9,8 +9,10 @@ from typing import Any, Self
 
 import grpc
 
-from baton.v1 import inference_pb2, inference_pb2_grpc
-from baton.wire.errors import CallErrors, Metadata
+from baton.v1 import inference_pb2 as pb2
+from baton.v1 import inference_pb2_grpc
+from baton.wire.calls import CallTerms
+from baton.wire.errors import CallErrors
 from baton.wire.inference.chunks import Chunk, chunk_from_pb
 from baton.wire.inference.overview import ClusterStatus, Model, models_from_pb, overview_from_pb
 from baton.wire.inference.pins import PinnedPrefix, PinRequest, pin_from_pb, pin_request_to_pb
@@ -50,8 +52,8 @@ class ChunkCall(Iterator[Chunk]):
         self._call.cancel()
 
 
-OpenCall = Callable[[float | None, Metadata], ChunkCall]
-"""Starts a call whose request is ready, with a time limit in seconds and metadata."""
+OpenCall = Callable[[CallTerms], ChunkCall]
+"""Starts a call whose request is ready, on the terms given."""
 
 
 class InferenceCaller:
@@ -88,76 +90,66 @@ class InferenceCaller:
         message = generate_to_pb(request, with_token_ids=can_resume)
         has_token_ids = request.return_token_ids
 
-        def open_call(timeout_s: float | None, metadata: Metadata) -> ChunkCall:
-            call = self._stub().Generate(message, timeout=timeout_s, metadata=metadata)
+        def open_call(terms: CallTerms) -> ChunkCall:
+            call = self._stub().Generate(message, timeout=terms.timeout_s, metadata=terms.metadata)
             return ChunkCall(call, self._errors, has_token_ids=has_token_ids)
 
         return open_call
 
-    def embed(
-        self, request: EmbedRequest, timeout_s: float | None, metadata: Metadata
-    ) -> Embeddings:
+    def embed(self, request: EmbedRequest, terms: CallTerms) -> Embeddings:
         """Vectors of all inputs, in order."""
         message = embed_to_pb(request)
         with self._errors:
-            call = self._stub().Embed(message, timeout=timeout_s, metadata=metadata)
+            call = self._stub().Embed(message, timeout=terms.timeout_s, metadata=terms.metadata)
             answers = list(call)
         return embeddings_from_pb(answers, len(request.inputs))
 
-    def models(self, timeout_s: float | None, metadata: Metadata) -> list[Model]:
+    def models(self, terms: CallTerms) -> list[Model]:
         """The models that can be used now."""
-        request = inference_pb2.ListModelsRequest()
-        return models_from_pb(self._ask("ListModels", request, timeout_s, metadata))
+        request = pb2.ListModelsRequest()
+        return models_from_pb(self._ask("ListModels", request, terms))
 
-    def tokenize(
-        self, request: TokenizeRequest, timeout_s: float | None, metadata: Metadata
-    ) -> list[int]:
+    def tokenize(self, request: TokenizeRequest, terms: CallTerms) -> list[int]:
         """Token ids of a text, or of a conversation with its generation prompt."""
-        answer = self._ask("Tokenize", tokenize_to_pb(request), timeout_s, metadata)
+        answer = self._ask("Tokenize", tokenize_to_pb(request), terms)
         return list(answer.token_ids)
 
-    def detokenize(
-        self, token_ids: Sequence[int], model: str, timeout_s: float | None, metadata: Metadata
-    ) -> str:
+    def detokenize(self, token_ids: Sequence[int], model: str, terms: CallTerms) -> str:
         """Text of token ids."""
         with fitting():
-            request = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
-        return str((self._ask("Detokenize", request, timeout_s, metadata)).text)
+            request = pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        return str((self._ask("Detokenize", request, terms)).text)
 
-    def pin(self, request: PinRequest, timeout_s: float | None, metadata: Metadata) -> PinnedPrefix:
+    def pin(self, request: PinRequest, terms: CallTerms) -> PinnedPrefix:
         """Keeps a prompt's KV from eviction."""
-        answer = self._ask("PinPrefix", pin_request_to_pb(request), timeout_s, metadata)
+        answer = self._ask("PinPrefix", pin_request_to_pb(request), terms)
         return pin_from_pb(answer.pin)
 
-    def unpin(self, pin_id: str, timeout_s: float | None, metadata: Metadata) -> bool:
+    def unpin(self, pin_id: str, terms: CallTerms) -> bool:
         """Ends a pin; False when there is no such pin."""
-        request = inference_pb2.UnpinPrefixRequest(pin_id=pin_id)
-        return bool((self._ask("UnpinPrefix", request, timeout_s, metadata)).found)
+        request = pb2.UnpinPrefixRequest(pin_id=pin_id)
+        return bool((self._ask("UnpinPrefix", request, terms)).found)
 
-    def pins(self, timeout_s: float | None, metadata: Metadata) -> list[PinnedPrefix]:
+    def pins(self, terms: CallTerms) -> list[PinnedPrefix]:
         """The prefixes that are kept."""
-        request = inference_pb2.ListPinnedPrefixesRequest()
-        answer = self._ask("ListPinnedPrefixes", request, timeout_s, metadata)
+        request = pb2.ListPinnedPrefixesRequest()
+        answer = self._ask("ListPinnedPrefixes", request, terms)
         return [pin_from_pb(pin) for pin in answer.pins]
 
-    def status(self, timeout_s: float | None, metadata: Metadata) -> ClusterStatus:
+    def status(self, terms: CallTerms) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""
-        request = inference_pb2.GetClusterStatusRequest()
-        return overview_from_pb(self._ask("GetClusterStatus", request, timeout_s, metadata))
+        request = pb2.GetClusterStatusRequest()
+        return overview_from_pb(self._ask("GetClusterStatus", request, terms))
 
-    def requests(
-        self, query: RecordQuery, timeout_s: float | None, metadata: Metadata
-    ) -> RequestList:
+    def requests(self, query: RecordQuery, terms: CallTerms) -> RequestList:
         """The latest requests, or one of them."""
-        answer = self._ask("ListRequests", query_to_pb(query), timeout_s, metadata)
+        answer = self._ask("ListRequests", query_to_pb(query), terms)
         return requests_from_pb(answer)
 
-    def _ask(
-        self, method: str, request: object, timeout_s: float | None, metadata: Metadata
-    ) -> Any:
+    def _ask(self, method: str, request: object, terms: CallTerms) -> Any:
         with self._errors:
             call = getattr(self._stub(), method)
-            return call(request, timeout=timeout_s, metadata=metadata)
+            return call(request, timeout=terms.timeout_s, metadata=terms.metadata)
 
     def _stub(self) -> Any:
         with self._lock:  # a blocking caller serves several threads

@@ -9,8 +9,10 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from baton.v1 import inference_pb2, inference_pb2_grpc
-from baton.wire.errors import CallErrors, Metadata
+from baton.v1 import inference_pb2 as pb2
+from baton.v1 import inference_pb2_grpc
+from baton.wire.calls import CallTerms
+from baton.wire.errors import CallErrors
 from baton.wire.inference.chunks import Chunk, chunk_from_pb
 from baton.wire.inference.overview import ClusterStatus, Model, models_from_pb, overview_from_pb
 from baton.wire.inference.pins import PinnedPrefix, PinRequest, pin_from_pb, pin_request_to_pb
@@ -50,8 +52,8 @@ class AsyncChunkCall(AsyncIterator[Chunk]):
         self._call.cancel()
 
 
-OpenAsyncCall = Callable[[float | None, Metadata], AsyncChunkCall]
-"""Starts a call whose request is ready, with a time limit in seconds and metadata."""
+OpenAsyncCall = Callable[[CallTerms], AsyncChunkCall]
+"""Starts a call whose request is ready, on the terms given."""
 
 
 class AsyncInferenceCaller:
@@ -88,78 +90,66 @@ class AsyncInferenceCaller:
         message = generate_to_pb(request, with_token_ids=can_resume)
         has_token_ids = request.return_token_ids
 
-        def open_call(timeout_s: float | None, metadata: Metadata) -> AsyncChunkCall:
-            call = self._stub().Generate(message, timeout=timeout_s, metadata=metadata)
+        def open_call(terms: CallTerms) -> AsyncChunkCall:
+            call = self._stub().Generate(message, timeout=terms.timeout_s, metadata=terms.metadata)
             return AsyncChunkCall(call, self._errors, has_token_ids=has_token_ids)
 
         return open_call
 
-    async def embed(
-        self, request: EmbedRequest, timeout_s: float | None, metadata: Metadata
-    ) -> Embeddings:
+    async def embed(self, request: EmbedRequest, terms: CallTerms) -> Embeddings:
         """Vectors of all inputs, in order."""
         message = embed_to_pb(request)
         with self._errors:
-            call = self._stub().Embed(message, timeout=timeout_s, metadata=metadata)
+            call = self._stub().Embed(message, timeout=terms.timeout_s, metadata=terms.metadata)
             answers = [answer async for answer in call]
         return embeddings_from_pb(answers, len(request.inputs))
 
-    async def models(self, timeout_s: float | None, metadata: Metadata) -> list[Model]:
+    async def models(self, terms: CallTerms) -> list[Model]:
         """The models that can be used now."""
-        request = inference_pb2.ListModelsRequest()
-        return models_from_pb(await self._ask("ListModels", request, timeout_s, metadata))
+        request = pb2.ListModelsRequest()
+        return models_from_pb(await self._ask("ListModels", request, terms))
 
-    async def tokenize(
-        self, request: TokenizeRequest, timeout_s: float | None, metadata: Metadata
-    ) -> list[int]:
+    async def tokenize(self, request: TokenizeRequest, terms: CallTerms) -> list[int]:
         """Token ids of a text, or of a conversation with its generation prompt."""
-        answer = await self._ask("Tokenize", tokenize_to_pb(request), timeout_s, metadata)
+        answer = await self._ask("Tokenize", tokenize_to_pb(request), terms)
         return list(answer.token_ids)
 
-    async def detokenize(
-        self, token_ids: Sequence[int], model: str, timeout_s: float | None, metadata: Metadata
-    ) -> str:
+    async def detokenize(self, token_ids: Sequence[int], model: str, terms: CallTerms) -> str:
         """Text of token ids."""
         with fitting():
-            request = inference_pb2.DetokenizeRequest(model=model, token_ids=token_ids)
-        return str((await self._ask("Detokenize", request, timeout_s, metadata)).text)
+            request = pb2.DetokenizeRequest(model=model, token_ids=token_ids)
+        return str((await self._ask("Detokenize", request, terms)).text)
 
-    async def pin(
-        self, request: PinRequest, timeout_s: float | None, metadata: Metadata
-    ) -> PinnedPrefix:
+    async def pin(self, request: PinRequest, terms: CallTerms) -> PinnedPrefix:
         """Keeps a prompt's KV from eviction."""
-        answer = await self._ask("PinPrefix", pin_request_to_pb(request), timeout_s, metadata)
+        answer = await self._ask("PinPrefix", pin_request_to_pb(request), terms)
         return pin_from_pb(answer.pin)
 
-    async def unpin(self, pin_id: str, timeout_s: float | None, metadata: Metadata) -> bool:
+    async def unpin(self, pin_id: str, terms: CallTerms) -> bool:
         """Ends a pin; False when there is no such pin."""
-        request = inference_pb2.UnpinPrefixRequest(pin_id=pin_id)
-        return bool((await self._ask("UnpinPrefix", request, timeout_s, metadata)).found)
+        request = pb2.UnpinPrefixRequest(pin_id=pin_id)
+        return bool((await self._ask("UnpinPrefix", request, terms)).found)
 
-    async def pins(self, timeout_s: float | None, metadata: Metadata) -> list[PinnedPrefix]:
+    async def pins(self, terms: CallTerms) -> list[PinnedPrefix]:
         """The prefixes that are kept."""
-        request = inference_pb2.ListPinnedPrefixesRequest()
-        answer = await self._ask("ListPinnedPrefixes", request, timeout_s, metadata)
+        request = pb2.ListPinnedPrefixesRequest()
+        answer = await self._ask("ListPinnedPrefixes", request, terms)
         return [pin_from_pb(pin) for pin in answer.pins]
 
-    async def status(self, timeout_s: float | None, metadata: Metadata) -> ClusterStatus:
+    async def status(self, terms: CallTerms) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""
-        request = inference_pb2.GetClusterStatusRequest()
-        return overview_from_pb(await self._ask("GetClusterStatus", request, timeout_s, metadata))
+        request = pb2.GetClusterStatusRequest()
+        return overview_from_pb(await self._ask("GetClusterStatus", request, terms))
 
-    async def requests(
-        self, query: RecordQuery, timeout_s: float | None, metadata: Metadata
-    ) -> RequestList:
+    async def requests(self, query: RecordQuery, terms: CallTerms) -> RequestList:
         """The latest requests, or one of them."""
-        answer = await self._ask("ListRequests", query_to_pb(query), timeout_s, metadata)
+        answer = await self._ask("ListRequests", query_to_pb(query), terms)
         return requests_from_pb(answer)
 
-    async def _ask(
-        self, method: str, request: object, timeout_s: float | None, metadata: Metadata
-    ) -> Any:
+    async def _ask(self, method: str, request: object, terms: CallTerms) -> Any:
         with self._errors:
             call = getattr(self._stub(), method)
-            return await call(request, timeout=timeout_s, metadata=metadata)
+            return await call(request, timeout=terms.timeout_s, metadata=terms.metadata)
 
     def _stub(self) -> Any:
         with self._lock:  # a blocking caller serves several threads

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from baton.core.output import Usage
 from baton.core.request import Stage
 from baton.core.sampling import FinishReason
-from baton.v1 import common_pb2, inference_pb2
+from baton.v1 import common_pb2
+from baton.v1 import inference_pb2 as pb2
+from baton.wire.fields import as_message, as_value
 from baton.wire.sampling import finish_to_pb
 from baton.wire.timing import stage_from_pb, stage_to_pb
 
@@ -80,9 +82,7 @@ class Chunk:
     """Digest of the model that computes the answer: what a resumed answer must go on with."""
 
 
-def chunk_to_pb(
-    chunk: Chunk, request: inference_pb2.GenerateRequest
-) -> Iterable[inference_pb2.GenerateResponse]:
+def chunk_to_pb(chunk: Chunk, request: pb2.GenerateRequest) -> Iterable[pb2.GenerateResponse]:
     """The chunk as the request wants it: one message, or several where one would be too large."""
     message = content_to_pb(chunk)
     message.request_id = chunk.request_id
@@ -103,13 +103,13 @@ def chunk_to_pb(
 
 
 def _in_parts(
-    message: inference_pb2.GenerateResponse,
-) -> Iterable[inference_pb2.GenerateResponse]:
+    message: pb2.GenerateResponse,
+) -> Iterable[pb2.GenerateResponse]:
     """The same in several messages: prompt log-probabilities first, then all else."""
     entries = list(message.prompt_logprobs)
     message.ClearField("prompt_logprobs")
     # Each part names the request, as the first message must; the text comes with the last one.
-    named = inference_pb2.GenerateResponse(
+    named = pb2.GenerateResponse(
         request_id=message.request_id,
         model=message.model,
         trace_id=message.trace_id,
@@ -128,13 +128,13 @@ def _in_parts(
     yield message
 
 
-def _copy(message: inference_pb2.GenerateResponse) -> inference_pb2.GenerateResponse:
-    copy = inference_pb2.GenerateResponse()
+def _copy(message: pb2.GenerateResponse) -> pb2.GenerateResponse:
+    copy = pb2.GenerateResponse()
     copy.CopyFrom(message)
     return copy
 
 
-def chunk_from_pb(pb: inference_pb2.GenerateResponse, *, has_token_ids: bool = True) -> Chunk:
+def chunk_from_pb(pb: pb2.GenerateResponse, *, has_token_ids: bool = True) -> Chunk:
     """A message of the stream."""
     return Chunk(
         text=pb.text,
@@ -148,7 +148,7 @@ def chunk_from_pb(pb: inference_pb2.GenerateResponse, *, has_token_ids: bool = T
         trace_id=pb.trace_id,
         finish_reason=_FINISH_NAMES.get(pb.finish_reason, "error"),
         stop_reason=pb.stop_reason,
-        usage=_usage_from_pb(pb.usage) if pb.HasField("usage") else None,
+        usage=as_value(Usage, pb.usage) if pb.HasField("usage") else None,
         stages=tuple(stage_from_pb(stage) for stage in pb.stages),
         placement=placement_from_pb(pb.placement) if pb.HasField("placement") else None,
         seed=pb.seed if pb.HasField("seed") else None,
@@ -156,35 +156,19 @@ def chunk_from_pb(pb: inference_pb2.GenerateResponse, *, has_token_ids: bool = T
     )
 
 
-def placement_to_pb(placement: PlacementTaken) -> inference_pb2.Placement:
+def placement_to_pb(placement: PlacementTaken) -> pb2.Placement:
     """The wire's form."""
-    return inference_pb2.Placement(
-        prefill_worker_id=placement.prefill_worker_id,
-        decode_worker_id=placement.decode_worker_id,
-        local_prefill=placement.local_prefill,
-        reason=placement.reason,
-        attempts=placement.attempts,
-        decode_cached_tokens=placement.decode_cached_tokens,
-        prefill_cached_tokens=placement.prefill_cached_tokens,
-    )
+    return as_message(pb2.Placement, placement)
 
 
-def placement_from_pb(pb: inference_pb2.Placement) -> PlacementTaken:
+def placement_from_pb(pb: pb2.Placement) -> PlacementTaken:
     """Where a request ran."""
-    return PlacementTaken(
-        prefill_worker_id=pb.prefill_worker_id,
-        decode_worker_id=pb.decode_worker_id,
-        local_prefill=pb.local_prefill,
-        reason=pb.reason,
-        attempts=pb.attempts,
-        decode_cached_tokens=pb.decode_cached_tokens,
-        prefill_cached_tokens=pb.prefill_cached_tokens,
-    )
+    return as_value(PlacementTaken, pb)
 
 
-def content_to_pb(chunk: Chunk) -> inference_pb2.GenerateResponse:
+def content_to_pb(chunk: Chunk) -> pb2.GenerateResponse:
     """The chunk without what names its request."""
-    message = inference_pb2.GenerateResponse(
+    message = pb2.GenerateResponse(
         text=chunk.text,
         token_index=chunk.token_index,
         num_tokens=chunk.num_tokens,
@@ -196,40 +180,18 @@ def content_to_pb(chunk: Chunk) -> inference_pb2.GenerateResponse:
         message.finish_reason = finish_to_pb(FinishReason[chunk.finish_reason.upper()])
         message.stop_reason = chunk.stop_reason
     if chunk.usage is not None:
-        message.usage.CopyFrom(_usage_to_pb(chunk.usage))
+        message.usage.CopyFrom(as_message(common_pb2.Usage, chunk.usage))
     return message
 
 
-def _usage_to_pb(usage: Usage) -> common_pb2.Usage:
-    return common_pb2.Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
-        draft_tokens=usage.draft_tokens,
-        accepted_tokens=usage.accepted_tokens,
-        response_cached=usage.response_cached,
-    )
-
-
-def _usage_from_pb(pb: common_pb2.Usage) -> Usage:
-    return Usage(
-        prompt_tokens=pb.prompt_tokens,
-        completion_tokens=pb.completion_tokens,
-        cached_tokens=pb.cached_tokens,
-        draft_tokens=pb.draft_tokens,
-        accepted_tokens=pb.accepted_tokens,
-        response_cached=pb.response_cached,
-    )
-
-
-def _logprob_to_pb(entry: Logprob) -> inference_pb2.OutputLogprob:
-    return inference_pb2.OutputLogprob(
+def _logprob_to_pb(entry: Logprob) -> pb2.OutputLogprob:
+    return pb2.OutputLogprob(
         token_id=entry.token_id,
         token=entry.token,
         token_bytes=entry.token_bytes,
         logprob=entry.logprob,
         top=[
-            inference_pb2.TopLogprob(
+            pb2.TopLogprob(
                 token_id=top.token_id,
                 token=top.token,
                 token_bytes=top.token_bytes,
@@ -240,7 +202,7 @@ def _logprob_to_pb(entry: Logprob) -> inference_pb2.OutputLogprob:
     )
 
 
-def _logprobs(entries: Iterable[inference_pb2.OutputLogprob]) -> tuple[Logprob, ...]:
+def _logprobs(entries: Iterable[pb2.OutputLogprob]) -> tuple[Logprob, ...]:
     return tuple(
         Logprob(
             entry.token_id,

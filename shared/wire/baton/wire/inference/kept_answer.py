@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from google.protobuf.message import DecodeError
-
 from baton.core.errors import InvalidRequest
 from baton.core.output import Usage
 from baton.v1 import cache_pb2
+from baton.wire.fields import parsed
 from baton.wire.inference.chunks import Chunk, PlacementTaken, chunk_from_pb, content_to_pb
 
 
@@ -23,10 +22,7 @@ def chunks_of_answer(answer: bytes) -> list[Chunk]:
     Raises:
         InvalidRequest: it is none, or it is not whole.
     """
-    try:
-        messages = cache_pb2.Answer.FromString(answer).messages
-    except DecodeError as error:
-        raise InvalidRequest("this is no answer") from error
+    messages = parsed(cache_pb2.Answer, answer, "answer").messages
     chunks = [chunk_from_pb(message) for message in messages]
     endings = [bool(chunk.finish_reason) for chunk in chunks]
     if not chunks or endings != [False] * (len(chunks) - 1) + [True]:

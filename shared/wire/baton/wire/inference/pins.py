@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.core.prompt import Prompt
-from baton.v1 import common_pb2, inference_pb2
+from baton.v1 import common_pb2
+from baton.v1 import inference_pb2 as pb2
+from baton.wire.fields import as_message, as_value
 from baton.wire.inference.requests import checked_salt, fitting, prompt_fields, prompt_from_pb
-from baton.wire.timing import duration_from_pb, duration_to_pb, seconds_from_pb
+from baton.wire.timing import duration_from_pb, seconds_from_pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,56 +38,33 @@ class PinnedPrefix:
     remaining_s: float
 
 
-def pin_request_to_pb(request: PinRequest) -> inference_pb2.PinPrefixRequest:
+def pin_request_to_pb(request: PinRequest) -> pb2.PinPrefixRequest:
     """The wire's form.
 
     Raises:
         InvalidRequest: a value does not fit its field.
     """
     with fitting():
-        return inference_pb2.PinPrefixRequest(
-            model=request.model,
-            cache_salt=request.cache_salt,
-            ttl=None if request.ttl_s is None else duration_to_pb(request.ttl_s),
-            label=request.label,
-            **prompt_fields(request.prompt),
-        )
+        return as_message(pb2.PinPrefixRequest, request, **prompt_fields(request.prompt))
 
 
-def pin_request_from_pb(pb: inference_pb2.PinPrefixRequest) -> PinRequest:
+def pin_request_from_pb(pb: pb2.PinPrefixRequest) -> PinRequest:
     """A request with checked values.
 
     Raises:
         InvalidRequest: a value is out of range, or the prompt is empty.
     """
-    return PinRequest(
-        prompt=prompt_from_pb(pb),
-        model=pb.model,
-        cache_salt=checked_salt(pb.cache_salt),
-        ttl_s=duration_from_pb(pb.ttl, "ttl") if pb.HasField("ttl") else None,
-        label=pb.label,
-    )
+    ttl_s = duration_from_pb(pb.ttl, "ttl") if pb.HasField("ttl") else None
+    checked_salt(pb.cache_salt)
+    return as_value(PinRequest, pb, prompt=prompt_from_pb(pb), ttl_s=ttl_s)
 
 
 def pin_to_pb(pin: PinnedPrefix) -> common_pb2.Pin:
     """The wire's form."""
-    return common_pb2.Pin(
-        pin_id=pin.pin_id,
-        label=pin.label,
-        num_blocks=pin.num_blocks,
-        num_stored_blocks=pin.num_stored_blocks,
-        bytes=pin.num_bytes,
-        remaining=duration_to_pb(pin.remaining_s),
-    )
+    return as_message(common_pb2.Pin, pin, bytes=pin.num_bytes)
 
 
 def pin_from_pb(pb: common_pb2.Pin) -> PinnedPrefix:
     """A pin."""
-    return PinnedPrefix(
-        pin_id=pb.pin_id,
-        label=pb.label,
-        num_blocks=pb.num_blocks,
-        num_stored_blocks=pb.num_stored_blocks,
-        num_bytes=pb.bytes,
-        remaining_s=seconds_from_pb(pb.remaining),
-    )
+    remaining_s = seconds_from_pb(pb.remaining)
+    return as_value(PinnedPrefix, pb, num_bytes=pb.bytes, remaining_s=remaining_s)

@@ -10,7 +10,8 @@ from typing import Any
 from baton.core.errors import InvalidRequest
 from baton.core.prompt import Prompt, TextPrompt
 from baton.core.sampling import SamplingParams
-from baton.v1 import inference_pb2
+from baton.v1 import inference_pb2 as pb2
+from baton.wire.fields import as_message, as_value
 from baton.wire.prompt import chat_from_pb, chat_to_pb
 from baton.wire.sampling import sampling_from_pb, sampling_to_pb
 
@@ -99,73 +100,60 @@ def fitting() -> Iterator[None]:
 
 def generate_to_pb(
     request: GenerateRequest, *, with_token_ids: bool = False
-) -> inference_pb2.GenerateRequest:
+) -> pb2.GenerateRequest:
     """The wire's form; `with_token_ids` asks for token ids although the request does not.
 
     Raises:
         InvalidRequest: a value does not fit its field.
     """
     with fitting():
-        message = inference_pb2.GenerateRequest(
-            model=request.model,
+        resume = None
+        if (point := request.resume) is not None:
+            resume = as_message(pb2.ResumePoint, point, text_chars=point.num_chars)
+        message = as_message(
+            pb2.GenerateRequest,
+            request,
             sampling=sampling_to_pb(request.sampling),
-            request_id=request.request_id,
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-            explain=request.explain,
             return_token_ids=request.return_token_ids or with_token_ids,
-            keep_special_tokens=request.keep_special_tokens,
-            fork_of=request.fork_of,
-            cache_response=request.cache_response,
+            resume=resume,
             **prompt_fields(request.prompt),
         )
         for name in request.unset:
             message.sampling.ClearField(name)
-        if request.resume is not None:
-            message.resume.token_ids.extend(request.resume.token_ids)
-            message.resume.text_chars = request.resume.num_chars
-            message.resume.fingerprint = request.resume.fingerprint
     return message
 
 
-def generate_from_pb(pb: inference_pb2.GenerateRequest) -> GenerateRequest:
+def generate_from_pb(pb: pb2.GenerateRequest) -> GenerateRequest:
     """A request with checked values.
 
     Raises:
         InvalidRequest: a value is out of range, or the prompt is empty.
     """
+    checked_salt(pb.cache_salt)
     resume = None
     if pb.HasField("resume"):
-        point = pb.resume
-        resume = ResumePoint(tuple(point.token_ids), point.text_chars, point.fingerprint)
-    return GenerateRequest(
+        resume = as_value(ResumePoint, pb.resume, num_chars=pb.resume.text_chars)
+    return as_value(
+        GenerateRequest,
+        pb,
         prompt=prompt_from_pb(pb),
         sampling=sampling_from_pb(pb.sampling),
-        model=pb.model,
-        request_id=pb.request_id,
-        priority=pb.priority,
-        cache_salt=checked_salt(pb.cache_salt),
-        explain=pb.explain,
-        return_token_ids=pb.return_token_ids,
-        keep_special_tokens=pb.keep_special_tokens,
-        fork_of=pb.fork_of,
-        cache_response=pb.cache_response,
         resume=resume,
         unset=frozenset(name for name in _WITH_SERVER_DEFAULT if not pb.sampling.HasField(name)),
     )
 
 
-def tokenize_to_pb(request: TokenizeRequest) -> inference_pb2.TokenizeRequest:
+def tokenize_to_pb(request: TokenizeRequest) -> pb2.TokenizeRequest:
     """The wire's form.
 
     Raises:
         InvalidRequest: a value does not fit its field.
     """
     with fitting():
-        return inference_pb2.TokenizeRequest(model=request.model, **prompt_fields(request.prompt))
+        return pb2.TokenizeRequest(model=request.model, **prompt_fields(request.prompt))
 
 
-def tokenize_from_pb(pb: inference_pb2.TokenizeRequest) -> TokenizeRequest:
+def tokenize_from_pb(pb: pb2.TokenizeRequest) -> TokenizeRequest:
     """What to tokenize.
 
     Raises:
@@ -182,11 +170,11 @@ def prompt_fields(prompt: Prompt) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"text": prompt}
     if isinstance(prompt, tuple):
-        return {"tokens": inference_pb2.TokenPrompt(token_ids=prompt)}
+        return {"tokens": pb2.TokenPrompt(token_ids=prompt)}
     return {"chat": chat_to_pb(prompt)}
 
 
-def prompt_from_pb(pb: inference_pb2.GenerateRequest | inference_pb2.PinPrefixRequest) -> Prompt:
+def prompt_from_pb(pb: pb2.GenerateRequest | pb2.PinPrefixRequest) -> Prompt:
     """A prompt that is not empty.
 
     Raises:
@@ -215,7 +203,7 @@ def checked_salt(cache_salt: str) -> str:
     return cache_salt
 
 
-def _checked_chat(pb: inference_pb2.ChatPrompt) -> TextPrompt:
+def _checked_chat(pb: pb2.ChatPrompt) -> TextPrompt:
     if not 0 < len(pb.messages) <= MAX_CHAT_MESSAGES:
         raise InvalidRequest(
             f"chat must have 1 to {MAX_CHAT_MESSAGES} messages, got {len(pb.messages)}"

@@ -6,7 +6,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from google.protobuf.message import Message
+
+from baton.v1 import inference_pb2 as pb2
+from baton.v1 import inference_pb2_grpc
+from baton.wire.fields import as_message
 from baton.wire.inference.chunks import Chunk, chunk_to_pb
 from baton.wire.inference.overview import ClusterStatus, Model, models_to_pb, overview_to_pb
 from baton.wire.inference.pins import PinnedPrefix, PinRequest, pin_request_from_pb, pin_to_pb
@@ -20,7 +24,7 @@ from baton.wire.inference.requests import (
 )
 from baton.wire.inference.vectors import Embedding, EmbedRequest, embed_from_pb, embedding_to_pb
 
-_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
+_SERVICE = pb2.DESCRIPTOR.services_by_name["InferenceService"]
 Emit = Callable[[Chunk], Awaitable[None]]
 """Sends a chunk to the caller; waits while the caller is slow."""
 
@@ -66,87 +70,57 @@ class InferenceServer(Protocol):
         """The latest requests, or one of them."""
 
 
-class InferenceAdapter(inference_pb2_grpc.InferenceServiceServicer):
-    """Puts an InferenceServer on gRPC."""
-
+class _InferenceAdapter(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, server: InferenceServer) -> None:
         self._server = server
 
-    async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
-        """Writes by itself, so that a cancelled call is noticed at once."""
-
+    async def Generate(self, request: pb2.GenerateRequest, context: Any) -> None:
+        # Writes by itself, so that a cancelled call is noticed at once; so does Embed.
         async def emit(chunk: Chunk) -> None:
             for message in chunk_to_pb(chunk, request):
                 await context.write(message)
 
         await self._server.generate(generate_from_pb(request), context.time_remaining(), emit)
 
-    async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> None:
-        """Writes by itself, as Generate does."""
+    async def Embed(self, request: pb2.EmbedRequest, context: Any) -> None:
         vectors = self._server.embed(embed_from_pb(request), context.time_remaining())
         async with aclosing(vectors):
             async for vector in vectors:
                 await context.write(embedding_to_pb(vector))
 
-    async def ListModels(
-        self, request: inference_pb2.ListModelsRequest, context: Any
-    ) -> inference_pb2.ListModelsResponse:
-        """See InferenceServer.models."""
+    async def ListModels(self, request: pb2.ListModelsRequest, _: Any) -> Message:
         return models_to_pb(await self._server.models())
 
-    async def Tokenize(
-        self, request: inference_pb2.TokenizeRequest, context: Any
-    ) -> inference_pb2.TokenizeResponse:
-        """See InferenceServer.tokenize."""
+    async def Tokenize(self, request: pb2.TokenizeRequest, context: Any) -> Message:
         tokenized = await self._server.tokenize(tokenize_from_pb(request), context.time_remaining())
-        return inference_pb2.TokenizeResponse(
-            token_ids=tokenized.token_ids, max_model_len_tokens=tokenized.max_model_len_tokens
-        )
+        return as_message(pb2.TokenizeResponse, tokenized)
 
-    async def Detokenize(
-        self, request: inference_pb2.DetokenizeRequest, context: Any
-    ) -> inference_pb2.DetokenizeResponse:
-        """See InferenceServer.detokenize."""
+    async def Detokenize(self, request: pb2.DetokenizeRequest, context: Any) -> Message:
         token_ids = tuple(request.token_ids)
         text = await self._server.detokenize(request.model, token_ids, context.time_remaining())
-        return inference_pb2.DetokenizeResponse(text=text)
+        return pb2.DetokenizeResponse(text=text)
 
-    async def PinPrefix(
-        self, request: inference_pb2.PinPrefixRequest, context: Any
-    ) -> inference_pb2.PinPrefixResponse:
-        """See InferenceServer.pin."""
+    async def PinPrefix(self, request: pb2.PinPrefixRequest, context: Any) -> Message:
         pin = await self._server.pin(pin_request_from_pb(request), context.time_remaining())
-        return inference_pb2.PinPrefixResponse(pin=pin_to_pb(pin))
+        return pb2.PinPrefixResponse(pin=pin_to_pb(pin))
 
-    async def UnpinPrefix(
-        self, request: inference_pb2.UnpinPrefixRequest, context: Any
-    ) -> inference_pb2.UnpinPrefixResponse:
-        """See InferenceServer.unpin."""
-        return inference_pb2.UnpinPrefixResponse(found=await self._server.unpin(request.pin_id))
+    async def UnpinPrefix(self, request: pb2.UnpinPrefixRequest, _: Any) -> Message:
+        return pb2.UnpinPrefixResponse(found=await self._server.unpin(request.pin_id))
 
-    async def ListPinnedPrefixes(
-        self, request: inference_pb2.ListPinnedPrefixesRequest, context: Any
-    ) -> inference_pb2.ListPinnedPrefixesResponse:
-        """See InferenceServer.pins."""
+    async def ListPinnedPrefixes(self, request: pb2.ListPinnedPrefixesRequest, _: Any) -> Message:
         pins = await self._server.pins()
-        return inference_pb2.ListPinnedPrefixesResponse(pins=[pin_to_pb(pin) for pin in pins])
+        return pb2.ListPinnedPrefixesResponse(pins=[pin_to_pb(pin) for pin in pins])
 
-    async def GetClusterStatus(
-        self, request: inference_pb2.GetClusterStatusRequest, context: Any
-    ) -> inference_pb2.GetClusterStatusResponse:
-        """See InferenceServer.status."""
+    async def GetClusterStatus(self, request: pb2.GetClusterStatusRequest, _: Any) -> Message:
         return overview_to_pb(await self._server.status())
 
-    async def ListRequests(
-        self, request: inference_pb2.ListRequestsRequest, context: Any
-    ) -> inference_pb2.ListRequestsResponse:
-        """See InferenceServer.requests."""
+    async def ListRequests(self, request: pb2.ListRequestsRequest, _: Any) -> Message:
         return requests_to_pb(await self._server.requests(query_from_pb(request)))
 
 
 def add_inference_server(server: Any, implementation: InferenceServer) -> str:
     """Adds it to a gRPC server; returns the service's full name."""
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-        InferenceAdapter(implementation), server
+        _InferenceAdapter(implementation), server
     )
     return str(_SERVICE.full_name)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from baton.core.embedding import MAX_INPUTS, Pooling, pooling_of
 from baton.core.errors import Internal, InvalidRequest
 from baton.core.output import Usage
 from baton.core.prompt import Prompt
-from baton.v1 import common_pb2, inference_pb2
+from baton.v1 import inference_pb2 as pb2
+from baton.wire.fields import as_message, as_value
 from baton.wire.inference.requests import checked_salt, fitting, prompt_fields
 
 MAX_EMBED_ID_CHARS = 96
@@ -58,26 +58,23 @@ class Embeddings:
     request_id: str = ""
 
 
-def embed_to_pb(request: EmbedRequest) -> inference_pb2.EmbedRequest:
+def embed_to_pb(request: EmbedRequest) -> pb2.EmbedRequest:
     """The wire's form.
 
     Raises:
         InvalidRequest: a value does not fit its field.
     """
     with fitting():
-        return inference_pb2.EmbedRequest(
-            model=request.model,
-            inputs=[inference_pb2.EmbedInput(**prompt_fields(entry)) for entry in request.inputs],
-            pooling=cast("common_pb2.Pooling", request.pooling.value),
-            dimensions=request.dimensions,
+        return as_message(
+            pb2.EmbedRequest,
+            request,
+            inputs=[pb2.EmbedInput(**prompt_fields(entry)) for entry in request.inputs],
+            pooling=request.pooling.value,
             unscaled=not request.is_scaled,
-            request_id=request.request_id,
-            priority=request.priority,
-            cache_salt=request.cache_salt,
         )
 
 
-def embed_from_pb(pb: inference_pb2.EmbedRequest) -> EmbedRequest:
+def embed_from_pb(pb: pb2.EmbedRequest) -> EmbedRequest:
     """A request with checked values.
 
     Raises:
@@ -87,33 +84,27 @@ def embed_from_pb(pb: inference_pb2.EmbedRequest) -> EmbedRequest:
         raise InvalidRequest(f"inputs must be 1 to {MAX_INPUTS}, got {len(pb.inputs)}")
     if len(pb.request_id) > MAX_EMBED_ID_CHARS:
         raise InvalidRequest(f"request_id must have at most {MAX_EMBED_ID_CHARS} characters")
-    return EmbedRequest(
+    checked_salt(pb.cache_salt)
+    return as_value(
+        EmbedRequest,
+        pb,
         inputs=tuple(_input(index, entry) for index, entry in enumerate(pb.inputs)),
-        model=pb.model,
-        request_id=pb.request_id,
         pooling=pooling_of(pb.pooling),
-        dimensions=pb.dimensions,
         is_scaled=not pb.unscaled,
-        priority=pb.priority,
-        cache_salt=checked_salt(pb.cache_salt),
     )
 
 
-def embedding_to_pb(embedding: Embedding) -> inference_pb2.EmbedResponse:
+def embedding_to_pb(embedding: Embedding) -> pb2.EmbedResponse:
     """The wire's form."""
-    return inference_pb2.EmbedResponse(
-        index=embedding.index,
-        values=embedding.values,
+    return as_message(
+        pb2.EmbedResponse,
+        embedding,
         prompt_tokens=embedding.num_tokens,
         cached_tokens=embedding.num_cached_tokens,
-        request_id=embedding.request_id,
-        model=embedding.model,
     )
 
 
-def embeddings_from_pb(
-    messages: Sequence[inference_pb2.EmbedResponse], num_inputs: int
-) -> Embeddings:
+def embeddings_from_pb(messages: Sequence[pb2.EmbedResponse], num_inputs: int) -> Embeddings:
     """All vectors, in the order of the inputs.
 
     Raises:
@@ -134,7 +125,7 @@ def embeddings_from_pb(
     )
 
 
-def _input(index: int, entry: inference_pb2.EmbedInput) -> Prompt:
+def _input(index: int, entry: pb2.EmbedInput) -> Prompt:
     if entry.WhichOneof("input") == "text" and entry.text:
         return entry.text
     if entry.tokens.token_ids:
