@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from baton.client import InvalidRequest, QueueFull
+from baton.cli.main import app
+from baton.client import Client, InvalidRequest, QueueFull
 from tests.support.fake_inference import FakeInference, serve
 
 TIMEOUT_S = 40
@@ -98,6 +100,25 @@ def test_chat_keeps_its_history_until_reset_and_survives_a_failure(fake: Fake) -
     assert [len(r.chat.messages) for r in fake.inference.requests] == [1, 1]
 
 
+def test_chat_refuses_a_model_without_a_template_at_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_client: Client, **_: object) -> list[int]:
+        raise InvalidRequest("the model has no chat template")
+
+    monkeypatch.setattr(Client, "tokenize", refuse)
+    result = CliRunner().invoke(app, ["chat", "--address", "127.0.0.1:1"], input="one\n")
+    assert result.exit_code == 1
+    assert "the model has no chat template" in result.output
+    assert "/help" not in result.output
+
+
+def test_json_holds_the_token_ids(fake: Fake) -> None:
+    status, out, _ = fake("generate", "x", "--json")
+    assert status == 0
+    assert len(json.loads(out)["token_ids"]) == json.loads(out)["usage"]["completion_tokens"] > 0
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_chat(fake: Fake) -> None:
     fake.inference.hold = asyncio.Event()
     with fake.start("chat") as command:
@@ -171,10 +192,6 @@ def test_completion_prints_what_the_shell_runs(fake: Fake, shell: str) -> None:
 
 
 def test_completion_knows_the_commands() -> None:
-    from typer.testing import CliRunner
-
-    from baton.cli.main import app
-
     env = {"_BATON_COMPLETE": "complete_bash", "COMP_WORDS": "baton be", "COMP_CWORD": "1"}
     result = CliRunner().invoke(app, [], prog_name="baton", env=env)
     assert result.output.split() == ["bench"]

@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 
 from baton.cli.diagnosis import ERROR, OK, WARNING, Finding, diagnose
-from baton.cli.examination import (
-    Examination,
-    MeasuredPath,
-    Scrape,
-    Subject,
-    parse_scrape,
-)
-from baton.cli.peers import OwnWord, PathFigures
+from baton.cli.direct import DirectAnswer, MeasuredPath
+from baton.cli.examination import Examination, Scrape, Subject, parse_scrape
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.hashing import Fingerprint, KvLayout
 
@@ -40,7 +34,7 @@ def status(worker_id: str, **changes: Any) -> ServiceStatus:
 
 def subject(worker_id: str, *, offset_s: float = 0.0, **changes: Any) -> Subject:
     own = status(worker_id, **changes)
-    word = OwnWord(own, offset_s, 0.001)
+    word = DirectAnswer(own, offset_s, 0.001)
     return Subject(own, word, word, Scrape(dict(own.kv_blocks), is_bus_connected=True))
 
 
@@ -48,7 +42,7 @@ def seen(*subjects: Subject, **fields: Any) -> Examination:
     others = [subject(name) for name in ("tokenizer-0", "prefill-0", "decode-0")]
     names = {item.known.worker_id for item in subjects}
     kept = [item for item in others if item.known.worker_id not in names]
-    path = MeasuredPath("prefill-0", "decode-0", PathFigures(5e8, 0.001))
+    path = MeasuredPath("prefill-0", "decode-0", 5e8, 0.001)
     return Examination(**{
         "is_bus_connected": True,
         "subjects": (*kept, *subjects),
@@ -114,13 +108,13 @@ CASES: list[tuple[Examination, str, str, str]] = [
     (seen(subject("decode-1", cores=(10, 99))), "cores", WARNING, "share cores 10 of h"),
     (seen(subject("decode-1", cores=())), "cores", WARNING, "3 workers on h"),
     (
-        seen(paths=(MeasuredPath("p", "d", PathFigures(1e6, 0.2)),)),
+        seen(paths=(MeasuredPath("p", "d", 1e6, 0.2),)),
         "paths",
         WARNING,
         "p to d: 1 MB/s, round trip 200.00 ms",
     ),
     (
-        seen(paths=(MeasuredPath("p", "d", "UNAVAILABLE: no"),)),
+        seen(paths=(MeasuredPath("p", "d", error="UNAVAILABLE: no"),)),
         "paths",
         ERROR,
         "no KV can go from p to d: UNAVAILABLE: no",
@@ -140,12 +134,12 @@ def test_what_is_wrong_is_found(
 
 def test_what_a_running_request_holds_is_no_leak() -> None:
     assert bad(seen(holding(num_requests_running=1))) == []
-    freed = OwnWord(status("decode-0"), 0.0, 0.001)
+    freed = DirectAnswer(status("decode-0"), 0.0, 0.001)
     assert bad(seen(replace(holding(), later=freed))) == []
 
 
 def test_a_small_offset_or_an_unsure_one_is_none() -> None:
-    unsure = OwnWord(status("cache-0"), 0.5, 0.45)
+    unsure = DirectAnswer(status("cache-0"), 0.5, 0.45)
     assert bad(seen(replace(subject("cache-0"), own=unsure, later=unsure))) == []
     assert bad(seen(subject("cache-0", offset_s=0.09))) == []
 

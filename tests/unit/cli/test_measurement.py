@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from baton.cli.measurement import Sample, Tally, Target, percentile, summary
+from baton.cli.measurement import LatencyTarget, Sample, Tally, percentile, summary
 
-TARGET = Target(ttft_s=0.5, tpot_s=0.02)
+TARGET = LatencyTarget(ttft_s=0.5, tpot_s=0.02)
 
 
 @pytest.mark.parametrize(

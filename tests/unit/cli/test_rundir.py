@@ -11,6 +11,7 @@ import pytest
 
 from baton.cli.rundir import (
     AlreadyRunning,
+    NotARunDirectory,
     ProcessState,
     RunDirectory,
     SystemState,
@@ -101,3 +102,16 @@ def test_state_file_is_plain_json(run: RunDirectory) -> None:
     run.save(state())
     document = json.loads(run.state_file.read_text())
     assert document["processes"][0]["name"] == "decode-1"
+
+
+def test_a_directory_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("traces/a.jsonl", "logs/a.log", "ready/b", "main.py")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    run = RunDirectory(tmp_path)
+    for use in (run.prepare, run.claim, run.lock().__enter__):
+        with pytest.raises(NotARunDirectory, match="BATON_HOME"):
+            use()
+    assert all(file.read_text() == "mine" for file in files)
+    assert not (tmp_path / "lock").exists()

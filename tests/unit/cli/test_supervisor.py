@@ -16,8 +16,8 @@ import pytest
 from baton.cli import child
 from baton.cli.leftovers import end_all, is_alive, living
 from baton.cli.plan import ProcessSpec, SystemPlan, UpOptions
-from baton.cli.process import LogFollower, describe_exit, tail
 from baton.cli.rundir import RUN_ID_VARIABLE, RunDirectory, SystemState
+from baton.cli.supervised_process import LogFollower, describe_exit, tail
 from baton.cli.supervisor import StartFailed, StopRequested, StopSignal, Supervisor
 from tests.support.eventually import eventually
 

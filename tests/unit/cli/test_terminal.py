@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from rich.console import Console
 
-from baton.cli.chat import Chat
+from baton.cli.chat import Conversation
 from baton.cli.generate import write
 from baton.cli.pins import print_pins
 from baton.client import Client, PinnedPrefix
@@ -45,7 +45,7 @@ def test_readline_knows_the_prompt_of_a_chat(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(builtins, "input", ask)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     console = Console(file=io.StringIO(), force_terminal=True)
-    Chat(cast("Client", None), console, {}).run()
+    Conversation(cast("Client", None), console, {}).run()
     [prompt] = prompts
     assert prompt.replace("\x01\033[1m\x02", "").replace("\x01\033[0m\x02", "") == "you> "
     assert "you>" not in cast("io.StringIO", console.file).getvalue()

@@ -5,18 +5,21 @@ from __future__ import annotations
 from io import StringIO
 from pathlib import Path
 from threading import Event
+from typing import cast
 from unittest.mock import patch
 
 import pytest
 import typer
 from rich.console import Console
 
-from baton.cli.failures import explained
+from baton.cli.background import run_background
+from baton.cli.models import demo_pair
 from baton.cli.plan import PlanError, SystemPlan, UpOptions
-from baton.cli.progress import ProgressDisplay
 from baton.cli.rundir import ProcessState, RunDirectory, SystemState
 from baton.cli.supervisor import StopSignal
-from baton.cli.up import EXIT_FAILED, local_system, run_background
+from baton.cli.up import EXIT_FAILED, local_system
+from baton.cli.up_output import ProgressDisplay, print_ready
+from baton.cli.user_errors import explained
 
 
 def printed(*states: SystemState) -> str:
@@ -73,3 +76,14 @@ def test_a_supervisor_that_comes_second_says_what_to_do(
     with run.lock():
         assert run_background("r", UpOptions("m", "m"), run) == EXIT_FAILED
     assert "already runs here" in capfd.readouterr().err
+
+
+def test_the_next_steps_suggest_python_for_the_demo_model_only() -> None:
+    def steps(model: str) -> str:
+        console = Console(file=StringIO(), width=100)
+        print_ready(console, SystemState("r", 1, model=model), detached=True, as_json=False)
+        return cast("StringIO", console.file).getvalue()
+
+    assert 'baton generate "def main():"' in steps(str(demo_pair().target))
+    assert "def main" not in steps("/models/other")
+    assert "baton generate" in steps("/models/other")

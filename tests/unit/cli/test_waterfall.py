@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from baton.cli.spans import SpanRecord, as_tree, find_trace, read_spans
+from baton.cli.trace_files import SpanRecord, as_tree, find_trace, read_spans
 from baton.cli.waterfall import bar, print_waterfall, to_document
 
 MS = 1_000_000
@@ -85,7 +85,7 @@ def test_trace_is_found_by_request_id(traces: Path) -> None:
 
 def test_tree_is_depth_first_and_orphans_are_roots(traces: Path) -> None:
     rows = as_tree(find_trace(read_spans(traces)))
-    assert [(row.span.span_id, row.depth) for row in rows] == [
+    assert [(span.span_id, depth) for depth, span in rows] == [
         ("s1", 0),
         ("s2", 1),
         ("p1", 1),
@@ -93,7 +93,7 @@ def test_tree_is_depth_first_and_orphans_are_roots(traces: Path) -> None:
         ("d2", 2),
     ]
     orphan = SpanRecord("t", "o", "never-written", "n", "s", "w", 0, 1)
-    assert [row.depth for row in as_tree([orphan])] == [0]
+    assert [depth for depth, _ in as_tree([orphan])] == [0]
 
 
 def test_waterfall_shows_every_span_with_offset_and_duration(traces: Path) -> None:

@@ -136,6 +136,11 @@ def test_models_are_found_by_name(tmp_path):
 def test_model_paths():
     assert parse_models("/models/demo/") == {"demo": Path("/models/demo/")}
     assert parse_models("a=/x, b=/y") == {"a": Path("/x"), "b": Path("/y")}
+    assert parse_models("a=/lr=0.1,/models/lr=0.2") == {
+        "a": Path("/lr=0.1"),
+        "lr=0.2": Path("/models/lr=0.2"),
+    }
+    assert parse_models(r"a\=1=/x\,y") == {"a=1": Path("/x,y")}
     for text in ("=x", "a=", "a=/x,a=/y"):
         with pytest.raises(ValueError, match=r"must look like|twice"):
             parse_models(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,8 +19,8 @@ class TokenizerSettings(ServiceSettings):
     watches: ClassVar[frozenset[str] | None] = frozenset()
 
     models: str = ""
-    """Directories with `tokenizer.json`: one path, or "name=path,name=path"; a path without a name
-    is known by its last part."""
+    """Directories with `tokenizer.json`: one path, or "name=path,name=path", where a backslash
+    keeps a "," or "=" from separating; the last part of a path without a name is its name."""
     max_text_chars: int = Field(default=2_000_000, ge=1)
     """Longest text, or sum of a conversation's messages, to encode."""
     max_token_ids: int = Field(default=1_000_000, ge=1)
@@ -45,10 +46,12 @@ def parse_models(text: str) -> dict[str, Path]:
         ValueError: an entry has no path, or a name appears twice.
     """
     models: dict[str, Path] = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, separator, path = entry.rpartition("=")
+    for entry in filter(None, (part.strip() for part in re.split(r"(?<!\\),", text))):
+        is_path = entry.startswith(("/", "~", "."))
+        parts = [entry] if is_path else re.split(r"(?<!\\)=", entry, maxsplit=1)
+        *names, path = (re.sub(r"\\([,=])", r"\1", part.strip()) for part in parts)
         directory = Path(path).expanduser()
-        name = name.strip() if separator else directory.resolve().name
+        name = names[0] if names else directory.resolve().name
         if not name or not path:
             raise ValueError(f"must look like 'name=path,name=path' or one path, got {entry!r}")
         if name in models:

@@ -1,42 +1,26 @@
-"""The commands that ask a running system something: generate, chat and bench."""
+"""The commands that ask a running system: generate, chat and bench, with their options."""
 
 # typer makes options of arguments: their number and kind are the command line's.
 # ruff: noqa: FBT002, PLR0913
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from baton.cli.bench import Plan, bench
-from baton.cli.chat import Chat
-from baton.cli.failures import explained
+from baton.cli.bench import LoadPlan, bench
+from baton.cli.chat import Conversation
 from baton.cli.generate import generate
-from baton.cli.measurement import Target
-from baton.cli.options import (
-    Address,
-    AsJson,
-    Choice,
-    Grammar,
-    JsonSchema,
-    MaxTokens,
-    MinP,
-    ModelName,
-    Regex,
-    Seed,
-    Speculation,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-    make_guide,
-)
-from baton.cli.rundir import run_directory
-from baton.cli.target import scheduler_address
-from baton.client import Client, GenerateOptions
+from baton.cli.measurement import LatencyTarget
+from baton.cli.target import ADDRESS_VARIABLE, scheduler_address, scheduler_client
+from baton.cli.user_errors import explained
+from baton.client import GenerateOptions, Guide
 
 GENERATE_EXAMPLES = (
     'Examples: [bold]baton generate "def main():" --explain[/] shows where the time went;'
@@ -54,6 +38,32 @@ BENCH_EXAMPLES = (
     " [bold]baton bench --rate 4 --duration-s 30[/] sends four a second, whether or not the system"
     " keeps up; [bold]baton bench --json > result.json[/] keeps the figures."
 )
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        "-a",
+        help="Scheduler, HOST:PORT. Default: the system that runs here.",
+        envvar=ADDRESS_VARIABLE,
+        show_envvar=True,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelName = Annotated[str, typer.Option("--model", help="Model name, where several are served.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens to produce.")]
+Temperature = Annotated[float | None, typer.Option(min=0.0, help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(min=0, help="Keep only the k most likely; 0 keeps all.")]
+TopP = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="Keep the fewest that reach probability p.")
+]
+MinP = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="Drop those below p times the likeliest.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same text.")]
+Speculation = Annotated[
+    bool | None,
+    typer.Option("--speculation/--no-speculation", help="Draft tokens ahead, or do not."),
+]
 TimeoutS = Annotated[float, typer.Option(min=0.1, help="Deadline of one request.")]
 
 
@@ -65,11 +75,23 @@ def generate_command(
     top_p: TopP = None,
     min_p: MinP = None,
     seed: Seed = None,
-    stop: Stop = None,
-    json_schema: JsonSchema = "",
-    regex: Regex = "",
-    grammar: Grammar = None,
-    choice: Choice = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End at this text; may be repeated.")
+    ] = None,
+    json_schema: Annotated[
+        str, typer.Option(help="Output must fulfil this JSON schema: a file, or JSON itself.")
+    ] = "",
+    regex: Annotated[str, typer.Option(help="Output must match this regular expression.")] = "",
+    grammar: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Output must follow this file's Lark grammar."
+        ),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="Output must be one of these; repeat it for each."),
+    ] = None,
     speculation: Speculation = None,
     model: ModelName = "",
     explain: Annotated[bool, typer.Option(help="Show where the time went.")] = False,
@@ -90,16 +112,15 @@ def generate_command(
         speculation=speculation,
         guide=make_guide(json_schema, regex, grammar, choice),
         explain=explain,
+        return_token_ids=as_json,
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    with explained(Console(stderr=True)):
-        target = scheduler_address(address, run_directory())
-        with Client(target, timeout_s=timeout_s) as client:
-            generate(client, Console(), text, options, as_json=as_json)
+    with scheduler_client(address, timeout_s) as client:
+        generate(client, Console(), text, options, as_json=as_json)
 
 
 def chat_command(
-    system: Annotated[str, typer.Option(help="What the model is told first.")] = "",
+    system: Annotated[str, typer.Option(help="Instructions that come before the talk.")] = "",
     max_tokens: MaxTokens = 512,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -122,11 +143,10 @@ def chat_command(
         seed=seed,
         speculation=speculation,
     )
-    with (
-        explained(Console(stderr=True)),
-        Client(scheduler_address(address, run_directory()), timeout_s=timeout_s) as client,
-    ):
-        Chat(client, Console(), options, system).run()
+    with scheduler_client(address, timeout_s) as client:
+        conversation = Conversation(client, Console(), options, system)
+        conversation.check()
+        conversation.run()
 
 
 def bench_command(
@@ -157,25 +177,62 @@ def bench_command(
     as_json: AsJson = False,
 ) -> None:
     """Load a running system and measure it as a client does: TTFT, TPOT, goodput."""
-    options = GenerateOptions(
-        model=model,
-        max_tokens=max_tokens,
-        temperature=0.0,
-        seed=seed,
-        ignore_eos=True,
-        speculation=speculation,
-    )
-    plan = Plan(
+    plan = LoadPlan(
         num_requests=requests,
         duration_s=duration_s,
         concurrency=concurrency,
         rate=rate,
         num_prompt_words=prompt_words,
         seed=seed,
-        options=options,
-        target=Target(ttft_target_ms / 1e3, tpot_target_ms / 1e3),
+        options=GenerateOptions(
+            model=model,
+            max_tokens=max_tokens,
+            temperature=0.0,
+            seed=seed,
+            ignore_eos=True,
+            speculation=speculation,
+        ),
+        target=LatencyTarget(ttft_target_ms / 1e3, tpot_target_ms / 1e3),
         timeout_s=timeout_s,
     )
-    with explained(Console(stderr=True)):
-        target = scheduler_address(address, run_directory())
-        raise typer.Exit(bench(target, plan, Console(), as_json=as_json))
+    with explained():
+        raise typer.Exit(bench(scheduler_address(address), plan, Console(), as_json=as_json))
+
+
+def make_guide(
+    json_schema: str, regex: str, grammar: Path | None, choice: Sequence[str] | None
+) -> Guide | None:
+    """What the output must match, None for anything.
+
+    Raises:
+        typer.BadParameter: more than one was given, or the schema is not JSON.
+    """
+    options = {
+        "--json-schema": json_schema,
+        "--regex": regex,
+        "--grammar": grammar,
+        "--choice": choice,
+    }
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise typer.BadParameter(f"give only one of {', '.join(given)}")
+    if json_schema:
+        return Guide.json_schema(_read_schema(json_schema))
+    if regex:
+        return Guide.regex(regex)
+    if grammar is not None:
+        return Guide.lark(grammar.read_text(encoding="utf-8"))
+    return Guide.choice(choice) if choice else None
+
+
+def _read_schema(given: str) -> dict[str, object]:
+    try:
+        is_text = given.lstrip().startswith("{")
+        schema = json.loads(given if is_text else Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(
+            f"--json-schema is neither a JSON file nor JSON: {error}"
+        ) from None
+    if not isinstance(schema, dict):
+        raise typer.BadParameter("--json-schema must be a JSON object")
+    return schema

@@ -8,15 +8,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
-from baton.cli.measurement import Sample, Tally, Target, percentile, series, summary
+from baton.cli.measurement import LatencyTarget, Sample, Tally, percentile, series, summary
 from baton.client import AsyncClient, BatonError, GenerateOptions, RetryPolicy
 
 MAX_RUNNING = 1024
@@ -26,7 +27,7 @@ _REFRESH_PER_S = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """What to send."""
 
     num_requests: int
@@ -38,7 +39,7 @@ class Plan:
     num_prompt_words: int
     seed: int
     options: GenerateOptions
-    target: Target
+    target: LatencyTarget
     timeout_s: float
 
     @property
@@ -49,7 +50,7 @@ class Plan:
         return f"{self.concurrency} at a time"
 
 
-def bench(address: str, plan: Plan, console: Console, *, as_json: bool) -> int:
+def bench(address: str, plan: LoadPlan, console: Console, *, as_json: bool) -> int:
     """Runs a plan and prints the figures; the exit status is 1 when no request went well.
 
     The first Ctrl-C ends the test and sums up what there is.
@@ -76,7 +77,9 @@ def bench(address: str, plan: Plan, console: Console, *, as_json: bool) -> int:
 
 
 class _Run:
-    def __init__(self, address: str, plan: Plan, tally: Tally, show: Callable[[], None]) -> None:
+    def __init__(
+        self, address: str, plan: LoadPlan, tally: Tally, show: Callable[[], None]
+    ) -> None:
         self._address = address
         self._plan = plan
         self._tally = tally
@@ -129,11 +132,9 @@ class _Run:
         return True
 
     async def _pause(self, delay_s: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._is_over.wait()
-        except TimeoutError:
-            return
 
     def _interrupt(self, task: asyncio.Task[object] | None) -> None:
         """The first time: starts nothing more. The second time: does not wait either."""
@@ -168,7 +169,7 @@ class _Run:
         return f"# {self._rng.getrandbits(32):08x} {words}\ndef {self._rng.choice(_WORDS)}("
 
 
-def _live_table(tally: Tally, plan: Plan, took_s: float) -> Table:
+def _live_table(tally: Tally, plan: LoadPlan, took_s: float) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("load", plan.shape)
     table.add_row("time", f"{took_s:.0f} s of {plan.duration_s:g} s at most")
@@ -189,11 +190,9 @@ def _live_table(tally: Tally, plan: Plan, took_s: float) -> Table:
 
 
 def _result_table(document: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
     columns = ("mean", "p50", "p90", "p95", "p99", "max")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
+    numbers = [Column(column, justify="right") for column in columns]
+    table = Table("", *numbers, box=None, pad_edge=False, header_style="bold")
     for name in ("ttft", "tpot", "e2e"):
         figures = document.get(f"{name}_ms")
         if figures is not None:

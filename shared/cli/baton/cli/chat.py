@@ -8,9 +8,9 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from baton.cli.failures import described
 from baton.cli.generate import Interrupted, stream_to, write
 from baton.cli.stages import print_stages
+from baton.cli.user_errors import described
 from baton.client import BatonError, Client, Completion, GenerateOptions
 
 _HELP = """\
@@ -21,8 +21,8 @@ _HELP = """\
 Ctrl-C  stop the answer that is being written"""
 
 
-class Chat:
-    """A conversation until /quit or end of input. An answer that fails or is stopped ends alone."""
+class Conversation:
+    """A conversation until /quit or end of input; an answer that fails does not end it."""
 
     def __init__(
         self, client: Client, console: Console, options: GenerateOptions, system: str = ""
@@ -34,6 +34,15 @@ class Chat:
         self._messages: list[Mapping[str, str]] = []
         self._last: Completion | None = None
         self._reset()
+
+    def check(self) -> None:
+        """Finds out whether the model can hold this conversation.
+
+        Raises:
+            BatonError: it cannot, such as a model without a chat template.
+        """
+        messages = [*self._messages, {"role": "user", "content": "Hello"}]
+        self._client.tokenize(messages=messages, model=self._options.get("model", ""))
 
     def run(self) -> None:
         """Reads lines and answers them."""
@@ -75,9 +84,7 @@ class Chat:
 
     def _answer(self, line: str) -> None:
         messages = [*self._messages, {"role": "user", "content": line}]
-        options = self._options.copy()
-        options["messages"] = messages
-        options["explain"] = True
+        options: GenerateOptions = {**self._options, "messages": messages, "explain": True}
         try:
             completion = stream_to(self._console, self._client.generate(stream=True, **options))
         except Interrupted as interrupted:

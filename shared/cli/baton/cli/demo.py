@@ -13,16 +13,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from baton.cli.generate import Interrupted, stream_to
+from baton.cli.generate import stream_to
 from baton.cli.leftovers import living
-from baton.cli.models import DEMO_KV_BYTES, NoModel, demo_pair
-from baton.cli.plan import PlanError, UpOptions
-from baton.cli.progress import ProgressDisplay
-from baton.cli.rundir import AlreadyRunning, RunDirectory
-from baton.cli.stages import has_stages, print_stages, sum_stages
-from baton.cli.supervisor import StartFailed, StopRequested
+from baton.cli.models import DEMO_KV_BYTES, demo_pair
+from baton.cli.plan import UpOptions
+from baton.cli.rundir import RunDirectory
+from baton.cli.stages import print_stages, sum_stages
+from baton.cli.supervisor import StopRequested
 from baton.cli.up import interruptible, local_system, new_run_id, stop_on_signals
+from baton.cli.up_output import ProgressDisplay
+from baton.cli.user_errors import UserError
 from baton.client import BatonError, Client, Completion
+from baton.core.roles import Role
 from baton.core.stages import StageName
 
 MAX_GAP_PCT = 5.0
@@ -30,14 +32,14 @@ _PROMPT_CHARS = 2600
 """About 850 tokens of Python, so that the prefill can be seen."""
 _MAX_TOKENS = 96
 _TIMEOUT_S = 60.0
-_NEEDED_STAGES = [
-    StageName(name)
-    for name in ("tokenize", "admit", "queue", "prefill", "handoff", "first_decode", "decode")
-]
+_NEEDED_STAGES = (
+    *(StageName.TOKENIZE, StageName.ADMIT, StageName.QUEUE, StageName.PREFILL),
+    *(StageName.HANDOFF, StageName.FIRST_DECODE, StageName.DECODE),
+)
 
 
-class DemoFailed(Exception):
-    """The demo did not show what it should; the message says what."""
+class DemoFailed(UserError):
+    """The demo did not show what it should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +68,11 @@ def run(console: Console, *, as_json: bool = False) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="baton-demo-") as directory:
             result = _run_in(RunDirectory(Path(directory)), console)
-    except (DemoFailed, NoModel, PlanError, AlreadyRunning, StartFailed, OSError) as error:
+    except (UserError, OSError) as error:
         return _fail(console, str(error))
     except BatonError as error:
         return _fail(console, f"{error.reason.name.lower()}: {error.message}")
-    except (StopRequested, Interrupted, KeyboardInterrupt):
+    except (StopRequested, KeyboardInterrupt):
         return _fail(console, "interrupted; everything was stopped")
     console.print(f"took {time.monotonic() - started_at_s:.1f} s", style="dim", highlight=False)
     console.print(result.line(), markup=False, highlight=False, soft_wrap=True)
@@ -80,7 +82,7 @@ def run(console: Console, *, as_json: bool = False) -> int:
 
 
 def demo_prompt() -> str:
-    """The beginning of a standard library module: what the demo model was trained on is like it."""
+    """The beginning of a standard library module: the demo model was trained on Python like it."""
     source = inspect.getsource(shlex)[:_PROMPT_CHARS]
     return source[: source.rindex("return") + len("return")]
 
@@ -90,7 +92,7 @@ def _run_in(run_dir: RunDirectory, console: Console) -> DemoResult:
     options = UpOptions(
         model_path=str(pair.target),
         model_name=pair.name,
-        draft_path=str(pair.draft) if pair.draft else "",
+        draft_path=str(pair.draft or ""),
         gateway=False,
         kv_bytes=DEMO_KV_BYTES,
         can_restart=False,
@@ -99,21 +101,18 @@ def _run_in(run_dir: RunDirectory, console: Console) -> DemoResult:
         settings={"BATON_SCHEDULER_FORCE_DISAGGREGATION": "true"},
     )
     console.print(f"starting Baton with {pair.name} (one prefill and one decode worker)")
-    run_id = new_run_id()
-    live = ProgressDisplay(console)
-    with stop_on_signals() as stop:
-        live.start()
-        try:
-            with local_system(options, run_dir, run_id, stop, live.show) as supervisor:
-                live.stop()
-                state = supervisor.state
-                scheduler = state.process("scheduler")
-                if scheduler is None:
-                    raise DemoFailed("there is no scheduler")
-                with interruptible(), Client(scheduler.address, timeout_s=_TIMEOUT_S) as client:
-                    completion = _complete(client, console)
-        finally:
-            live.stop()
+    with (
+        stop_on_signals() as stop,
+        ProgressDisplay(console) as display,
+        local_system(options, run_dir, new_run_id(), stop, display.show) as supervisor,
+    ):
+        display.stop()
+        state = supervisor.state
+        scheduler = state.process(Role.SCHEDULER)
+        if scheduler is None:
+            raise DemoFailed("there is no scheduler")
+        with interruptible(), Client(scheduler.address, timeout_s=_TIMEOUT_S) as client:
+            completion = _complete(client, console)
     if survivors := living(state):
         raise DemoFailed(f"processes {survivors} are left")
     console.print("\neverything has stopped; no process is left", style="dim")
@@ -154,7 +153,8 @@ def check(completion: Completion) -> DemoResult:
     placement = completion.placement
     if placement is None or placement.local_prefill:
         raise DemoFailed("the prompt was not computed by a prefill worker")
-    if missing := has_stages(completion.stages, _NEEDED_STAGES):
+    seen = {stage.name for stage in completion.stages}
+    if missing := [name for name in _NEEDED_STAGES if name not in seen]:
         raise DemoFailed(f"stages {', '.join(missing)} are missing from the breakdown")
     if not num_tokens or not completion.text:
         raise DemoFailed("no text was generated")

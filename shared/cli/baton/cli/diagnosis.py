@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from baton.cli.examination import Examination, Subject
+from baton.core.blocks import BlockState
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.roles import Role
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 MAX_CLOCK_OFFSET_S = 0.1
 SLOW_PATH_BYTES_PER_S = 50e6
-_WORKER_ROLES = frozenset({Role.PREFILL, Role.DECODE})
-_KEPT = frozenset({"free", "cached"})
+_WORKER_ROLES = {Role.PREFILL, Role.DECODE}
+_IDLE_STATES = {BlockState.FREE.value, BlockState.CACHED.value}
 _NEEDED = {
     Role.DECODE: (ERROR, "nothing can be generated", "start a decode worker"),
     Role.TOKENIZER: (ERROR, "text cannot be read or written", "start a tokenizer"),
@@ -34,38 +35,17 @@ class Finding:
     advice: str = ""
 
 
+_Findings = Iterator[tuple[str, str, str] | tuple[str, str]]
+"""Level, text and, unless all is well, advice."""
+
+
 def diagnose(seen: Examination) -> list[Finding]:
     """Everything that was checked, in the order in which it is best read."""
-    checks = (
-        ("services", _services),
-        ("versions", _versions),
-        ("compatibility", _compatibility),
-        ("bus", _bus),
-        ("blocks", _blocks),
-        ("clocks", _clocks),
-        ("cores", _cores),
-        ("paths", _paths),
-        ("leftovers", _leftovers),
-    )
     findings = []
-    for name, check in checks:
+    for name, check, all_well in _CHECKS:
         found = [Finding(name, *finding) for finding in check(seen)]
-        findings += found or [Finding(name, OK, _ALL_WELL[name])]
+        findings += found or [Finding(name, OK, all_well)]
     return findings
-
-
-_Findings = Iterator[tuple[str, str, str] | tuple[str, str]]
-_ALL_WELL = {
-    "services": "every process answers",
-    "versions": "all processes run the same version",
-    "compatibility": "workers of a model compute the same",
-    "bus": "every process is connected to NATS",
-    "blocks": "KV blocks by state add up to every pool, and none is held without a request",
-    "clocks": "wall clocks agree",
-    "cores": "no two workers share a core",
-    "paths": "no prefill and decode worker to measure between",
-    "leftovers": "nothing is left over from an earlier run",
-}
 
 
 def _up(seen: Examination) -> list[ServiceStatus]:
@@ -105,11 +85,11 @@ def _versions(seen: Examination) -> _Findings:
 
 
 def _compatibility(seen: Examination) -> _Findings:
-    workers = [status for status in _up(seen) if status.role in _WORKER_ROLES]
-    workers.sort(key=lambda status: (status.role, -status.uptime_s))
+    # Decode workers before prefill workers, the oldest first.
+    workers = sorted(_up(seen), key=lambda status: (status.role, -status.uptime_s))
     first: dict[str, ServiceStatus] = {}
-    for status in workers:  # decode workers before prefill workers, the oldest first
-        if status.fingerprint is None:
+    for status in workers:
+        if status.role not in _WORKER_ROLES or status.fingerprint is None:
             continue
         reference = first.setdefault(status.model, status)
         differences = (reference.fingerprint or status.fingerprint).differences(status.fingerprint)
@@ -124,28 +104,27 @@ def _compatibility(seen: Examination) -> _Findings:
 
 
 def _bus(seen: Examination) -> _Findings:
-    away = [
-        subject.known
-        for subject in seen.subjects
-        if subject.scrape is not None and subject.scrape.is_bus_connected is False
-    ]
-    unread = [s.known for s in seen.subjects if s.own is not None and s.scrape is None]
     if seen.is_broker_listening is False:
         yield ERROR, "the NATS server of this system does not listen", "`baton down && baton up`"
-    for status in away:
-        yield (
-            WARNING,
-            f"{_name(status)} is not connected to NATS",
-            "requests go on, but joining workers and cached prefixes are noticed late: check"
-            " BATON_NATS_URL and that the server runs",
-        )
-    for status in unread:
-        yield (
-            WARNING,
-            f"metrics of {_name(status)} cannot be read at {status.metrics_address or 'any port'}",
-            "is the port open to this machine? Prometheus may not reach it either",
-        )
-    if not away and not seen.is_bus_connected:
+    is_any_away = False
+    for subject in seen.subjects:
+        known = subject.known
+        if subject.scrape is not None and subject.scrape.is_bus_connected is False:
+            is_any_away = True
+            yield (
+                WARNING,
+                f"{_name(known)} is not connected to NATS",
+                "requests go on, but joining workers and cached prefixes are noticed late: check"
+                " BATON_NATS_URL and that the server runs",
+            )
+        elif subject.scrape is None and subject.own is not None:
+            yield (
+                WARNING,
+                f"metrics of {_name(known)} cannot be read at"
+                f" {known.metrics_address or 'any port'}",
+                "is the port open to this machine? Prometheus may not reach it either",
+            )
+    if not is_any_away and not seen.is_bus_connected:
         yield WARNING, "the scheduler is not connected to NATS", "check BATON_NATS_URL"
 
 
@@ -179,23 +158,25 @@ def _blocks(seen: Examination) -> _Findings:
 
 def _held_while_idle(subject: Subject) -> int:
     """Blocks held at both looks while nothing ran."""
-    words = [word.status for word in (subject.own, subject.later) if word is not None]
-    if any(status.num_requests_running + status.num_requests_waiting for status in words):
+    looks = [answer.status for answer in (subject.own, subject.later) if answer is not None]
+    if any(status.num_requests_running + status.num_requests_waiting for status in looks):
         return 0
     return min(
-        sum(n for state, n in status.kv_blocks.items() if state not in _KEPT) for status in words
+        sum(n for state, n in status.kv_blocks.items() if state not in _IDLE_STATES)
+        for status in looks
     )
 
 
 def _clocks(seen: Examination) -> _Findings:
     for subject in seen.subjects:
-        word = subject.own
-        if word is None or word.clock_offset_s is None:
+        answer = subject.own
+        if answer is None or answer.clock_offset_s is None:
             continue
-        if abs(word.clock_offset_s) - word.clock_error_s > MAX_CLOCK_OFFSET_S:
+        if abs(answer.clock_offset_s) - answer.clock_error_s > MAX_CLOCK_OFFSET_S:
             yield (
                 WARNING,
-                f"the clock of {_name(word.status)} is {word.clock_offset_s:+.3f} s off this one's",
+                f"the clock of {_name(answer.status)} is {answer.clock_offset_s:+.3f} s off this"
+                " one's",
                 "traces will show its stages at the wrong time (leases are not affected): run NTP"
                 " or chrony there",
             )
@@ -207,12 +188,11 @@ def _cores(seen: Examination) -> _Findings:
         if status.role in _WORKER_ROLES:
             by_host[status.address.rpartition(":")[0]].append(status)
     for host, workers in by_host.items():
-        free = [status for status in workers if not status.cores]
-        if free and len(workers) > 1:
+        unpinned = [status.worker_id for status in workers if not status.cores]
+        if unpinned and len(workers) > 1:
             yield (
                 WARNING,
-                f"{len(workers)} workers on {host}, and not held to cores of their own:"
-                f" {', '.join(status.worker_id for status in free)}",
+                f"{len(workers)} workers on {host}, and not pinned to cores: {', '.join(unpinned)}",
                 "threads that share cores starve each other: give each its own with --cores",
             )
         for one, other in combinations(workers, 2):
@@ -228,20 +208,19 @@ def _cores(seen: Examination) -> _Findings:
 
 def _paths(seen: Examination) -> _Findings:
     for path in seen.paths:
-        way = f"{path.prefill_id} to {path.decode_id}"
-        if isinstance(path.result, str):
+        ends = f"{path.prefill_id} to {path.decode_id}"
+        figures = (
+            f"{ends}: {path.bytes_per_s / 1e6:.0f} MB/s, round trip"
+            f" {path.round_trip_s * 1e3:.2f} ms"
+        )
+        if path.error:
             yield (
                 ERROR,
-                f"no KV can go from {way}: {path.result}",
+                f"no KV can go from {ends}: {path.error}",
                 "can the prefill worker reach the decode worker's address (advertise_host, network"
                 " policies, TLS)?",
             )
-            continue
-        figures = (
-            f"{way}: {path.result.bytes_per_s / 1e6:.0f} MB/s, round trip"
-            f" {path.result.round_trip_s * 1e3:.2f} ms"
-        )
-        if path.result.bytes_per_s < SLOW_PATH_BYTES_PER_S:
+        elif path.bytes_per_s < SLOW_PATH_BYTES_PER_S:
             yield WARNING, figures, "hand-offs will be slow: put them closer, or compute locally"
         else:
             yield OK, figures
@@ -251,3 +230,20 @@ def _leftovers(seen: Examination) -> _Findings:
     if seen.leftover_pids:
         pids = ", ".join(map(str, seen.leftover_pids))
         yield ERROR, f"processes of an earlier run still live: {pids}", "run `baton down`"
+
+
+_CHECKS = (
+    ("services", _services, "every process answers"),
+    ("versions", _versions, "all processes run the same version"),
+    ("compatibility", _compatibility, "workers of a model compute the same"),
+    ("bus", _bus, "every process is connected to NATS"),
+    (
+        "blocks",
+        _blocks,
+        "KV blocks by state add up to every pool, and none is held without a request",
+    ),
+    ("clocks", _clocks, "wall clocks agree"),
+    ("cores", _cores, "no two workers share a core"),
+    ("paths", _paths, "no prefill and decode worker to measure between"),
+    ("leftovers", _leftovers, "nothing is left over from an earlier run"),
+)

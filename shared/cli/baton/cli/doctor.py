@@ -11,23 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.cli.diagnosis import ERROR, OK, WARNING, Finding, diagnose
+from baton.cli.direct import MeasuredPath
 from baton.cli.examination import Examination, examine, leftovers
-from baton.cli.peers import PathFigures
-from baton.cli.rundir import RunDirectory
 from baton.cli.target import NoSystem
 
 _STYLES = {OK: "green", WARNING: "yellow", ERROR: "bold red"}
 
 
-def doctor(
-    console: Console, address: str, run: RunDirectory, num_probe_bytes: int, *, as_json: bool
-) -> int:
+def doctor(console: Console, address: str, num_probe_bytes: int, *, as_json: bool) -> int:
     """Examines a system and prints what was found; exit status 1 when there is an error."""
     try:
-        seen = examine(address, run, num_probe_bytes)
+        seen = examine(address, num_probe_bytes)
         findings = diagnose(seen)
     except NoSystem as error:
-        seen = Examination(is_bus_connected=False, leftover_pids=leftovers(run))
+        seen = Examination(is_bus_connected=False, leftover_pids=leftovers())
         found = [finding for finding in diagnose(seen) if finding.check == "leftovers"]
         findings = [Finding("services", ERROR, str(error), "start one with `baton up`"), *found]
     if as_json:
@@ -42,24 +39,20 @@ def to_document(findings: list[Finding], seen: Examination) -> dict[str, Any]:
     return {
         "healthy": all(finding.level != ERROR for finding in findings),
         "findings": [asdict(finding) for finding in findings],
-        "paths": [
-            {
-                "prefill": path.prefill_id,
-                "decode": path.decode_id,
-                **(
-                    asdict(path.result)
-                    if isinstance(path.result, PathFigures)
-                    else {"error": path.result}
-                ),
-            }
-            for path in seen.paths
-        ],
+        "paths": [_path_document(path) for path in seen.paths],
         "clock_offsets_s": {
             subject.known.worker_id: subject.own.clock_offset_s
             for subject in seen.subjects
             if subject.own is not None
         },
     }
+
+
+def _path_document(path: MeasuredPath) -> dict[str, Any]:
+    workers = {"prefill": path.prefill_id, "decode": path.decode_id}
+    if path.error:
+        return {**workers, "error": path.error}
+    return {**workers, "bytes_per_s": path.bytes_per_s, "round_trip_s": path.round_trip_s}
 
 
 def _print(console: Console, findings: list[Finding]) -> None:

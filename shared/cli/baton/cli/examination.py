@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from baton.cli.direct import (
+    CALL_TIMEOUT_S,
+    MAX_CONCURRENT_CALLS,
+    DirectAnswer,
+    MeasuredPath,
+    ask_all,
+    measure_path,
+)
 from baton.cli.leftovers import living
-from baton.cli.peers import OwnWord, PathFigures, ask, measure_path
 from baton.cli.plan import NATS_ROLE
 from baton.cli.ports import is_listening
-from baton.cli.rundir import RunDirectory
+from baton.cli.rundir import run_directory
 from baton.cli.status import cluster_status
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.roles import Role
 
-_CALL_TIMEOUT_S = 3.0
-_PROBE_TIMEOUT_S = 30.0
-_MAX_CONCURRENT_CALLS = 16
 _SAMPLE = re.compile(r'^(baton_kv_blocks|baton_bus_connected)(?:\{state="(\w+)"\})? (\S+)$', re.M)
 
 
@@ -38,22 +41,12 @@ class Subject:
 
     known: ServiceStatus
     """As the scheduler sees it."""
-    own: OwnWord | None
+    own: DirectAnswer | None
     """None: it does not answer."""
-    later: OwnWord | None
+    later: DirectAnswer | None
     """The same, asked again at the end."""
     scrape: Scrape | None
     """None: its metrics cannot be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredPath:
-    """The path of KV from one worker to another."""
-
-    prefill_id: str
-    decode_id: str
-    result: PathFigures | str
-    """A reason where it could not be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,63 +58,40 @@ class Examination:
     subjects: tuple[Subject, ...] = ()
     paths: tuple[MeasuredPath, ...] = ()
     is_broker_listening: bool | None = None
-    """Of the system that runs here; None without one, or where it has no broker of its own."""
+    """Of the system that runs here; None without one, or where it uses a broker elsewhere."""
     leftover_pids: tuple[int, ...] = ()
     """Processes of a run here whose supervisor is gone."""
 
 
-def examine(address: str, run: RunDirectory, num_probe_bytes: int) -> Examination:
+def examine(address: str, num_probe_bytes: int) -> Examination:
     """Looks at a system.
 
     Raises:
         NoSystem: there is none to look at.
     """
-    cluster = cluster_status(address, run)
-    services = list(cluster.services)
-    with ThreadPoolExecutor(_MAX_CONCURRENT_CALLS) as pool:
-        first = list(pool.map(_ask, services))
+    cluster = cluster_status(address)
+    services = cluster.services
+    first = ask_all(services)
+    with ThreadPoolExecutor(MAX_CONCURRENT_CALLS) as pool:
         scrapes = list(pool.map(_scrape, services))
-        paths = _measure_paths(services, first, num_probe_bytes)
-        later = list(pool.map(_ask, services))
-    subjects = map(Subject, services, first, later, scrapes)
-    state = run.running() if not address else None
+    paths = _measure_paths(services, first, num_probe_bytes)
+    subjects = map(Subject, services, first, ask_all(services), scrapes)
+    state = None if address else run_directory().running()
     broker = state.process(NATS_ROLE) if state else None
     return Examination(
         is_bus_connected=cluster.bus_connected,
         subjects=tuple(subjects),
         paths=tuple(paths),
-        is_broker_listening=is_listening(int(broker.address.rpartition(":")[2]))
-        if broker
-        else None,
-        leftover_pids=leftovers(run),
+        is_broker_listening=is_listening(broker.address) if broker else None,
+        leftover_pids=leftovers(),
     )
 
 
-def leftovers(run: RunDirectory) -> tuple[int, ...]:
-    """Processes of the run directory's last system that outlived its supervisor."""
+def leftovers() -> tuple[int, ...]:
+    """Processes of the local system that outlived its supervisor."""
+    run = run_directory()
     state = None if run.is_locked() else run.load()
     return tuple(living(state)) if state else ()
-
-
-def _ask(service: ServiceStatus) -> OwnWord | None:
-    word = ask(service.address, _CALL_TIMEOUT_S)
-    # Another worker may have got the address of one that is gone.
-    if word is None or (service.worker_id and word.status.worker_id != service.worker_id):
-        return None
-    return word
-
-
-def _scrape(service: ServiceStatus) -> Scrape | None:
-    if not service.metrics_address or service.state is ServiceState.LOST:
-        return None
-    try:
-        url = f"http://{service.metrics_address}/metrics"
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=_CALL_TIMEOUT_S) as response:
-            text = response.read().decode("utf-8", errors="replace")
-    except (OSError, ValueError, urllib.error.URLError):
-        return None
-    return parse_scrape(text)
 
 
 def parse_scrape(text: str) -> Scrape:
@@ -134,17 +104,26 @@ def parse_scrape(text: str) -> Scrape:
     )
 
 
+def _scrape(service: ServiceStatus) -> Scrape | None:
+    if not service.metrics_address or service.state is ServiceState.LOST:
+        return None
+    try:
+        url = f"http://{service.metrics_address}/metrics"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=CALL_TIMEOUT_S) as response:
+            text = response.read().decode("utf-8", errors="replace")
+    except (OSError, ValueError):
+        return None
+    return parse_scrape(text)
+
+
 def _measure_paths(
-    services: Iterable[ServiceStatus], words: Iterable[OwnWord | None], num_bytes: int
+    services: Sequence[ServiceStatus], answers: Sequence[DirectAnswer | None], num_bytes: int
 ) -> list[MeasuredPath]:
-    """One after the other: together they would measure each other."""
-    up = [service for service, word in zip(services, words, strict=True) if word is not None]
+    """Measures one path after another: together they would measure each other."""
+    up = [service for service, answer in zip(services, answers, strict=True) if answer]
     return [
-        MeasuredPath(
-            prefill.worker_id,
-            decode.worker_id,
-            measure_path(prefill.address, decode.worker_id, num_bytes, _PROBE_TIMEOUT_S),
-        )
+        measure_path(prefill, decode, num_bytes)
         for prefill in up
         for decode in up
         if (prefill.role, decode.role) == (Role.PREFILL, Role.DECODE)

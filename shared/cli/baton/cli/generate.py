@@ -20,8 +20,8 @@ _PICTURES = MappingProxyType(
 """What stands for each control character but line breaks and tabs."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C while an answer was streaming; what had come so far is in `completion`."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while an answer was streaming; `completion` is what had come so far."""
 
     def __init__(self, completion: Completion) -> None:
         super().__init__("interrupted")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,22 +20,20 @@ from typer.completion import (  # type: ignore[attr-defined]
 
 from baton.cli import ask
 from baton.cli import demo as demo_command
+from baton.cli.ask import Address, AsJson
 from baton.cli.doctor import doctor
-from baton.cli.failures import explained, fail
 from baton.cli.models import DEMO_KV_BYTES, choose_models
-from baton.cli.options import Address, AsJson
 from baton.cli.pins import print_pins
 from baton.cli.plan import UpOptions
-from baton.cli.progress import print_next_steps, system_document
-from baton.cli.quantize import quantize
-from baton.cli.rundir import SystemState, run_directory
-from baton.cli.spans import find_trace, read_spans
+from baton.cli.quantize_command import quantize
+from baton.cli.rundir import run_directory
 from baton.cli.status import cluster_status, print_status, to_document
-from baton.cli.target import scheduler_address
+from baton.cli.target import scheduler_client
+from baton.cli.trace_files import find_trace, read_spans
 from baton.cli.up import run_detached, run_foreground, stop_system
+from baton.cli.user_errors import UserError, explained
 from baton.cli.waterfall import print_waterfall
 from baton.cli.waterfall import to_document as trace_document
-from baton.client import Client
 
 cache_app = typer.Typer(help="Keep prefixes in the cache.", no_args_is_help=True)
 app = typer.Typer(
@@ -100,7 +97,7 @@ def up(
         options = UpOptions(
             model_path=str(pair.target),
             model_name=name or pair.name,
-            draft_path=str(pair.draft) if pair.draft else "",
+            draft_path=str(pair.draft or ""),
             num_prefill=prefill,
             num_decode=decode,
             gateway=gateway,
@@ -112,17 +109,8 @@ def up(
             start_timeout_s=start_timeout_s,
         )
         start = run_detached if detach else run_foreground
-        told = partial(_tell_ready, console, detached=detach, as_json=as_json)
-        exit_code = start(options, run_directory(), console, told)
+        exit_code = start(options, console, as_json=as_json)
     raise typer.Exit(exit_code)
-
-
-def _tell_ready(console: Console, state: SystemState, *, detached: bool, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(system_document(state)) + "\n")
-        sys.stdout.flush()
-    else:
-        print_next_steps(console, state, detached=detached)
 
 
 @app.command()
@@ -139,13 +127,12 @@ def down(as_json: AsJson = False) -> None:
 @app.command()
 def status(address: Address = "", as_json: AsJson = False) -> None:
     """Show every service, its state and load, and per worker the KV blocks by state."""
-    console = Console()
-    with explained(Console(stderr=True)):
-        found = cluster_status(address, run_directory())
+    with explained():
+        found = cluster_status(address)
     if as_json:
-        console.print_json(json.dumps(to_document(found)))
+        Console().print_json(json.dumps(to_document(found)))
     else:
-        print_status(console, found)
+        print_status(Console(), found)
 
 
 @cache_app.command()
@@ -156,23 +143,21 @@ def pin(
     address: Address = "",
 ) -> None:
     """Keep a prompt's KV from being evicted."""
-    with explained(Console(stderr=True)), Client(_scheduler(address)) as client:
-        pinned = client.pin_prefix(prompt, label=label, ttl_s=hours * 3600)
-    print_pins(Console(), [pinned])
+    with scheduler_client(address) as client:
+        print_pins(Console(), [client.pin_prefix(prompt, label=label, ttl_s=hours * 3600)])
 
 
 @cache_app.command()
 def unpin(pin_id: str, address: Address = "") -> None:
     """Take a pin back. Exit status 1 when there is none of that id."""
-    with explained(Console(stderr=True)), Client(_scheduler(address)) as client:
-        found = client.unpin_prefix(pin_id)
-    raise typer.Exit(0 if found else 1)
+    with scheduler_client(address) as client:
+        raise typer.Exit(0 if client.unpin_prefix(pin_id) else 1)
 
 
 @cache_app.command()
 def pins(address: Address = "") -> None:
     """List what is pinned."""
-    with explained(Console(stderr=True)), Client(_scheduler(address)) as client:
+    with scheduler_client(address) as client:
         print_pins(Console(), client.pinned_prefixes())
 
 
@@ -180,16 +165,16 @@ def pins(address: Address = "") -> None:
 def doctor_command(
     address: Address = "",
     probe_mib: Annotated[
-        int, typer.Option(min=1, max=64, help="MiB to send between workers, to measure the way.")
+        int, typer.Option(min=1, max=64, help="MiB to send between workers, to measure the path.")
     ] = 16,
     as_json: AsJson = False,
 ) -> None:
     """Say what is wrong with a running system, and what to do. Exit status 1 on an error.
 
     Asks every process itself, compares versions, models and clocks, adds up KV blocks, looks for
-    shared cores and leftover processes, and measures the way between workers.
+    shared cores and leftover processes, and measures the paths between workers.
     """
-    raise typer.Exit(doctor(Console(), address, run_directory(), probe_mib << 20, as_json=as_json))
+    raise typer.Exit(doctor(Console(), address, probe_mib << 20, as_json=as_json))
 
 
 @app.command()
@@ -203,17 +188,17 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Show a request's waterfall across all processes, from the local system's own trace files."""
-    console = Console()
-    traces = directory or run_directory().traces
-    spans = find_trace(read_spans(traces), wanted)
-    if not spans:
-        what = f"no trace of {wanted!r}" if wanted else "no request has been traced yet"
-        hint = "make one with `baton generate`; spans are written within a second after its end"
-        fail(Console(stderr=True), f"{what} in {traces}: {hint}")
+    with explained():
+        traces = directory or run_directory().traces
+        spans = find_trace(read_spans(traces), wanted)
+        if not spans:
+            what = f"no trace of {wanted!r}" if wanted else "no request has been traced yet"
+            hint = "make one with `baton generate`; spans are written within a second after its end"
+            raise UserError(f"{what} in {traces}: {hint}")
     if as_json:
-        console.print_json(json.dumps(trace_document(spans), default=str))
+        Console().print_json(json.dumps(trace_document(spans), default=str))
     else:
-        print_waterfall(console, spans)
+        print_waterfall(Console(), spans)
 
 
 @app.command(name="quantize")
@@ -228,7 +213,7 @@ def quantize_command(
     as_json: AsJson = False,
 ) -> None:
     """Write a smaller checkpoint of a model, which workers load like any other."""
-    with explained(Console(stderr=True)):
+    with explained():
         quantize(model, out, scheme, group_size=group_size, lm_head=lm_head, as_json=as_json)
 
 
@@ -252,10 +237,6 @@ def completion(
         prog_name="baton", complete_var="_BATON_COMPLETE", shell=shell.value
     )
     sys.stdout.write(f"{script}\n")
-
-
-def _scheduler(address: str) -> str:
-    return scheduler_address(address, run_directory())
 
 
 app.command(name="generate", epilog=ask.GENERATE_EXAMPLES)(ask.generate_command)

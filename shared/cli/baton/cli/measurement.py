@@ -27,8 +27,8 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What counts as good: both times within these."""
+class LatencyTarget:
+    """A request is good when both of its times are within these."""
 
     ttft_s: float
     tpot_s: float
@@ -57,7 +57,7 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def summary(tally: Tally, took_s: float, target: Target) -> dict[str, Any]:
+def summary(tally: Tally, took_s: float, target: LatencyTarget) -> dict[str, Any]:
     """The figures as one JSON document; times in milliseconds."""
     samples = tally.samples
     good = sum(map(target.is_met, samples))

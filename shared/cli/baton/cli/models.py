@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from baton.cli.user_errors import UserError
 
 DEMO_VARIABLE = "BATON_DEMO_MODEL"
 DEMO_KV_BYTES = 128 * 1024 * 1024
@@ -13,8 +15,8 @@ _IN_REPOSITORY = Path("deploy/models/demo")
 _DRAFT_SUFFIX = "-draft"
 
 
-class NoModel(Exception):
-    """A model was not found; the message says what to do."""
+class NoModel(UserError):
+    """A model was not found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,14 @@ def demo_pair() -> ModelPair:
     )
 
 
+def is_demo(model_path: str) -> bool:
+    """True for the bundled demo model."""
+    try:
+        return Path(model_path) == demo_pair().target
+    except NoModel:
+        return False
+
+
 def model_directory(path: Path) -> Path:
     """The absolute path of a model directory in Hugging Face format.
 
@@ -68,13 +78,12 @@ def choose_models(model: str, draft: str) -> ModelPair:
     """
     if model:
         target = model_directory(Path(model))
-        pair = ModelPair(target.name, target, None)
+        # Commas separate the models of a tokenizer.
+        pair = ModelPair(target.name.replace(",", "-"), target, None)
     else:
         pair = demo_pair()
-    if draft == "none":
-        return ModelPair(pair.name, pair.target, None)
     if draft:
-        return ModelPair(pair.name, pair.target, model_directory(Path(draft)))
+        return replace(pair, draft=None if draft == "none" else model_directory(Path(draft)))
     return pair
 
 

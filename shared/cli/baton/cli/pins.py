@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from baton.client import PinnedPrefix
@@ -14,15 +14,12 @@ _MIB = 1 << 20
 
 
 def print_pins(console: Console, pins: Sequence[PinnedPrefix]) -> None:
-    """The pins as a table."""
+    """Prints the pins as a table."""
     if not pins:
         console.print("nothing is pinned")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("pin", "label"):
-        table.add_column(name)
-    for name in ("blocks stored", "of", "MiB", "ends in"):
-        table.add_column(name, justify="right")
+    numbers = [Column(name, justify="right") for name in ("blocks stored", "of", "MiB", "ends in")]
+    table = Table("pin", "label", *numbers, box=None, header_style="bold", pad_edge=False)
     for pin in pins:
         table.add_row(
             pin.pin_id,

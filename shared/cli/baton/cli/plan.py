@@ -11,6 +11,7 @@ from pathlib import Path
 from baton.cli.cores import divide_cores, thread_environment
 from baton.cli.ports import LOOPBACK, PortChooser, is_free
 from baton.cli.rundir import RUN_ID_VARIABLE, RunDirectory
+from baton.cli.user_errors import UserError
 from baton.core.roles import Role
 
 NATS_ROLE = "nats"
@@ -21,16 +22,16 @@ STOP_ORDER = (
     (Role.CACHE, Role.TOKENIZER),
     (NATS_ROLE,),
 )
-"""Callers first, so that nobody's work is cut off by the end of what it needs."""
+"""Callers before what they call, so that running work can end."""
 
 
-class PlanError(Exception):
-    """The system cannot be started like this; the message says what to change."""
+class PlanError(UserError):
+    """The system cannot be started like this."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What `baton up` was asked for."""
+    """The options of `baton up`."""
 
     model_path: str
     model_name: str
@@ -40,7 +41,7 @@ class UpOptions:
     num_decode: int = 1
     gateway: bool = True
     http_port: int = 0
-    """0: chosen."""
+    """0: a free one."""
     kv_bytes: int | None = None
     """Per worker; None leaves it to the engine."""
     dtype: str = "auto"
@@ -62,16 +63,11 @@ class ProcessSpec:
     role: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    """On top of the supervisor's own."""
+    """Added to the supervisor's environment."""
     address: str
     metrics_address: str = ""
     http_address: str = ""
     cores: tuple[int, ...] = ()
-
-    @property
-    def port(self) -> int:
-        """Port of `address`."""
-        return int(self.address.rpartition(":")[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +109,8 @@ def make_plan(
     Raises:
         PlanError: an option cannot work, or a binary is missing.
     """
+    if "," in options.model_name:
+        raise PlanError("the name of a model holds no comma: choose another one with --name")
     processes: list[ProcessSpec] = []
     nats_url = "" if options.nats_url == "none" else options.nats_url
     if not options.nats_url:
@@ -179,7 +177,8 @@ def _plan_service(
     if role in {Role.PREFILL, Role.DECODE}:
         environment |= _engine_environment(options, role, cores)
     if role == Role.TOKENIZER:
-        environment |= {"BATON_TOKENIZER_MODELS": f"{options.model_name}={options.model_path}"}
+        entry = f"{_escaped(options.model_name)}={_escaped(options.model_path)}"
+        environment |= {"BATON_TOKENIZER_MODELS": entry}
     if role == Role.GATEWAY:
         http_port = options.http_port or ports.choose()
         if not is_free(http_port):
@@ -201,6 +200,10 @@ def _plan_service(
     )
 
 
+def _escaped(text: str) -> str:
+    return text.replace(",", r"\,").replace("=", r"\=")
+
+
 def _engine_environment(options: UpOptions, role: str, cores: tuple[int, ...]) -> dict[str, str]:
     environment = {
         "BATON_MODEL_PATH": options.model_path,
@@ -220,7 +223,7 @@ def _engine_environment(options: UpOptions, role: str, cores: tuple[int, ...]) -
 
 
 def _with_static_peers(processes: Sequence[ProcessSpec]) -> list[ProcessSpec]:
-    """Without a broker everybody is told where everybody is."""
+    """Without a broker, the settings of each process name all others."""
     peers = ",".join(f"{process.role}={process.address}" for process in processes)
     return [
         replace(process, environment={**process.environment, "BATON_STATIC_PEERS": peers})

@@ -23,8 +23,9 @@ def is_free(port: int) -> bool:
     return True
 
 
-def is_listening(port: int) -> bool:
-    """True when something accepts connections there."""
+def is_listening(address: str) -> bool:
+    """True when a process accepts connections at that port of loopback."""
+    port = int(address.rpartition(":")[2])
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(0.2)
         return probe.connect_ex((LOOPBACK, port)) == 0

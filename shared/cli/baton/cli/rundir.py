@@ -17,15 +17,21 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
+
+from baton.cli.user_errors import UserError
 
 STATE_VERSION = 1
 RUN_ID_VARIABLE = "BATON_RUN_ID"
 
 
-class AlreadyRunning(Exception):
+class NotARunDirectory(UserError):
+    """A directory that a run would spoil."""
+
+
+class AlreadyRunning(UserError):
     """Another supervisor holds the run directory."""
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +54,7 @@ class ProcessState:
     fraction: float = 0.0
     """Of the loading done, 0 to 1."""
     text: str = ""
-    """What it is doing, for people."""
+    """What it is doing now."""
     address: str = ""
     """gRPC (the bus: NATS), host:port."""
     metrics_address: str = ""
@@ -65,7 +71,7 @@ class SystemState:
     """A local system."""
 
     run_id: str
-    """In the environment of every process of it."""
+    """Every process of the system has it in its environment."""
     supervisor_pid: int
     phase: str = "starting"
     """starting, ready, stopping, stopped or failed."""
@@ -73,48 +79,47 @@ class SystemState:
     """Path of the model."""
     nats_url: str = ""
     error: str = ""
-    """Why it failed, with the last lines of the log that tells more."""
-    processes: tuple[ProcessState, ...] = field(default=())
+    """Why it failed, with the last lines of a log."""
+    processes: tuple[ProcessState, ...] = ()
 
     def process(self, role: str) -> ProcessState | None:
         """The first process of a role."""
         return next((process for process in self.processes if process.role == role), None)
 
 
-@dataclass(frozen=True, slots=True)
 class RunDirectory:
     """The run directory's files."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.logs = path / "logs"
+        self.traces = path / "traces"
+        self.ready = path / "ready"
+        self.nats_store = path / "nats"
+        self.state_file = path / "system.json"
+        self._lock_file = path / "lock"
 
-    @property
-    def logs(self) -> Path:
-        """Directory of the log files."""
-        return self.path / "logs"
+    def claim(self) -> None:
+        """Makes the directory, and the lock file that marks it as a run directory.
 
-    @property
-    def traces(self) -> Path:
-        """Directory of the span files."""
-        return self.path / "traces"
-
-    @property
-    def ready(self) -> Path:
-        """Directory of the ready files."""
-        return self.path / "ready"
-
-    @property
-    def nats_store(self) -> Path:
-        """Directory of the bus's store."""
-        return self.path / "nats"
-
-    @property
-    def state_file(self) -> Path:
-        """The system's state."""
-        return self.path / "system.json"
+        Raises:
+            NotARunDirectory: it holds files that are not a run's.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        is_marked = self._lock_file.is_file() and self._lock_file.stat().st_size == 0
+        if not is_marked and any(self.path.iterdir()):
+            raise NotARunDirectory(
+                f"{self.path} holds other files: set BATON_HOME to a directory that is empty or new"
+            )
+        self._lock_file.touch()
 
     def prepare(self) -> None:
-        """Makes the directories, empty of an earlier run; its logs are kept once."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Makes the directories, empty of an earlier run; its logs are kept once.
+
+        Raises:
+            NotARunDirectory: it holds files that are not a run's.
+        """
+        self.claim()
         previous = self.logs / "previous"
         for directory in (self.ready, self.traces, previous):
             shutil.rmtree(directory, ignore_errors=True)
@@ -149,7 +154,7 @@ class RunDirectory:
     def is_locked(self) -> bool:
         """True while a supervisor lives; unlike a pid, a lock ends with its holder."""
         try:
-            with self._lock_file("r") as handle:
+            with self._lock_file.open() as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -163,15 +168,13 @@ class RunDirectory:
 
         Raises:
             AlreadyRunning: another supervisor holds it.
+            NotARunDirectory: it holds files that are not a run's.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock_file("a") as handle:
+        self.claim()
+        with self._lock_file.open("a") as handle:
             if not _try_lock(handle):
                 raise AlreadyRunning(self.path)
             yield
-
-    def _lock_file(self, mode: str) -> TextIO:
-        return cast("TextIO", (self.path / "lock").open(mode, encoding="utf-8"))
 
 
 def run_directory() -> RunDirectory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -44,19 +43,17 @@ def print_stages(console: Console, completion: Completion) -> None:
     table.add_column("ms", justify="right")
     table.add_column("")
     table.add_column("worker", style="dim")
-    ordered = sorted(completion.stages, key=lambda stage: not stage.before_first_token)
-    for stage, next_stage in zip(ordered, [*ordered[1:], None], strict=True):
-        is_last_before = stage.before_first_token and not (
-            next_stage and next_stage.before_first_token
-        )
-        table.add_row(
-            stage.name,
-            f"{stage.start_s * 1e3:.1f}",
-            f"{stage.duration_s * 1e3:.2f}",
-            Text(_facts(stage), style="" if stage.num_bytes else "dim"),
-            stage.worker_id,
-            end_section=is_last_before,
-        )
+    for is_before in (True, False):
+        for stage in completion.stages:
+            if stage.before_first_token is is_before:
+                table.add_row(
+                    stage.name,
+                    f"{stage.start_s * 1e3:.1f}",
+                    f"{stage.duration_s * 1e3:.2f}",
+                    Text(_facts(stage), style="" if stage.num_bytes else "dim"),
+                    Text(stage.worker_id),
+                )
+        table.add_section()
     console.print(table, highlight=False)
     total = sum_stages(completion)
     console.print(
@@ -65,12 +62,6 @@ def print_stages(console: Console, completion: Completion) -> None:
         highlight=False,
     )
     _print_summary(console, completion)
-
-
-def has_stages(stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
-    """Which of the names are missing."""
-    present = {stage.name for stage in stages}
-    return [name for name in names if name not in present]
 
 
 def _print_summary(console: Console, completion: Completion) -> None:

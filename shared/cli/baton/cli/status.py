@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from baton.cli.peers import ask_all
+from baton.cli.direct import CALL_TIMEOUT_S, ask_all
 from baton.cli.plan import NATS_ROLE
 from baton.cli.ports import is_listening
-from baton.cli.rundir import RunDirectory, SystemState
+from baton.cli.rundir import SystemState, run_directory
 from baton.cli.target import NoSystem, scheduler_address
 from baton.client import BatonError, Client, ClusterStatus
-from baton.core.cluster import ServiceStatus
+from baton.core.blocks import BlockState
+from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.roles import Role
 
-_CALL_TIMEOUT_S = 3.0
-_STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "bold red"}
-_BLOCK_STATES = (
-    *("free", "reserved", "filling", "ready"),
-    *("in_use", "held", "cached", "quarantined"),
-)
-_ALWAYS_SHOWN = frozenset({"free", "in_use", "held", "cached"})
-_ROLE_ORDER: tuple[str, ...] = (
-    Role.GATEWAY,
-    Role.SCHEDULER,
-    Role.TOKENIZER,
-    Role.PREFILL,
-    Role.DECODE,
-    Role.CACHE,
-)
+_STATE_STYLES = {
+    ServiceState.READY: "green",
+    ServiceState.STARTING: "yellow",
+    ServiceState.DRAINING: "yellow",
+    ServiceState.LOST: "bold red",
+}
+_ALWAYS_SHOWN = {BlockState.FREE, BlockState.IN_USE, BlockState.HELD, BlockState.CACHED}
+_ROLE_ORDER = [*dict.fromkeys((Role.GATEWAY, Role.SCHEDULER, *Role))]
 
 
-def cluster_status(address: str, run: RunDirectory) -> ClusterStatus:
+def cluster_status(address: str) -> ClusterStatus:
     """The scheduler's view, or, when it does not answer, each local process's own answer.
 
     Raises:
         NoSystem: neither answers.
     """
-    target = scheduler_address(address, run)
+    target = scheduler_address(address)
     try:
-        with Client(target, timeout_s=_CALL_TIMEOUT_S) as client:
+        with Client(target, timeout_s=CALL_TIMEOUT_S) as client:
             return client.status()
     except BatonError as error:
-        state = run.running()
+        state = run_directory().running()
         if address or state is None:
             raise NoSystem(
                 f"the scheduler at {target} does not answer ({error.message}): is the address"
@@ -65,7 +58,7 @@ def to_document(status: ClusterStatus) -> dict[str, Any]:
 
 
 def print_status(console: Console, status: ClusterStatus) -> None:
-    """The status as tables."""
+    """Prints the status as tables."""
     services = _in_order(status)
     parts: list[RenderableType] = [_services_table(services)]
     workers = [service for service in services if service.kv_blocks]
@@ -82,20 +75,21 @@ def print_status(console: Console, status: ClusterStatus) -> None:
 
 
 def _asked_directly(state: SystemState) -> ClusterStatus:
-    addresses = [
-        (process.role, process.address)
+    unknown = [
+        ServiceStatus("", process.role, process.address, state=ServiceState.LOST)
         for process in state.processes
         if process.role != NATS_ROLE and process.address
     ]
+    answers = zip(unknown, ask_all(unknown), strict=True)
     bus = state.process(NATS_ROLE)
     return ClusterStatus(
-        services=tuple(ask_all(addresses, _CALL_TIMEOUT_S)),
-        bus_connected=bus is not None and is_listening(int(bus.address.rpartition(":")[2])),
+        services=tuple(answer.status if answer else lost for lost, answer in answers),
+        bus_connected=bus is not None and is_listening(bus.address),
     )
 
 
 def _in_order(status: ClusterStatus) -> list[ServiceStatus]:
-    ranks = {role: rank for rank, role in enumerate(_ROLE_ORDER)}
+    ranks: dict[str, int] = {role: rank for rank, role in enumerate(_ROLE_ORDER)}
     return sorted(
         status.services,
         key=lambda service: (ranks.get(service.role, len(ranks)), service.worker_id),
@@ -103,17 +97,14 @@ def _in_order(status: ClusterStatus) -> list[ServiceStatus]:
 
 
 def _services_table(services: list[ServiceStatus]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("service", "state", "address"):
-        table.add_column(name, no_wrap=True)
-    for name in ("running", "waiting", "up"):
-        table.add_column(name, justify="right")
+    texts = [Column(name, no_wrap=True) for name in ("service", "state", "address")]
+    numbers = [Column(name, justify="right") for name in ("running", "waiting", "up")]
+    table = Table(*texts, *numbers, box=None, pad_edge=False, header_style="bold")
     for service in services:
-        state = service.state.value
         table.add_row(
-            service.worker_id or service.role,
-            Text(state, style=_STATE_STYLES.get(state, "")),
-            service.address,
+            Text(service.worker_id or service.role),
+            Text(service.state.value, style=_STATE_STYLES[service.state]),
+            Text(service.address),
             str(service.num_requests_running),
             str(service.num_requests_waiting),
             f"{service.uptime_s:.0f} s",
@@ -123,25 +114,18 @@ def _services_table(services: list[ServiceStatus]) -> Table:
 
 def _blocks_table(workers: list[ServiceStatus]) -> Table:
     names = [
-        name
-        for name in _BLOCK_STATES
-        if name in _ALWAYS_SHOWN or any(worker.kv_blocks.get(name) for worker in workers)
+        state.value
+        for state in BlockState
+        if state in _ALWAYS_SHOWN or any(worker.kv_blocks.get(state.value) for worker in workers)
     ]
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("KV blocks", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("total", justify="right")
+    numbers = [Column(name, justify="right") for name in (*names, "total")]
+    first = Column("KV blocks", no_wrap=True)
+    table = Table(first, *numbers, box=None, pad_edge=False, header_style="bold")
     for worker in workers:
-        counts = worker.kv_blocks
-        cells = [_count(counts, name) for name in names]
-        table.add_row(worker.worker_id, *cells, Text(str(sum(counts.values()))))
+        counts = [worker.kv_blocks.get(name, 0) for name in names]
+        cells = [Text(str(count), style="" if count else "dim") for count in counts]
+        table.add_row(Text(worker.worker_id), *cells, str(sum(worker.kv_blocks.values())))
     return table
-
-
-def _count(counts: Mapping[str, int], name: str) -> Text:
-    count = counts.get(name, 0)
-    return Text(str(count), style="" if count else "dim")
 
 
 def _service_document(service: ServiceStatus) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Starts a system's processes, keeps them running, and ends them in order.
 
-One thread, no event loop: it polls. Everything that others may want to know goes through the state
-file; a listener gets the same state for a live table.
+One thread, no event loop: it polls. Other commands read the state file; a listener gets the same
+state for a live table.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Event
 
 from baton.cli.plan import NATS_ROLE, STOP_ORDER, SystemPlan
-from baton.cli.process import SupervisedProcess
 from baton.cli.rundir import RunDirectory, SystemState
+from baton.cli.supervised_process import SupervisedProcess, tail
+from baton.cli.user_errors import UserError
 from baton.core.roles import Role
 
 _POLL_STARTING_S = 0.05
@@ -23,14 +25,11 @@ _POLL_RUNNING_S = 0.2
 _JOIN_TIMEOUT_S = 15.0
 _KILL_AFTER_S = 5.0
 """Beyond the drain grace."""
-_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-_HEALTHY_AFTER_S = 30.0
-"""A process that ran this long starts its backoff anew."""
 
 Listener = Callable[[SystemState], None]
 
 
-class StartFailed(Exception):
+class StartFailed(UserError):
     """A process did not start; the message holds the last lines of its log."""
 
 
@@ -56,12 +55,6 @@ class StopSignal:
         return self.num_requests > 1
 
 
-@dataclass(slots=True)
-class _Restart:
-    num_failures: int = 0
-    due_s: float = 0.0
-
-
 class Supervisor:
     """The processes of one system. For the main thread, under the run directory's lock."""
 
@@ -80,7 +73,6 @@ class Supervisor:
         self._listener = listener
         self._has_joined = has_joined
         self._processes = [SupervisedProcess(spec, run) for spec in plan.processes]
-        self._restarts = {process.spec.name: _Restart() for process in self._processes}
         self._state = SystemState(
             run_id=plan.run_id,
             supervisor_pid=os.getpid(),
@@ -115,7 +107,9 @@ class Supervisor:
         """Keeps the processes running until a stop is asked for."""
         while not self._stop.event.wait(_POLL_RUNNING_S):
             for process in self._processes:
-                self._keep_running(process)
+                process.refresh()
+                if self._plan.options.can_restart:
+                    process.restart_if_failed()
             self._publish()
 
     def stop(self) -> bool:
@@ -129,7 +123,7 @@ class Supervisor:
         return has_ended
 
     def fail(self, error: str) -> None:
-        """Records why the system did not start, for those who read the state."""
+        """Records in the state why the system did not start."""
         self._state = replace(self._state, phase="failed", error=error)
         self._publish(force=True)
 
@@ -163,39 +157,27 @@ class Supervisor:
             if self._stop.event.wait(_POLL_STARTING_S):
                 raise StopRequested
 
-    def _keep_running(self, process: SupervisedProcess) -> None:
-        process.refresh()
-        now = time.monotonic()
-        restart = self._restarts[process.spec.name]
-        if process.state.phase == "restarting" and now >= restart.due_s:
-            process.start()
-        elif process.state.phase == "failed" and self._plan.options.can_restart:
-            if now - process.started_at_s > _HEALTHY_AFTER_S:
-                restart.num_failures = 0
-            delay_s = _BACKOFF_S[min(restart.num_failures, len(_BACKOFF_S) - 1)]
-            restart.num_failures += 1
-            restart.due_s = now + delay_s
-            process.mark_restarting(delay_s)
-
     def _stop_group(self, group: list[SupervisedProcess]) -> None:
         for process in group:
             process.terminate()
         grace_s = self._plan.options.drain_grace_s + _KILL_AFTER_S
-        deadline_s = time.monotonic() + grace_s
-        while not all(process.has_ended() for process in group):
-            if time.monotonic() >= deadline_s or self._stop.is_urgent:
-                break
-            time.sleep(_POLL_STARTING_S / 2)
+        self._await_end(group, grace_s, can_hurry=True)
         for process in group:
             process.kill()
-        deadline_s = time.monotonic() + _KILL_AFTER_S
+        if self._await_end(group, _KILL_AFTER_S):
+            for process in group:
+                process.mark_stopped()
+            self._publish()
+
+    def _await_end(
+        self, group: list[SupervisedProcess], timeout_s: float, *, can_hurry: bool = False
+    ) -> bool:
+        deadline_s = time.monotonic() + timeout_s
         while not all(process.has_ended() for process in group):
-            if time.monotonic() >= deadline_s:
-                return
+            if time.monotonic() >= deadline_s or (can_hurry and self._stop.is_urgent):
+                return False
             time.sleep(_POLL_STARTING_S / 2)
-        for process in group:
-            process.mark_stopped()
-        self._publish()
+        return True
 
     def _set_phase(self, phase: str) -> None:
         self._state = replace(self._state, phase=phase)
@@ -215,6 +197,7 @@ class Supervisor:
 
 
 def _failure(process: SupervisedProcess, what: str) -> str:
-    lines = process.tail()
-    shown = f"; the last lines of {process.log}:\n{lines}" if lines else f"; see {process.log}"
+    log = process.state.log
+    lines = tail(Path(log))
+    shown = f"; the last lines of {log}:\n{lines}" if lines else f"; see {log}"
     return f"{process.spec.name} {what}{shown}"

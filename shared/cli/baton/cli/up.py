@@ -23,19 +23,19 @@ from baton.cli.cores import available_cores
 from baton.cli.leftovers import end_all, is_alive, living, send
 from baton.cli.plan import PlanError, SystemPlan, UpOptions, make_plan
 from baton.cli.ports import PortChooser
-from baton.cli.process import tail
-from baton.cli.progress import ProgressDisplay
-from baton.cli.rundir import AlreadyRunning, RunDirectory, SystemState
+from baton.cli.rundir import AlreadyRunning, RunDirectory, SystemState, run_directory
+from baton.cli.supervised_process import tail
 from baton.cli.supervisor import Listener, StartFailed, StopRequested, StopSignal, Supervisor
+from baton.cli.up_output import ProgressDisplay, print_ready
+from baton.cli.user_errors import EXIT_INTERRUPTED
 from baton.client import BatonError, Client
 
 EXIT_OK = 0
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 _JOIN_CALL_TIMEOUT_S = 1.0
 _POLL_S = 0.05
 _STOP_TIMEOUT_S = 90.0
-_INTERRUPTED = "\ninterrupted while starting: everything was stopped"
+_KILL_TIMEOUT_S = 5.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -51,7 +51,7 @@ def local_system(
     """A system that is up; whatever happens inside, it is down afterwards.
 
     Raises:
-        AlreadyRunning, PlanError: nothing was started.
+        AlreadyRunning, NotARunDirectory, PlanError: nothing was started.
         StartFailed, StopRequested: it did not get up, and is down again.
     """
     with run.lock():
@@ -103,11 +103,7 @@ def has_joined(scheduler_address: str, plan: SystemPlan) -> bool:
 def stop_on_signals() -> Iterator[StopSignal]:
     """A stop signal that Ctrl-C, SIGTERM and a closed terminal set, within the context."""
     stop = StopSignal(Event())
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop.request()
-
-    with _signal_handler(handle):
+    with _signal_handler(lambda _number, _frame: stop.request()):
         yield stop
 
 
@@ -128,55 +124,39 @@ def _signal_handler(handler: Callable[[int, FrameType | None], Any]) -> Iterator
             signal.signal(number, old)
 
 
-def run_foreground(
-    options: UpOptions,
-    run: RunDirectory,
-    console: Console,
-    on_ready: Callable[[SystemState], None],
-) -> int:
+def run_foreground(options: UpOptions, console: Console, *, as_json: bool) -> int:
     """Starts a system, shows its progress, and keeps it until Ctrl-C; returns the exit status."""
+    run = run_directory()
     with stop_on_signals() as stop:
-        live = ProgressDisplay(console)
-        reporter = _Reporter(console, live)
         try:
-            live.start()
-            with local_system(options, run, new_run_id(), stop, reporter) as supervisor:
-                live.stop()
-                on_ready(supervisor.state)
-                reporter.say_changes = True
-                supervisor.watch()
-                console.print("\nstopping; once more Ctrl-C does not wait for running requests")
-                reporter.say_changes = False
+            with ProgressDisplay(console) as display:
+                reporter = _Reporter(console, display)
+                with local_system(options, run, new_run_id(), stop, reporter) as supervisor:
+                    display.stop()
+                    print_ready(console, supervisor.state, detached=False, as_json=as_json)
+                    reporter.says_changes = True
+                    supervisor.watch()
+                    console.print("\nstopping; Ctrl-C again does not wait for running requests")
+                    reporter.says_changes = False
         except StopRequested:
-            live.stop()
-            console.print(_INTERRUPTED)
-            return EXIT_INTERRUPTED
+            return _interrupted(console)
         except (StartFailed, PlanError) as error:
-            live.stop()
-            console.print(f"\n[bold red]not started:[/] {_escape(str(error))}", highlight=False)
-            return EXIT_FAILED
-        finally:
-            live.stop()
-        console.print("everything has stopped")
-        return EXIT_OK
+            return _not_started(console, str(error))
+    console.print("everything has stopped")
+    return EXIT_OK
 
 
-def run_detached(
-    options: UpOptions,
-    run: RunDirectory,
-    console: Console,
-    on_ready: Callable[[SystemState], None],
-) -> int:
-    """Starts a supervisor in a session of its own, and waits until its system is up."""
+def run_detached(options: UpOptions, console: Console, *, as_json: bool) -> int:
+    """Starts a supervisor in a new session, and waits until its system is up."""
+    run = run_directory()
     if run.is_locked():
         raise AlreadyRunning(run.path)
+    run.claim()
     run_id = new_run_id()
-    run.path.mkdir(parents=True, exist_ok=True)
     log = run.path / "supervisor.log"
     with (
         log.open("wb") as output,
-        stop_on_signals() as stop,  # before it starts: nobody else would stop it
-        ProgressDisplay(console) as live,
+        stop_on_signals() as stop,  # before the supervisor starts: nothing else would stop it
     ):
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "baton.cli.background", run_id, json.dumps(asdict(options))],
@@ -186,107 +166,92 @@ def run_detached(
             env={**os.environ, "BATON_HOME": str(run.path)},
             start_new_session=True,
         )
-        while True:
-            exit_code = supervisor.poll()
-            state = run.load()
-            if state is not None and state.run_id == run_id:
-                live.show(state)
-                if state.phase == "ready":
+        state = None
+        with ProgressDisplay(console) as display:
+            while state is None or state.phase != "ready":
+                has_ended = supervisor.poll() is not None
+                if (found := run.load()) and found.run_id == run_id:
+                    state = found
+                    display.show(state)
+                if has_ended:
                     break
-            if exit_code is not None and stop.num_requests:
-                live.stop()
-                console.print(_INTERRUPTED)
-                return EXIT_INTERRUPTED
-            if exit_code is not None:
-                error = state.error if state and state.run_id == run_id else ""
-                live.stop()
-                text = error or tail(log) or "the supervisor ended"
-                console.print(f"\n[bold red]not started:[/] {_escape(text)}", highlight=False)
-                return EXIT_FAILED
-            if stop.event.wait(_POLL_S):
-                supervisor.send_signal(signal.SIGTERM)
-                stop.event.clear()
-    on_ready(state)
-    return EXIT_OK
-
-
-def run_background(run_id: str, options: UpOptions, run: RunDirectory) -> int:
-    """The detached supervisor's whole life; what it has to say is in the state file."""
-    with stop_on_signals() as stop:
-        try:
-            with local_system(options, run, run_id, stop, lambda _state: None) as supervisor:
-                supervisor.watch()
-        except StopRequested:
-            return EXIT_INTERRUPTED
-        except (StartFailed, PlanError, AlreadyRunning) as error:
-            sys.stderr.write(f"{error}\n")
-            return EXIT_FAILED
-    return EXIT_OK
+                if stop.event.wait(_POLL_S):
+                    supervisor.send_signal(signal.SIGTERM)
+                    stop.event.clear()
+    if state is not None and state.phase == "ready":
+        print_ready(console, state, detached=True, as_json=as_json)
+        return EXIT_OK
+    if stop.num_requests:
+        return _interrupted(console)
+    error = state.error if state else ""
+    return _not_started(console, error or tail(log) or "the supervisor ended")
 
 
 def stop_system(run: RunDirectory, console: Console) -> int:
     """Stops the running system and makes sure that nothing is left; returns the exit status."""
-    state = run.load()
-    if not run.is_locked():
-        num_left = len(living(state)) if state else 0
-        survivors = end_all(state) if state else []
-        run.forget()
-        if survivors:
-            return _complain(console, survivors)
-        what = f"ended {num_left} left-over processes" if num_left else "Baton is not running"
-        console.print(what)
-        return EXIT_OK
+    was_running, state = run.is_locked(), run.load()
     if state is None:
-        console.print(f"a supervisor is just starting in {run.path}: try again in a moment")
+        if was_running:
+            console.print(f"a supervisor is just starting in {run.path}: try again in a moment")
+            return EXIT_FAILED
+        console.print("Baton is not running")
+        return EXIT_OK
+    if was_running:
+        with console.status("stopping"):
+            _end_supervisor(run, state.supervisor_pid)
+    num_left = len(living(state))
+    if survivors := end_all(state):
+        console.print(f"[bold red]could not end[/] processes {survivors}: try `kill -9`")
         return EXIT_FAILED
-    with console.status("stopping"):
-        send([state.supervisor_pid], signal.SIGTERM)
-        _wait_unlocked(run, _STOP_TIMEOUT_S)
-        if run.is_locked() and is_alive(state.supervisor_pid):
-            send([state.supervisor_pid], signal.SIGKILL)
-            _wait_unlocked(run, 5.0)
-        survivors = end_all(state)
-    if survivors:
-        return _complain(console, survivors)
     run.forget()
-    console.print(f"stopped {len(state.processes)} processes; nothing is left")
+    if was_running:
+        console.print(f"stopped {len(state.processes)} processes; nothing is left")
+    elif num_left:
+        console.print(f"ended {num_left} left-over processes")
+    else:
+        console.print("Baton is not running")
     return EXIT_OK
 
 
 class _Reporter:
     """Shows states: as a live table while starting, later as a line per change."""
 
-    def __init__(self, console: Console, live: ProgressDisplay) -> None:
+    def __init__(self, console: Console, display: ProgressDisplay) -> None:
         self._console = console
-        self._live = live
+        self._display = display
         self._phases: dict[str, str] = {}
-        self.say_changes = False
+        self.says_changes = False
 
     def __call__(self, state: SystemState) -> None:
-        self._live.show(state)
+        self._display.show(state)
         for process in state.processes:
             previous = self._phases.get(process.name)
             self._phases[process.name] = process.phase
-            if self.say_changes and previous not in {None, process.phase}:
-                text = f"{process.name}: {process.phase} {process.text}"
-                self._console.print(_escape(text.rstrip()), highlight=False)
+            if self.says_changes and previous not in {None, process.phase}:
+                text = f"{process.name}: {process.phase} {process.text}".rstrip()
+                self._console.print(text, markup=False, highlight=False)
 
 
-def _wait_unlocked(run: RunDirectory, timeout_s: float) -> None:
-    ends_at = time.monotonic() + timeout_s
-    while run.is_locked() and time.monotonic() < ends_at:
-        time.sleep(_POLL_S)
+def _interrupted(console: Console) -> int:
+    console.print("\ninterrupted while starting: everything was stopped")
+    return EXIT_INTERRUPTED
 
 
-def _complain(console: Console, survivors: list[int]) -> int:
-    console.print(f"[bold red]could not end[/] processes {survivors}: try `kill -9`")
+def _not_started(console: Console, why: str) -> int:
+    console.print("\n[bold red]not started:[/]", end=" ")
+    console.print(why, markup=False, highlight=False)
     return EXIT_FAILED
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _end_supervisor(run: RunDirectory, pid: int) -> None:
+    send([pid], signal.SIGTERM)
+    _wait_unlocked(run, _STOP_TIMEOUT_S)
+    if run.is_locked() and is_alive(pid):
+        send([pid], signal.SIGKILL)
+        _wait_unlocked(run, _KILL_TIMEOUT_S)
 
 
-def options_from(document: dict[str, Any]) -> UpOptions:
-    """Options as `run_detached` wrote them."""
-    return UpOptions(**document)
+def _wait_unlocked(run: RunDirectory, timeout_s: float) -> None:
+    ends_at_s = time.monotonic() + timeout_s
+    while run.is_locked() and time.monotonic() < ends_at_s:
+        time.sleep(_POLL_S)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from baton.cli.spans import SpanRecord, TreeRow, as_tree
+from baton.cli.trace_files import SpanRecord, as_tree
 from baton.core.roles import Role
 
 _MIN_BAR_CELLS = 16
@@ -44,9 +44,18 @@ def print_waterfall(console: Console, spans: list[SpanRecord]) -> None:
     table.add_column("start ms", justify="right", no_wrap=True)
     table.add_column("ms", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, min_width=width)
-    for row in as_tree(spans):
-        table.add_row(*_cells(row, start_ns, total_ns, width))
-    console.print(table)
+    for depth, span in as_tree(spans):
+        style = "bold red" if span.is_error else _SERVICE_STYLES.get(span.service, "")
+        offset_ns = span.start_ns - start_ns
+        name = span.name.rpartition(".")[2] if "/" in span.name else span.name
+        table.add_row(
+            Text("  " * depth + name, style="bold red" if span.is_error else ""),
+            Text(span.service, style=style),
+            f"{offset_ns / 1e6:.1f}",
+            f"{span.duration_s * 1e3:.1f}",
+            Text(bar(offset_ns, span.end_ns - span.start_ns, total_ns, width), style=style),
+        )
+    console.print(table, highlight=False)
 
 
 def to_document(spans: list[SpanRecord]) -> dict[str, Any]:
@@ -58,18 +67,18 @@ def to_document(spans: list[SpanRecord]) -> dict[str, Any]:
         "duration_ms": (max(span.end_ns for span in spans) - start_ns) / 1e6,
         "spans": [
             {
-                "name": row.span.name,
-                "service": row.span.service,
-                "worker_id": row.span.worker_id,
-                "span_id": row.span.span_id,
-                "parent_id": row.span.parent_id,
-                "depth": row.depth,
-                "start_ms": (row.span.start_ns - start_ns) / 1e6,
-                "duration_ms": row.span.duration_s * 1e3,
-                "attributes": row.span.attributes,
-                "is_error": row.span.is_error,
+                "name": span.name,
+                "service": span.service,
+                "worker_id": span.worker_id,
+                "span_id": span.span_id,
+                "parent_id": span.parent_id,
+                "depth": depth,
+                "start_ms": (span.start_ns - start_ns) / 1e6,
+                "duration_ms": span.duration_s * 1e3,
+                "attributes": span.attributes,
+                "is_error": span.is_error,
             }
-            for row in as_tree(spans)
+            for depth, span in as_tree(spans)
         ],
     }
 
@@ -85,17 +94,3 @@ def bar(offset_ns: int, duration_ns: int, total_ns: int, width: int) -> str:
         return " " * first + _EIGHTHS[end - begin]
     # Blocks fill from the left, so a start within a cell is rounded down to the cell.
     return " " * first + "█" * (last - first) + _EIGHTHS[end - 8 * last]
-
-
-def _cells(row: TreeRow, start_ns: int, total_ns: int, width: int) -> list[Text]:
-    span = row.span
-    style = "bold red" if span.is_error else _SERVICE_STYLES.get(span.service, "")
-    offset_ns = span.start_ns - start_ns
-    name = span.name.rpartition(".")[2] if "/" in span.name else span.name
-    return [
-        Text("  " * row.depth + name, style="bold red" if span.is_error else ""),
-        Text(span.service, style=style),
-        Text(f"{offset_ns / 1e6:.1f}"),
-        Text(f"{span.duration_s * 1e3:.1f}"),
-        Text(bar(offset_ns, span.end_ns - span.start_ns, total_ns, width), style=style),
-    ]

@@ -30,16 +30,8 @@ class SpanRecord:
 
     @property
     def duration_s(self) -> float:
-        """How long it took."""
+        """From its start to its end."""
         return (self.end_ns - self.start_ns) / 1e9
-
-
-@dataclass(frozen=True, slots=True)
-class TreeRow:
-    """A span and how deep it is in its trace."""
-
-    span: SpanRecord
-    depth: int
 
 
 def read_spans(directory: Path) -> Iterator[SpanRecord]:
@@ -60,30 +52,34 @@ def find_trace(spans: Iterable[SpanRecord], wanted: str = "") -> list[SpanRecord
     traces: dict[str, dict[str, SpanRecord]] = {}
     for span in spans:
         traces.setdefault(span.trace_id, {})[span.span_id] = span
-    candidates = [
-        list(trace.values()) for trace in traces.values() if _is_wanted(trace.values(), wanted)
+    found = [
+        sorted(trace.values(), key=_start_order)
+        for trace in traces.values()
+        if _is_wanted(trace.values(), wanted)
     ]
-    if not candidates:
-        return []
-    latest = max(candidates, key=lambda trace: min(span.start_ns for span in trace))
-    return sorted(latest, key=lambda span: (span.start_ns, -span.end_ns))
+    return max(found, key=lambda trace: trace[0].start_ns, default=[])
 
 
-def as_tree(spans: list[SpanRecord]) -> list[TreeRow]:
-    """The spans depth first, children by start. One whose parent was not recorded is a root."""
+def as_tree(spans: list[SpanRecord]) -> Iterator[tuple[int, SpanRecord]]:
+    """Spans with their depths, parents first, children by start.
+
+    A span whose parent was not recorded is a root.
+    """
     ids = {span.span_id for span in spans}
     children: dict[str, list[SpanRecord]] = {}
-    for span in sorted(spans, key=lambda span: (span.start_ns, -span.end_ns)):
+    for span in sorted(spans, key=_start_order):
         has_parent = span.parent_id in ids and span.parent_id != span.span_id
         children.setdefault(span.parent_id if has_parent else "", []).append(span)
-    rows: list[TreeRow] = []
-    waiting = [TreeRow(span, 0) for span in reversed(children.get("", []))]
+    waiting = [(0, span) for span in reversed(children.get("", []))]
     while waiting:
-        row = waiting.pop()
-        rows.append(row)
-        below = children.pop(row.span.span_id, [])
-        waiting += [TreeRow(span, row.depth + 1) for span in reversed(below)]
-    return rows
+        depth, span = waiting.pop()
+        yield depth, span
+        below = children.pop(span.span_id, [])
+        waiting += [(depth + 1, child) for child in reversed(below)]
+
+
+def _start_order(span: SpanRecord) -> tuple[int, int]:
+    return span.start_ns, -span.end_ns
 
 
 def _is_wanted(spans: Iterable[SpanRecord], wanted: str) -> bool:
@@ -92,7 +88,7 @@ def _is_wanted(spans: Iterable[SpanRecord], wanted: str) -> bool:
     return any(
         span.trace_id == wanted
         or (len(wanted) >= 8 and span.trace_id.startswith(wanted))
-        or wanted in (span.attributes.get(key) for key in span.attributes if "request" in key)
+        or wanted in (value for key, value in span.attributes.items() if "request" in key)
         for span in spans
     )
 

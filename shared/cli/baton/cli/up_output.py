@@ -1,15 +1,19 @@
-"""A system's state as tables for the terminal."""
+"""What `baton up` prints: progress, next steps, and the system as JSON."""
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from baton.cli.models import is_demo
 from baton.cli.rundir import ProcessState, SystemState
+from baton.core.roles import Role
 
 _REFRESH_PER_S = 8
 _BAR_CELLS = 20
@@ -35,14 +39,39 @@ class ProgressDisplay(Live):
             self.update(_progress_table(state))
 
     def stop(self) -> None:
-        """Leaves the last state there; what is printed next begins on a line of its own."""
+        """Leaves the last state there; what is printed next begins on a new line."""
         is_last = self.is_started
         super().stop()
         if is_last and self.renderable and not self.console.is_terminal:
             self.console.line()
 
 
-def _progress_table(state: SystemState) -> RenderableType:
+def print_ready(console: Console, state: SystemState, *, detached: bool, as_json: bool) -> None:
+    """Says that a system is up: as JSON on standard output, or as what to do next."""
+    if as_json:
+        sys.stdout.write(json.dumps(_to_document(state)) + "\n")
+        sys.stdout.flush()
+        return
+    scheduler, gateway = state.process(Role.SCHEDULER), state.process(Role.GATEWAY)
+    console.print("\n[bold green]Baton is up.[/]")
+    if scheduler:
+        console.print(f"  gRPC  {scheduler.address}", highlight=False)
+    if gateway:
+        http = f"http://{gateway.http_address}"
+        console.print(f"  HTTP  {http}/v1  (OpenAI-compatible)", highlight=False)
+        console.print(f"  page  {http}/console", highlight=False)
+    console.print("\nNext:", style="dim")
+    prompt = "def main():" if is_demo(state.model) else "Once upon a time"
+    for command, purpose in (
+        (f'baton generate "{prompt}"', "stream a completion"),
+        ("baton trace", "see where its time went"),
+        ("baton status", "see the workers and their KV blocks"),
+        ("baton down" if detached else "Ctrl-C", "stop everything"),
+    ):
+        console.print(f"  {command:<34} [dim]{purpose}[/]", highlight=False)
+
+
+def _progress_table(state: SystemState) -> Table:
     """One line per process: what it is doing now."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(min_width=12)
@@ -51,7 +80,7 @@ def _progress_table(state: SystemState) -> RenderableType:
     for process in state.processes:
         phase = Text(process.phase, style=_STYLES.get(process.phase, ""))
         table.add_row(process.name, phase, _activity(process))
-    return Group(table)
+    return table
 
 
 def _activity(process: ProcessState) -> Text:
@@ -65,45 +94,15 @@ def _activity(process: ProcessState) -> Text:
     return Text(process.text)
 
 
-def print_next_steps(console: Console, state: SystemState, *, detached: bool) -> None:
-    """Where things are, and what to type next."""
-    scheduler = state.process("scheduler")
-    gateway = state.process("gateway")
-    console.print("\n[bold green]Baton is up.[/]")
-    if scheduler:
-        console.print(f"  gRPC  {scheduler.address}", highlight=False)
-    if gateway:
-        console.print(
-            f"  HTTP  http://{gateway.http_address}/v1  (OpenAI-compatible)", highlight=False
-        )
-        console.print(f"  page  http://{gateway.http_address}/console", highlight=False)
-    console.print("\nNext:", style="dim")
-    for command, purpose in (
-        ('baton generate "def main():"', "stream a completion"),
-        ("baton trace", "see where its time went"),
-        ("baton status", "see the workers and their KV blocks"),
-        ("baton down" if detached else "Ctrl-C", "stop everything"),
-    ):
-        console.print(f"  {command:<30} [dim]{purpose}[/]", highlight=False)
-
-
-def system_document(state: SystemState) -> dict[str, Any]:
-    """A system that is up, as `baton up --json` prints it."""
-    gateway, scheduler = state.process("gateway"), state.process("scheduler")
+def _to_document(state: SystemState) -> dict[str, Any]:
+    scheduler, gateway = state.process(Role.SCHEDULER), state.process(Role.GATEWAY)
     http = f"http://{gateway.http_address}" if gateway else None
+    shown = ("name", "role", "pid", "address", "metrics_address", "log")
     return {
         "scheduler": scheduler.address if scheduler else None,
         "http": http and f"{http}/v1",
         "console": http and f"{http}/console",
         "processes": [
-            {
-                "name": process.name,
-                "role": process.role,
-                "pid": process.pid,
-                "address": process.address,
-                "metrics_address": process.metrics_address,
-                "log": process.log,
-            }
-            for process in state.processes
+            {name: getattr(process, name) for name in shown} for process in state.processes
         ],
     }

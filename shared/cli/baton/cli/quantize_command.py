@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -41,14 +42,7 @@ def quantize(
 
         sizes = write_checkpoint(str(model), str(out), quantization, report)
     if as_json:
-        document = {
-            "path": str(out),
-            "scheme": scheme,
-            "num_layers": sizes.num_layers,
-            "num_expert_layers": sizes.num_expert_layers,
-            "plain_bytes": sizes.plain_bytes,
-            "quantized_bytes": sizes.quantized_bytes,
-        }
+        document = {"path": str(out), "scheme": scheme, **asdict(sizes)}
         sys.stdout.write(json.dumps(document) + "\n")
         return
     share = sizes.quantized_bytes / sizes.plain_bytes

@@ -1,20 +1,14 @@
-"""Errors that a user can do something about: one line, what to do next, and an exit status."""
+"""Errors that the user can mend: one line, what to do next, and an exit status."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import NoReturn
 
 import typer
 from rich.console import Console
 
-from baton.cli.generate import Interrupted
-from baton.cli.models import NoModel
-from baton.cli.plan import PlanError
-from baton.cli.rundir import AlreadyRunning
-from baton.cli.target import NoSystem
 from baton.client import BatonError, Cancelled, ErrorReason
 
 EXIT_INTERRUPTED = 130
@@ -29,22 +23,26 @@ _NEXT = MappingProxyType({
 })
 
 
+class UserError(Exception):
+    """The user can mend this; the message says how."""
+
+
 @contextmanager
-def explained(console: Console) -> Iterator[None]:
-    """Turns such errors into a line and an exit status."""
+def explained(console: Console | None = None) -> Iterator[None]:
+    """Ends the command with one line, on standard error by default, where the user can help."""
+    console = console or Console(stderr=True)
     try:
         yield
-    except (AlreadyRunning, NoModel, NoSystem, PlanError) as error:
-        fail(console, str(error))
-    except (Interrupted, KeyboardInterrupt, Cancelled):
+    except (KeyboardInterrupt, Cancelled):
         console.print("\ninterrupted: the request was cancelled", style="yellow")
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    except BatonError as error:
-        fail(console, described(error))
     except BrokenPipeError:
-        raise  # whoever read the output has enough of it: typer ends quietly
-    except OSError as error:
-        fail(console, str(error))
+        raise  # The reader of the output has enough: typer ends quietly.
+    except (UserError, BatonError, OSError) as error:
+        text = described(error) if isinstance(error, BatonError) else str(error)
+        console.print("error:", style="bold red", end=" ")
+        console.print(text, markup=False, highlight=False)
+        raise typer.Exit(1) from error
 
 
 def described(error: BatonError) -> str:
@@ -52,10 +50,3 @@ def described(error: BatonError) -> str:
     retry = f" (retry in {error.retry_after_s:g} s)" if error.retry_after_s else ""
     text = f"{error.reason.name.lower()}: {error.message}{retry}"
     return f"{text}; {_NEXT[error.reason]}" if error.reason in _NEXT else text
-
-
-def fail(console: Console, text: str) -> NoReturn:
-    """Says what is wrong and ends the command with status 1."""
-    console.print("error:", style="bold red", end=" ")
-    console.print(text, markup=False, highlight=False)
-    raise typer.Exit(1)

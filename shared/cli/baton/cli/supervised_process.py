@@ -10,15 +10,19 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from baton.cli import child
 from baton.cli.plan import NATS_ROLE, ProcessSpec
 from baton.cli.ports import is_listening
 from baton.cli.rundir import ProcessState, RunDirectory
 
-TAIL_LINES = 15
+_TAIL_LINES = 15
 _READ_BYTES = 1 << 16
 _MAX_LINE_CHARS = 300
+_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+_HEALTHY_AFTER_S = 30.0
+"""A process that ran this long starts its backoff anew."""
 
 
 class LogFollower:
@@ -54,11 +58,13 @@ class SupervisedProcess:
 
     def __init__(self, spec: ProcessSpec, run: RunDirectory) -> None:
         self.spec = spec
-        self.log = run.logs / f"{spec.name}.log"
+        self._log = run.logs / f"{spec.name}.log"
         self._ready_file = run.ready / f"{spec.name}.json"
         self._process: subprocess.Popen[bytes] | None = None
-        self._follower = LogFollower(self.log)
-        self.started_at_s = 0.0
+        self._follower = LogFollower(self._log)
+        self._started_at_s = 0.0
+        self._restart_at_s = 0.0
+        self._num_failures = 0
         self.state = ProcessState(
             name=spec.name,
             role=spec.role,
@@ -66,14 +72,14 @@ class SupervisedProcess:
             metrics_address=spec.metrics_address,
             http_address=spec.http_address,
             cores=spec.cores,
-            log=str(self.log),
+            log=str(self._log),
         )
 
     def start(self) -> None:
-        """Starts it, in a session of its own so that the terminal's Ctrl-C does not reach it."""
+        """Starts it in a new session, so that the terminal's Ctrl-C does not reach it."""
         self._ready_file.unlink(missing_ok=True)
         command = [sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid())]
-        with self.log.open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *self.spec.command],
                 stdin=subprocess.DEVNULL,
@@ -82,7 +88,7 @@ class SupervisedProcess:
                 env={**os.environ, **self.spec.environment},
                 start_new_session=True,
             )
-        self.started_at_s = time.monotonic()
+        self._started_at_s = time.monotonic()
         self.state = replace(
             self.state, pid=self._process.pid, phase="starting", fraction=0.0, text="starting"
         )
@@ -93,10 +99,27 @@ class SupervisedProcess:
             return
         exit_code = self._process.poll()
         if exit_code is not None:
-            text = describe_exit(exit_code)
-            self.state = replace(self.state, phase="failed", text=text)
+            self.state = replace(self.state, phase="failed", text=describe_exit(exit_code))
         elif self.state.phase == "starting":
             self._refresh_start()
+
+    def restart_if_failed(self) -> None:
+        """Starts it again after a failure, when its backoff has passed."""
+        now = time.monotonic()
+        if self.state.phase == "restarting" and now >= self._restart_at_s:
+            self.start()
+        elif self.state.phase == "failed":
+            if now - self._started_at_s > _HEALTHY_AFTER_S:
+                self._num_failures = 0
+            delay_s = _BACKOFF_S[min(self._num_failures, len(_BACKOFF_S) - 1)]
+            self._num_failures += 1
+            self._restart_at_s = now + delay_s
+            self.state = replace(
+                self.state,
+                phase="restarting",
+                text=f"{self.state.text}; starts again in {delay_s:g} s",
+                num_restarts=self.state.num_restarts + 1,
+            )
 
     def terminate(self) -> None:
         """Asks it to end."""
@@ -107,29 +130,18 @@ class SupervisedProcess:
         self._send(signal.SIGKILL)
 
     def has_ended(self) -> bool:
-        """True when it does not run (any more)."""
+        """True when it does not run."""
         return self._process is None or self._process.poll() is not None
 
     def mark_stopped(self) -> None:
         """Records an end that was asked for."""
         self.state = replace(self.state, phase="stopped", text="", pid=0)
 
-    def mark_restarting(self, delay_s: float) -> None:
-        """Records that it will be started again."""
-        text = f"{self.state.text}; starts again in {delay_s:g} s"
-        restarts = self.state.num_restarts + 1
-        self.state = replace(self.state, phase="restarting", text=text, num_restarts=restarts)
-
-    def tail(self) -> str:
-        """The last lines of its log."""
-        return tail(self.log)
-
     def _refresh_start(self) -> None:
         if self.spec.role == NATS_ROLE:
-            if is_listening(self.spec.port):
-                self.state = replace(self.state, phase="ready", fraction=1.0, text="")
-            return
-        ready = _read_ready(self._ready_file)
+            ready: dict[str, Any] | None = {} if is_listening(self.spec.address) else None
+        else:
+            ready = _read_ready(self._ready_file)
         if ready is not None:
             self.state = replace(
                 self.state,
@@ -154,7 +166,7 @@ class SupervisedProcess:
             return
 
 
-def tail(path: Path, num_lines: int = TAIL_LINES) -> str:
+def tail(path: Path) -> str:
     """The last lines of a log, JSON lines made readable."""
     try:
         with path.open("rb") as log:
@@ -162,7 +174,7 @@ def tail(path: Path, num_lines: int = TAIL_LINES) -> str:
             lines = log.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return "\n".join(_readable(line) for line in lines[-num_lines:])
+    return "\n".join(_readable(line) for line in lines[-_TAIL_LINES:])
 
 
 def describe_exit(exit_code: int) -> str:
@@ -179,21 +191,20 @@ def _loading_event(line: bytes) -> tuple[float, str] | None:
     event = _json_object(line)
     if event is None or event.get("event") != "loading":
         return None
-    try:
-        fraction = float(str(event.get("fraction", 0.0)))
-    except ValueError:
+    fraction = event.get("fraction", 0.0)
+    if not isinstance(fraction, int | float):
         return None
     return min(1.0, max(0.0, fraction)), str(event.get("text", "loading"))
 
 
-def _read_ready(path: Path) -> dict[str, object] | None:
+def _read_ready(path: Path) -> dict[str, Any] | None:
     try:
         return _json_object(path.read_bytes())
     except FileNotFoundError:
         return None
 
 
-def _json_object(data: bytes | str) -> dict[str, object] | None:
+def _json_object(data: bytes | str) -> dict[str, Any] | None:
     try:
         value = json.loads(data)
     except ValueError:
@@ -210,6 +221,5 @@ def _readable(line: str) -> str:
     for noise in ("ts", "time", "timestamp", "role", "worker_id", "logger", "trace_id", "span_id"):
         event.pop(noise, None)
     fields = " ".join(f"{name}={value}" for name, value in event.items())
-    if "\n" in fields:
-        return f"{level}: {text} {fields}"
-    return f"{level}: {text} {fields}"[:_MAX_LINE_CHARS]
+    line = f"{level}: {text} {fields}"
+    return line if "\n" in fields else line[:_MAX_LINE_CHARS]
