@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 
 from baton.cli.diagnosis import ERROR, OK, WARNING, Finding, diagnose
-from baton.cli.direct import DirectAnswer, MeasuredPath
-from baton.cli.examination import Examination, Scrape, Subject, parse_scrape
+from baton.cli.examination import (
+    DirectAnswer,
+    Examination,
+    MeasuredPath,
+    Scrape,
+    Subject,
+    parse_scrape,
+)
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.hashing import Fingerprint, KvLayout
 

@@ -72,8 +72,10 @@ class Conversation:
             case "/reset":
                 self._reset()
                 self._console.print("the conversation is forgotten", style="dim")
+            case "/stats" if self._last and self._last.stages:
+                print_stages(self._console, self._last)
             case "/stats":
-                self._print_stats()
+                self._console.print("no whole answer yet", style="dim")
             case command if command.startswith("/"):
                 self._console.print(_HELP, style="dim", highlight=False)
             case _:
@@ -96,12 +98,6 @@ class Conversation:
         write(self._console, "\n")
         self._last = completion
         self._messages = [*messages, {"role": "assistant", "content": completion.text}]
-
-    def _print_stats(self) -> None:
-        if self._last is None or not self._last.stages:
-            self._console.print("no whole answer yet", style="dim")
-        else:
-            print_stages(self._console, self._last)
 
 
 def _turn_on_line_editing() -> None:

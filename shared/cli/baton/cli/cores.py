@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -32,14 +33,9 @@ def divide_cores(cores: Sequence[int], num_workers: int) -> list[tuple[int, ...]
     """
     if num_workers >= len(cores):
         return [(cores[index % len(cores)],) for index in range(num_workers)]
-    size, rest = divmod(len(cores), num_workers) if num_workers else (0, 0)
-    shares = []
-    start = 0
-    for index in range(num_workers):
-        end = start + size + (1 if index < rest else 0)
-        shares.append(tuple(cores[start:end]))
-        start = end
-    return shares
+    size, num_larger = divmod(len(cores), max(1, num_workers))
+    remaining = iter(cores)
+    return [tuple(islice(remaining, size + (index < num_larger))) for index in range(num_workers)]
 
 
 def thread_environment(num_threads: int) -> dict[str, str]:

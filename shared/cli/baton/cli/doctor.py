@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from baton.cli.diagnosis import ERROR, OK, WARNING, Finding, diagnose
-from baton.cli.direct import MeasuredPath
-from baton.cli.examination import Examination, examine, leftovers
+from baton.cli.examination import Examination, MeasuredPath, examine, leftovers
 from baton.cli.target import NoSystem
 
 _STYLES = {OK: "green", WARNING: "yellow", ERROR: "bold red"}
@@ -28,7 +26,7 @@ def doctor(console: Console, address: str, num_probe_bytes: int, *, as_json: boo
         found = [finding for finding in diagnose(seen) if finding.check == "leftovers"]
         findings = [Finding("services", ERROR, str(error), "start one with `baton up`"), *found]
     if as_json:
-        console.print_json(json.dumps(to_document(findings, seen)))
+        console.print_json(data=to_document(findings, seen))
     else:
         _print(console, findings)
     return 1 if any(finding.level == ERROR for finding in findings) else 0

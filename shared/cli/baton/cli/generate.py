@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
@@ -57,7 +56,7 @@ def generate(
         client.models()
     if as_json:
         completion = client.generate(prompt, **options)
-        console.print_json(json.dumps(to_document(completion)))
+        console.print_json(data=to_document(completion))
         return
     completion = stream_to(console, client.generate(prompt, stream=True, **options))
     write(console, "\n")
@@ -70,7 +69,9 @@ def to_document(completion: Completion) -> dict[str, Any]:
     """A completion as `--json` prints it."""
     document = asdict(completion)
     for entry in document["logprobs"]:
-        _drop_bytes(entry)
+        for each in (entry, *entry["top"]):
+            # Bytes are not JSON; the text beside them says the same where it is whole UTF-8.
+            del each["token_bytes"]
     return document
 
 
@@ -81,10 +82,3 @@ def write(console: Console, text: str) -> None:
     """
     console.file.write(text.translate(_PICTURES) if console.is_terminal else text)
     console.file.flush()
-
-
-def _drop_bytes(entry: dict[str, Any]) -> None:
-    """Bytes are no JSON; the text beside them says the same where it is whole UTF-8."""
-    entry.pop("token_bytes", None)
-    for other in entry.get("top", ()):
-        other.pop("token_bytes", None)

@@ -1,4 +1,4 @@
-"""Finds and ends the processes of a run, whatever became of their supervisor."""
+"""Finds and ends the processes of a run, even after their supervisor was killed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from baton.cli.rundir import RUN_ID_VARIABLE, SystemState
@@ -14,7 +15,7 @@ _PROC = Path("/proc")
 
 
 def living(state: SystemState) -> list[int]:
-    """Pids of the run's processes that live, with children of theirs where /proc tells."""
+    """Pids of the run's living processes; where there is /proc, with their children."""
     if (_PROC / "self" / "environ").exists():
         return _pids_with(f"{RUN_ID_VARIABLE}={state.run_id}".encode())
     return [process.pid for process in state.processes if process.pid and is_alive(process.pid)]
@@ -43,12 +44,10 @@ def is_alive(pid: int) -> bool:
 
 
 def send(pids: Iterable[int], signal_number: signal.Signals) -> None:
-    """Sends a signal to processes, those that are gone left out."""
+    """Sends a signal to those of the processes that still live."""
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal_number)
-        except ProcessLookupError:
-            continue
 
 
 def _pids_with(entry: bytes) -> list[int]:

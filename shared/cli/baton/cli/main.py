@@ -22,12 +22,13 @@ from baton.cli import ask
 from baton.cli import demo as demo_command
 from baton.cli.ask import Address, AsJson
 from baton.cli.doctor import doctor
+from baton.cli.examination import cluster_status
 from baton.cli.models import DEMO_KV_BYTES, choose_models
 from baton.cli.pins import print_pins
 from baton.cli.plan import UpOptions
 from baton.cli.quantize_command import quantize
 from baton.cli.rundir import run_directory
-from baton.cli.status import cluster_status, print_status, to_document
+from baton.cli.status import print_status, to_document
 from baton.cli.target import scheduler_client
 from baton.cli.trace_files import find_trace, read_spans
 from baton.cli.up import run_detached, run_foreground, stop_system
@@ -130,7 +131,7 @@ def status(address: Address = "", as_json: AsJson = False) -> None:
     with explained():
         found = cluster_status(address)
     if as_json:
-        Console().print_json(json.dumps(to_document(found)))
+        Console().print_json(data=to_document(found))
     else:
         print_status(Console(), found)
 
@@ -196,7 +197,7 @@ def trace(
             hint = "make one with `baton generate`; spans are written within a second after its end"
             raise UserError(f"{what} in {traces}: {hint}")
     if as_json:
-        Console().print_json(json.dumps(trace_document(spans), default=str))
+        Console().print_json(data=trace_document(spans), default=str)
     else:
         print_waterfall(Console(), spans)
 

@@ -128,17 +128,21 @@ def make_plan(
         **options.settings,
     }
     shares = divide_cores(cores, options.num_prefill + options.num_decode)
-    names = [(Role.TOKENIZER, "tokenizer"), (Role.CACHE, "cache")]
-    names += [(Role.PREFILL, f"prefill-{index + 1}") for index in range(options.num_prefill)]
-    names += [(Role.DECODE, f"decode-{index + 1}") for index in range(options.num_decode)]
-    names += [(Role.SCHEDULER, "scheduler")]
+    roles = [(Role.TOKENIZER, ""), (Role.CACHE, "")]
+    roles += [(Role.PREFILL, f"-{number}") for number in range(1, options.num_prefill + 1)]
+    roles += [(Role.DECODE, f"-{number}") for number in range(1, options.num_decode + 1)]
+    roles += [(Role.SCHEDULER, "")]
     if options.gateway:
-        names.append((Role.GATEWAY, "gateway"))
-    for role, name in names:
-        share = shares.pop(0) if role in {Role.PREFILL, Role.DECODE} else ()
+        roles.append((Role.GATEWAY, ""))
+    for role, suffix in roles:
+        share = shares.pop(0) if suffix else ()
+        name = f"{role}{suffix}"
         processes.append(_plan_service(options, run, (role, name), common, share, ports))
     if not nats_url:
-        processes = _with_static_peers(processes)
+        # Without a broker, the settings of each process name all others.
+        peers = ",".join(f"{process.role}={process.address}" for process in processes)
+        static = {"BATON_STATIC_PEERS": peers}
+        processes = [replace(p, environment={**p.environment, **static}) for p in processes]
     return SystemPlan(run_id, options, nats_url, tuple(processes))
 
 
@@ -220,12 +224,3 @@ def _engine_environment(options: UpOptions, role: str, cores: tuple[int, ...]) -
             "BATON_SPECULATION": "true",
         }
     return environment
-
-
-def _with_static_peers(processes: Sequence[ProcessSpec]) -> list[ProcessSpec]:
-    """Without a broker, the settings of each process name all others."""
-    peers = ",".join(f"{process.role}={process.address}" for process in processes)
-    return [
-        replace(process, environment={**process.environment, "BATON_STATIC_PEERS": peers})
-        for process in processes
-    ]

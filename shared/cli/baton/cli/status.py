@@ -8,12 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from baton.cli.direct import CALL_TIMEOUT_S, ask_all
-from baton.cli.plan import NATS_ROLE
-from baton.cli.ports import is_listening
-from baton.cli.rundir import SystemState, run_directory
-from baton.cli.target import NoSystem, scheduler_address
-from baton.client import BatonError, Client, ClusterStatus
+from baton.client import ClusterStatus
 from baton.core.blocks import BlockState
 from baton.core.cluster import ServiceState, ServiceStatus
 from baton.core.roles import Role
@@ -26,26 +21,6 @@ _STATE_STYLES = {
 }
 _ALWAYS_SHOWN = {BlockState.FREE, BlockState.IN_USE, BlockState.HELD, BlockState.CACHED}
 _ROLE_ORDER = [*dict.fromkeys((Role.GATEWAY, Role.SCHEDULER, *Role))]
-
-
-def cluster_status(address: str) -> ClusterStatus:
-    """The scheduler's view, or, when it does not answer, each local process's own answer.
-
-    Raises:
-        NoSystem: neither answers.
-    """
-    target = scheduler_address(address)
-    try:
-        with Client(target, timeout_s=CALL_TIMEOUT_S) as client:
-            return client.status()
-    except BatonError as error:
-        state = run_directory().running()
-        if address or state is None:
-            raise NoSystem(
-                f"the scheduler at {target} does not answer ({error.message}): is the address"
-                " right, and does it run?"
-            ) from error
-        return _asked_directly(state)
 
 
 def to_document(status: ClusterStatus) -> dict[str, Any]:
@@ -72,20 +47,6 @@ def print_status(console: Console, status: ClusterStatus) -> None:
     facts = f"model: {', '.join(models) or 'none'}  requests: {requests or 'none'}  bus: {bus}"
     parts += [Text(), Text(facts, style="dim")]
     console.print(Group(*parts))
-
-
-def _asked_directly(state: SystemState) -> ClusterStatus:
-    unknown = [
-        ServiceStatus("", process.role, process.address, state=ServiceState.LOST)
-        for process in state.processes
-        if process.role != NATS_ROLE and process.address
-    ]
-    answers = zip(unknown, ask_all(unknown), strict=True)
-    bus = state.process(NATS_ROLE)
-    return ClusterStatus(
-        services=tuple(answer.status if answer else lost for lost, answer in answers),
-        bus_connected=bus is not None and is_listening(bus.address),
-    )
 
 
 def _in_order(status: ClusterStatus) -> list[ServiceStatus]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class LogFollower:
         self._rest = b""
 
     def progress(self) -> tuple[float, str] | None:
-        """The last new "loading" event's fraction and text."""
+        """Fraction and text of the last "loading" event since the last call."""
         try:
             with self._path.open("rb") as log:
                 log.seek(self._offset)
@@ -42,12 +43,10 @@ class LogFollower:
         except FileNotFoundError:
             return None
         self._offset += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self._rest = self._rest[-_READ_BYTES:]
-        found = None
-        for line in lines:
-            found = _loading_event(line) or found
-        return found
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[-_READ_BYTES:]
+        events = [event for line in lines if (event := _loading_event(line))]
+        return events[-1] if events else None
 
 
 class SupervisedProcess:
@@ -123,11 +122,14 @@ class SupervisedProcess:
 
     def terminate(self) -> None:
         """Asks it to end."""
-        self._send(signal.SIGTERM)
+        if self._process is not None:
+            self._process.terminate()
 
     def kill(self) -> None:
         """Ends it, and whatever it started."""
-        self._send(signal.SIGKILL)
+        if self._process is not None and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def has_ended(self) -> bool:
         """True when it does not run."""
@@ -138,10 +140,11 @@ class SupervisedProcess:
         self.state = replace(self.state, phase="stopped", text="", pid=0)
 
     def _refresh_start(self) -> None:
-        if self.spec.role == NATS_ROLE:
-            ready: dict[str, Any] | None = {} if is_listening(self.spec.address) else None
-        else:
-            ready = _read_ready(self._ready_file)
+        ready = None
+        if self.spec.role == NATS_ROLE and is_listening(self.spec.address):
+            ready = {}
+        elif self._ready_file.exists():
+            ready = _json_object(self._ready_file.read_bytes())
         if ready is not None:
             self.state = replace(
                 self.state,
@@ -153,17 +156,6 @@ class SupervisedProcess:
             )
         elif progress := self._follower.progress():
             self.state = replace(self.state, fraction=progress[0], text=progress[1])
-
-    def _send(self, signal_number: signal.Signals) -> None:
-        if self._process is None or self._process.poll() is not None:
-            return
-        try:
-            if signal_number is signal.SIGKILL:
-                os.killpg(self._process.pid, signal_number)
-            else:
-                self._process.send_signal(signal_number)
-        except ProcessLookupError:
-            return
 
 
 def tail(path: Path) -> str:
@@ -195,13 +187,6 @@ def _loading_event(line: bytes) -> tuple[float, str] | None:
     if not isinstance(fraction, int | float):
         return None
     return min(1.0, max(0.0, fraction)), str(event.get("text", "loading"))
-
-
-def _read_ready(path: Path) -> dict[str, Any] | None:
-    try:
-        return _json_object(path.read_bytes())
-    except FileNotFoundError:
-        return None
 
 
 def _json_object(data: bytes | str) -> dict[str, Any] | None:

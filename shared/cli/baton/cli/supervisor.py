@@ -73,18 +73,13 @@ class Supervisor:
         self._listener = listener
         self._has_joined = has_joined
         self._processes = [SupervisedProcess(spec, run) for spec in plan.processes]
-        self._state = SystemState(
+        self.state = SystemState(
             run_id=plan.run_id,
             supervisor_pid=os.getpid(),
             model=plan.options.model_path,
             nats_url=plan.nats_url,
         )
         self._publish(force=True)
-
-    @property
-    def state(self) -> SystemState:
-        """The system's present state."""
-        return self._state
 
     def start(self) -> None:
         """Starts everything and returns when all is ready and has found each other.
@@ -94,9 +89,8 @@ class Supervisor:
             StopRequested: a stop was asked for meanwhile. Call `stop`.
         """
         deadline_s = time.monotonic() + self._plan.options.start_timeout_s
-        bus = [process for process in self._processes if process.spec.role == NATS_ROLE]
-        others = [process for process in self._processes if process.spec.role != NATS_ROLE]
-        for group in (bus, others):
+        for is_bus in (True, False):
+            group = [p for p in self._processes if (p.spec.role == NATS_ROLE) is is_bus]
             for process in group:
                 process.start()
             self._await_ready(group, deadline_s)
@@ -124,7 +118,7 @@ class Supervisor:
 
     def fail(self, error: str) -> None:
         """Records in the state why the system did not start."""
-        self._state = replace(self._state, phase="failed", error=error)
+        self.state = replace(self.state, phase="failed", error=error)
         self._publish(force=True)
 
     def _await_ready(self, group: list[SupervisedProcess], deadline_s: float) -> None:
@@ -180,20 +174,20 @@ class Supervisor:
         return True
 
     def _set_phase(self, phase: str) -> None:
-        self._state = replace(self._state, phase=phase)
+        self.state = replace(self.state, phase=phase)
         self._publish(force=True)
 
     def _publish(self, *, force: bool = False) -> None:
         processes = tuple(process.state for process in self._processes)
-        if not force and processes == self._state.processes:
+        if not force and processes == self.state.processes:
             return
-        self._state = replace(self._state, processes=processes)
+        self.state = replace(self.state, processes=processes)
         try:
-            self._run.save(self._state)
+            self._run.save(self.state)
         except OSError as error:
             # A full disk must not take a running system down, nor leave processes behind.
             sys.stderr.write(f"cannot write {self._run.state_file}: {error.strerror}\n")
-        self._listener(self._state)
+        self._listener(self.state)
 
 
 def _failure(process: SupervisedProcess, what: str) -> str:

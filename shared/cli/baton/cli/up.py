@@ -244,14 +244,9 @@ def _not_started(console: Console, why: str) -> int:
 
 
 def _end_supervisor(run: RunDirectory, pid: int) -> None:
-    send([pid], signal.SIGTERM)
-    _wait_unlocked(run, _STOP_TIMEOUT_S)
-    if run.is_locked() and is_alive(pid):
-        send([pid], signal.SIGKILL)
-        _wait_unlocked(run, _KILL_TIMEOUT_S)
-
-
-def _wait_unlocked(run: RunDirectory, timeout_s: float) -> None:
-    ends_at_s = time.monotonic() + timeout_s
-    while run.is_locked() and time.monotonic() < ends_at_s:
-        time.sleep(_POLL_S)
+    for number, timeout_s in ((signal.SIGTERM, _STOP_TIMEOUT_S), (signal.SIGKILL, _KILL_TIMEOUT_S)):
+        if run.is_locked() and is_alive(pid):
+            send([pid], number)
+        ends_at_s = time.monotonic() + timeout_s
+        while run.is_locked() and time.monotonic() < ends_at_s:
+            time.sleep(_POLL_S)
