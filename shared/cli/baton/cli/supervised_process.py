@@ -140,7 +140,7 @@ class SupervisedProcess:
         self.state = replace(self.state, phase="stopped", text="", pid=0)
 
     def _refresh_start(self) -> None:
-        ready = None
+        ready: dict[str, Any] | None = None
         if self.spec.role == NATS_ROLE and is_listening(self.spec.address):
             ready = {}
         elif self._ready_file.exists():
