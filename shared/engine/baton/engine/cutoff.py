@@ -32,35 +32,39 @@ def kept_tokens(
         bool [vocab_size].
     """
     kept = logits.isfinite()
+    if not kept.any():
+        return kept
     if 0 < sampling.top_k < len(logits):
-        kept = _leading(logits, kept.double(), sampling.top_k)
+        kept = _leading(logits, kept, kept.double(), sampling.top_k)
     if sampling.top_p < 1.0:
         weights = scaled.double().exp_().mul_(_UNIT).round_().masked_fill_(~kept, 0.0)
-        limit = sampling.top_p * float(weights.sum())
-        kept = _leading(logits.masked_fill(~kept, -torch.inf), weights, limit)
+        kept = _leading(logits, kept, weights, sampling.top_p * float(weights.sum()))
     return kept
 
 
-def _leading(logits: torch.Tensor, weights: torch.Tensor, limit: float) -> torch.Tensor:
-    """The tokens, most likely first, as long as those before them weigh less than `limit`."""
-    kept = torch.zeros_like(logits, dtype=torch.bool)
-    pool = logits.isfinite().nonzero().flatten()
-    before = 0.0
-    while True:
-        values, mass = logits[pool].double(), weights[pool]
-        span = float(values.max() - values.min()) if len(pool) > _NUM_SORTED else 0.0
+def _leading(
+    logits: torch.Tensor, allowed: torch.Tensor, weights: torch.Tensor, limit: float
+) -> torch.Tensor:
+    """The allowed tokens, most likely first, while those before them weigh less than `limit`."""
+    pool = allowed.nonzero().flatten()
+    values, mass, before = logits[pool].double(), weights[pool], 0.0
+    while len(pool) > _NUM_SORTED:
+        highest = values.max()
+        span = float(highest - values.min())
         if not span:
-            # Equal values stay in the order of their ids.
-            order = values.sort(descending=True, stable=True).indices
-            mass_before = mass[order].cumsum(0) - mass[order] + before
-            kept[pool[order[mass_before < limit]]] = True
-            return kept
-        places = (values.max() - values).mul_(_NUM_BINS / span)
-        bins = places.to(torch.int64).clamp_(max=_NUM_BINS - 1)
+            break
+        bins = (highest - values).mul_(_NUM_BINS / span).to(torch.int64).clamp_(max=_NUM_BINS - 1)
         ends = torch.bincount(bins, mass, _NUM_BINS).cumsum(0) + before
         cut = int((ends < limit).sum())
-        kept[pool[bins < cut]] = True
         if cut == _NUM_BINS:
-            return kept
+            break
         before = float(ends[cut - 1]) if cut else before
-        pool = pool[bins == cut]
+        inside = (bins == cut).nonzero().flatten()
+        values, pool, mass = values[inside], pool[inside], mass[inside]
+    else:
+        values, order = values.sort(descending=True, stable=True)
+        pool, mass = pool[order], mass[order]
+    # The pool is sorted, or it is equal tokens by their ids, or all of it is kept.
+    kept = allowed & (logits > values.max())
+    kept[pool[mass.cumsum(0) - mass + before < limit]] = True
+    return kept
