@@ -69,7 +69,7 @@ def error_response(error: BatonError) -> Response:
         delay_s = DEFAULT_RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
         headers["retry-after"] = str(max(1, math.ceil(delay_s)))
         headers["retry-after-ms"] = str(max(0, round(delay_s * 1e3)))
-    elif spec.retry is Retry.NOBODY:
+    elif spec.retry is Retry.NEVER:
         headers["x-should-retry"] = "false"  # OpenAI's clients retry any status from 500 up
     return json_response(error_body(error), spec.http_status, headers)
 

@@ -11,7 +11,7 @@ from baton.client.types import Completion
 from baton.core.errors import BatonError, Internal
 from baton.core.output import Usage
 from baton.core.request import Stage
-from baton.wire.inference.chunks import Chunk, Logprob, PlacementTaken
+from baton.wire.inference.chunks import Chunk, PlacementTaken
 from baton.wire.inference.requests import GenerateRequest, ResumePoint
 
 _MAX_ID_CHARS = 120
@@ -25,7 +25,7 @@ class Collector:
         self.num_attempts = 0
         self._request = request
         self._can_resume = can_resume
-        self._has_messages = False
+        self._has_prompt_logprobs = False
         self._received_ids: list[int] = []
         self._num_received = 0
         self._num_chars = 0
@@ -35,10 +35,7 @@ class Collector:
         self._started_at_s = started_at_s
         self._first_at_s: float | None = None
         self._ended_at_s: float | None = None
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[Logprob] = []
-        self._prompt_logprobs: tuple[Logprob, ...] = ()
+        self._chunks: list[Chunk] = []
         self._last = Chunk()
         self._usage = Usage()
         self._stages: tuple[Stage, ...] = ()
@@ -54,7 +51,7 @@ class Collector:
     def can_go_on(self) -> bool:
         """True when another call can give what is missing, and nothing else."""
         if not self._num_received:
-            return not self._num_chars and not self._prompt_logprobs
+            return not self._num_chars and not self._has_prompt_logprobs
         return (
             self._can_resume
             and self._seed is not None
@@ -64,7 +61,7 @@ class Collector:
     def next_request(self) -> GenerateRequest:
         """The request of a further call: for the rest of the answer, once there is some."""
         request = self._request
-        if not self._has_messages:
+        if not self._chunks:
             return request
         if self._seed is not None:
             request = replace(request, sampling=replace(request.sampling, seed=self._seed))
@@ -96,7 +93,6 @@ class Collector:
 
     def add(self, chunk: Chunk, now: float) -> Chunk:
         """Takes the next chunk in and returns it."""
-        self._has_messages = True
         self._num_received += chunk.num_tokens
         self._num_chars += len(chunk.text)
         if chunk.seed is not None:
@@ -104,10 +100,8 @@ class Collector:
         self._fingerprint = self._fingerprint or chunk.fingerprint
         if self._first_at_s is None and (chunk.text or chunk.num_tokens):
             self._first_at_s = now
-        self._texts.append(chunk.text)
-        self._token_ids.extend(chunk.token_ids)
-        self._logprobs.extend(chunk.logprobs)
-        self._prompt_logprobs += chunk.prompt_logprobs
+        self._has_prompt_logprobs |= bool(chunk.prompt_logprobs)
+        self._chunks.append(chunk)
         for name in self._names:
             self._names[name] = self._names[name] or getattr(chunk, name)
         self._usage = chunk.usage or self._usage
@@ -130,13 +124,13 @@ class Collector:
         """What came so far; whole once the stream has ended."""
         ttft_s = None if self._first_at_s is None else self._first_at_s - self._started_at_s
         return Completion(
-            text="".join(self._texts),
+            text="".join(chunk.text for chunk in self._chunks),
             finish_reason=self._last.finish_reason,
             usage=self._usage,
-            token_ids=tuple(self._token_ids),
+            token_ids=tuple(one for chunk in self._chunks for one in chunk.token_ids),
             stop_reason=self._last.stop_reason,
-            logprobs=tuple(self._logprobs),
-            prompt_logprobs=self._prompt_logprobs,
+            logprobs=tuple(one for chunk in self._chunks for one in chunk.logprobs),
+            prompt_logprobs=tuple(one for chunk in self._chunks for one in chunk.prompt_logprobs),
             stages=self._stages,
             placement=self._placement,
             **self._names,

@@ -148,7 +148,7 @@ class RpcCache:
     async def num_stored(self, hashes: Sequence[bytes], *, timeout_s: float) -> int:
         """See CacheCaller."""
         request = pb2.LookupPrefixRequest(block_hashes=hashes)
-        pb = await calls.ask(self._stub().LookupPrefix, request, timeout_s)
+        pb = await self._ask("LookupPrefix", request, timeout_s)
         return min(int(pb.num_stored_blocks), len(hashes))
 
     async def fetch(
@@ -204,12 +204,12 @@ class RpcCache:
     async def answer(self, key: bytes, *, timeout_s: float) -> bytes:
         """See CacheCaller."""
         request = pb2.LookupAnswerRequest(key=key)
-        return bytes((await calls.ask(self._stub().LookupAnswer, request, timeout_s)).answer)
+        return bytes((await self._ask("LookupAnswer", request, timeout_s)).answer)
 
     async def store_answer(self, key: bytes, answer: bytes, *, timeout_s: float) -> bool:
         """See CacheCaller."""
         request = pb2.StoreAnswerRequest(key=key, answer=answer)
-        return bool((await calls.ask(self._stub().StoreAnswer, request, timeout_s)).stored)
+        return bool((await self._ask("StoreAnswer", request, timeout_s)).stored)
 
     async def pin(
         self, hashes: Sequence[bytes], block_bytes: int, ttl_s: float, label: str
@@ -221,21 +221,22 @@ class RpcCache:
             ttl=duration_to_pb(ttl_s),
             label=label,
         )
-        return pin_from_pb((await calls.ask(self._stub().PinBlocks, request, PIN_TIMEOUT_S)).pin)
+        return pin_from_pb((await self._ask("PinBlocks", request, PIN_TIMEOUT_S)).pin)
 
     async def unpin(self, pin_id: str) -> bool:
         """See CacheCaller."""
         request = pb2.UnpinBlocksRequest(pin_id=pin_id)
-        return bool((await calls.ask(self._stub().UnpinBlocks, request, PIN_TIMEOUT_S)).found)
+        return bool((await self._ask("UnpinBlocks", request, PIN_TIMEOUT_S)).found)
 
     async def pins(self) -> list[PinnedPrefix]:
         """See CacheCaller."""
         request = pb2.ListPinsRequest()
-        pb = await calls.ask(self._stub().ListPins, request, PIN_TIMEOUT_S)
+        pb = await self._ask("ListPins", request, PIN_TIMEOUT_S)
         return [pin_from_pb(pin) for pin in pb.pins]
 
-    def _stub(self) -> Any:
-        return cache_pb2_grpc.CacheServiceStub(self._channels.get(self.address))
+    async def _ask(self, method: str, request: Message, timeout_s: float) -> Any:
+        stub = cache_pb2_grpc.CacheServiceStub(self._channels.get(self.address))
+        return await calls.ask(getattr(stub, method), request, timeout_s)
 
 
 def add_cache(server: grpc.aio.Server, cache: CacheServer) -> str:

@@ -30,7 +30,7 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.enable_http_proxy", 0),
 )
 _BULK_OPTIONS: tuple[tuple[str, int | str], ...] = (
-    # A TCP connection of its own, so that KV does not delay small calls to the same worker.
+    # A separate TCP connection, so that KV does not delay small calls to the same worker.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.optimization_target", "throughput"),
 )
@@ -142,7 +142,7 @@ class ChannelPool:
     def get(self, address: str, *, is_bulk: bool = False) -> grpc.aio.Channel:
         """The channel to `address` ("host:port"); the pool owns it.
 
-        A bulk channel has a TCP connection of its own and is tuned for large messages.
+        A bulk channel has a separate TCP connection and is tuned for large messages.
         """
         key = (address, is_bulk)
         channel = self._channels.pop(key, None) or self.open(address, is_bulk=is_bulk)

@@ -1,4 +1,4 @@
-"""Reasons on the wire: one table from reason to gRPC status, HTTP status and who may try again.
+"""Reasons on the wire: one table from reason to gRPC status, HTTP status and retry.
 
 Servicers raise `BatonError`s; `baton.rpc.interceptors` maps them with this table on the way out,
 and `error_from_rpc` maps them back on the caller's side, for calls that block and that do not.
@@ -37,9 +37,9 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Retry(Enum):
-    """Who may try the same again."""
+    """Which process may try a failed call again."""
 
-    NOBODY = "nobody"
+    NEVER = "never"
     CLIENT = "client"
     """The caller, after the delay given."""
     SCHEDULER = "scheduler"
@@ -54,46 +54,40 @@ class Spec:
 
     code: grpc.StatusCode
     http_status: int
-    retry: Retry
     public_text: str
-    """Used where an error brings no message of its own, and always for INTERNAL."""
+    """Stands for an error without a message, and always for INTERNAL."""
+    retry: Retry = Retry.NEVER
 
 
 _R = ErrorReason
 _C = grpc.StatusCode
 
 CATALOGUE: Mapping[ErrorReason, Spec] = MappingProxyType({
-    _R.INVALID_REQUEST: Spec(
-        _C.INVALID_ARGUMENT, 400, Retry.NOBODY, "the request has a value that cannot work"
-    ),
+    _R.INVALID_REQUEST: Spec(_C.INVALID_ARGUMENT, 400, "the request has a value that cannot work"),
     _R.PROMPT_TOO_LONG: Spec(
-        _C.INVALID_ARGUMENT, 400, Retry.NOBODY, "the prompt does not fit the model's context"
+        _C.INVALID_ARGUMENT, 400, "the prompt does not fit the model's context"
     ),
-    _R.MODEL_NOT_FOUND: Spec(_C.NOT_FOUND, 404, Retry.NOBODY, "no such model is served here"),
-    _R.REQUEST_NOT_FOUND: Spec(
-        _C.NOT_FOUND, 404, Retry.NOBODY, "no such request: it never was, or it has ended"
-    ),
-    _R.UNAUTHENTICATED: Spec(_C.UNAUTHENTICATED, 401, Retry.NOBODY, "credentials are needed"),
-    _R.FORBIDDEN: Spec(_C.PERMISSION_DENIED, 403, Retry.NOBODY, "not allowed"),
-    _R.QUEUE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, Retry.CLIENT, "the queue is full"),
-    _R.KV_CACHE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, Retry.BOTH, "the KV cache is full"),
+    _R.MODEL_NOT_FOUND: Spec(_C.NOT_FOUND, 404, "no such model is served here"),
+    _R.REQUEST_NOT_FOUND: Spec(_C.NOT_FOUND, 404, "no such request: it never was, or it has ended"),
+    _R.UNAUTHENTICATED: Spec(_C.UNAUTHENTICATED, 401, "credentials are needed"),
+    _R.FORBIDDEN: Spec(_C.PERMISSION_DENIED, 403, "not allowed"),
+    _R.QUEUE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, "the queue is full", Retry.CLIENT),
+    _R.KV_CACHE_FULL: Spec(_C.RESOURCE_EXHAUSTED, 429, "the KV cache is full", Retry.BOTH),
     _R.NO_WORKER: Spec(
-        _C.UNAVAILABLE, 503, Retry.CLIENT, "no healthy worker can take the request now"
+        _C.UNAVAILABLE, 503, "no healthy worker can take the request now", Retry.CLIENT
     ),
-    _R.WORKER_DRAINING: Spec(_C.UNAVAILABLE, 503, Retry.BOTH, "the worker takes nothing new"),
-    _R.KV_TRANSFER_LOST: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "the KV transfer was lost"),
-    _R.STALE_EPOCH: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "the reservation is no longer current"),
+    _R.WORKER_DRAINING: Spec(_C.UNAVAILABLE, 503, "the worker takes nothing new", Retry.BOTH),
+    _R.KV_TRANSFER_LOST: Spec(_C.ABORTED, 503, "the KV transfer was lost", Retry.SCHEDULER),
+    _R.STALE_EPOCH: Spec(_C.ABORTED, 503, "the reservation is no longer current", Retry.SCHEDULER),
     _R.KV_LAYOUT_MISMATCH: Spec(
-        _C.FAILED_PRECONDITION, 500, Retry.NOBODY, "the workers' models or KV layouts differ"
+        _C.FAILED_PRECONDITION, 500, "the workers' models or KV layouts differ"
     ),
-    _R.KV_CHECKSUM: Spec(_C.DATA_LOSS, 500, Retry.SCHEDULER, "KV arrived damaged"),
-    _R.DEADLINE: Spec(_C.DEADLINE_EXCEEDED, 504, Retry.NOBODY, "the deadline passed"),
-    _R.CANCELLED: Spec(_C.CANCELLED, 499, Retry.NOBODY, "cancelled by the caller"),
-    _R.UNSUPPORTED: Spec(_C.UNIMPLEMENTED, 501, Retry.NOBODY, "not supported here"),
-    _R.INTERNAL: Spec(
-        _C.INTERNAL, 500, Retry.NOBODY, "internal error; the details are in the server's log"
-    ),
-    _R.STALLED: Spec(_C.ABORTED, 503, Retry.SCHEDULER, "a peer made no progress"),
+    _R.KV_CHECKSUM: Spec(_C.DATA_LOSS, 500, "KV arrived damaged", Retry.SCHEDULER),
+    _R.DEADLINE: Spec(_C.DEADLINE_EXCEEDED, 504, "the deadline passed"),
+    _R.CANCELLED: Spec(_C.CANCELLED, 499, "cancelled by the caller"),
+    _R.UNSUPPORTED: Spec(_C.UNIMPLEMENTED, 501, "not supported here"),
+    _R.INTERNAL: Spec(_C.INTERNAL, 500, "internal error; the details are in the server's log"),
+    _R.STALLED: Spec(_C.ABORTED, 503, "a peer made no progress", Retry.SCHEDULER),
 })
 
 RETRYABLE = frozenset(
