@@ -62,8 +62,8 @@ class RpcControl:
 
     async def status(self, address: str, *, lease_s: float) -> Announcement:
         """See ControlCaller."""
-        request = pb2.GetStatusRequest()
-        pb = await calls.ask(self._stub(address).GetStatus, request, STATUS_TIMEOUT_S)
+        stub = self._stub(address)
+        pb = await calls.ask(stub.GetStatus, pb2.GetStatusRequest(), STATUS_TIMEOUT_S)
         return Announcement(
             status=status_from_pb(pb.status), lease_s=lease_s, rates=rates_from_pb(pb.rates)
         )
@@ -80,14 +80,12 @@ class RpcControl:
 
     async def drain(self, address: str, grace_s: float | None = None) -> int:
         """See ControlCaller."""
-        grace = None if grace_s is None else duration_to_pb(grace_s)
-        request = pb2.DrainRequest(grace=grace)
+        request = pb2.DrainRequest(grace=None if grace_s is None else duration_to_pb(grace_s))
         pb = await calls.ask(self._stub(address).Drain, request, STATUS_TIMEOUT_S)
         return int(pb.num_requests_running)
 
     async def _kv_snapshot(self, stub: Any) -> KvSnapshot:
-        request = pb2.GetKvSnapshotRequest()
-        pb = await calls.ask(stub.GetKvSnapshot, request, SNAPSHOT_TIMEOUT_S)
+        pb = await calls.ask(stub.GetKvSnapshot, pb2.GetKvSnapshotRequest(), SNAPSHOT_TIMEOUT_S)
         hashes = hashes_from_pb("block_hashes", pb.block_hashes)
         return KvSnapshot(pb.worker_id, pb.sequence, hashes)
 

@@ -173,19 +173,17 @@ def _batch_to_pb(batch: TokenBatch) -> pb2.DecodeResponse:
     if batch.timings is not None:
         chunks = [slice_to_pb(chunk) for chunk in batch.timings.kv_chunks]
         timings = as_message(pb2.DecodeTimings, batch.timings, kv_chunks=chunks)
-    response = pb2.DecodeResponse(
+    return pb2.DecodeResponse(
         token_index=batch.token_index,
         token_ids=batch.token_ids,
         logprobs=[logprob_to_pb(logprob) for logprob in batch.logprobs],
         finish_reason=finish_to_pb(batch.finish_reason),
+        stop_token_id=batch.stop_token_id,
         draft_tokens=batch.draft_tokens,
         accepted_tokens=batch.accepted_tokens,
         timings=timings,
         prompt_logprobs=[logprob_to_pb(logprob) for logprob in batch.prompt_logprobs],
     )
-    if batch.stop_token_id is not None:
-        response.stop_token_id = batch.stop_token_id
-    return response
 
 
 def _batch_from_pb(pb: pb2.DecodeResponse) -> TokenBatch:

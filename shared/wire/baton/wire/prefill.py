@@ -232,17 +232,15 @@ def _event_to_pb(event: PrefillEvent) -> pb2.PrefillResponse:
 
 def _first_to_pb(first: FirstToken) -> pb2.FirstToken:
     batch = first.batch
-    pb = pb2.FirstToken(
+    return pb2.FirstToken(
         token_id=batch.token_ids[0],
         logprob=logprob_to_pb(batch.logprobs[0]) if batch.logprobs else None,
         finish_reason=finish_to_pb(batch.finish_reason),
+        stop_token_id=batch.stop_token_id,
         compute=duration_to_pb(first.compute_s),
         prompt_logprobs=[logprob_to_pb(logprob) for logprob in batch.prompt_logprobs],
         chunks=[slice_to_pb(chunk) for chunk in first.chunks],
     )
-    if batch.stop_token_id is not None:
-        pb.stop_token_id = batch.stop_token_id
-    return pb
 
 
 def _event_from_pb(pb: pb2.PrefillResponse, *, token_index: int) -> PrefillEvent:

@@ -106,8 +106,7 @@ class InferenceCaller:
 
     def models(self, terms: CallTerms) -> list[Model]:
         """The models that can be used now."""
-        request = pb2.ListModelsRequest()
-        return models_from_pb(self._ask("ListModels", request, terms))
+        return models_from_pb(self._ask("ListModels", pb2.ListModelsRequest(), terms))
 
     def tokenize(self, request: TokenizeRequest, terms: CallTerms) -> list[int]:
         """Token ids of a text, or of a conversation with its generation prompt."""
@@ -117,8 +116,13 @@ class InferenceCaller:
     def detokenize(self, token_ids: Sequence[int], model: str, terms: CallTerms) -> str:
         """Text of token ids."""
         with fitting():
-            request = pb2.DetokenizeRequest(model=model, token_ids=token_ids)
-        return str((self._ask("Detokenize", request, terms)).text)
+            return str(
+                (
+                    self._ask(
+                        "Detokenize", pb2.DetokenizeRequest(model=model, token_ids=token_ids), terms
+                    )
+                ).text
+            )
 
     def pin(self, request: PinRequest, terms: CallTerms) -> PinnedPrefix:
         """Keeps a prompt's KV from eviction."""
@@ -127,8 +131,7 @@ class InferenceCaller:
 
     def unpin(self, pin_id: str, terms: CallTerms) -> bool:
         """Ends a pin; False when there is no such pin."""
-        request = pb2.UnpinPrefixRequest(pin_id=pin_id)
-        return bool((self._ask("UnpinPrefix", request, terms)).found)
+        return bool((self._ask("UnpinPrefix", pb2.UnpinPrefixRequest(pin_id=pin_id), terms)).found)
 
     def pins(self, terms: CallTerms) -> list[PinnedPrefix]:
         """The prefixes that are kept."""
@@ -138,13 +141,11 @@ class InferenceCaller:
 
     def status(self, terms: CallTerms) -> ClusterStatus:
         """State and load of every process that the scheduler knows."""
-        request = pb2.GetClusterStatusRequest()
-        return overview_from_pb(self._ask("GetClusterStatus", request, terms))
+        return overview_from_pb(self._ask("GetClusterStatus", pb2.GetClusterStatusRequest(), terms))
 
     def requests(self, query: RecordQuery, terms: CallTerms) -> RequestList:
         """The latest requests, or one of them."""
-        answer = self._ask("ListRequests", query_to_pb(query), terms)
-        return requests_from_pb(answer)
+        return requests_from_pb(self._ask("ListRequests", query_to_pb(query), terms))
 
     def _ask(self, method: str, request: object, terms: CallTerms) -> Any:
         with self._errors:

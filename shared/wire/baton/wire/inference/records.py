@@ -1,4 +1,4 @@
-"""What a scheduler remembers of its latest requests: times and counts, never a text."""
+"""A scheduler's records of its latest requests: times and counts, never a text."""
 
 from __future__ import annotations
 
