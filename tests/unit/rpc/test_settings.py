@@ -73,6 +73,19 @@ def test_help_shows_flag_variables_default_and_meaning_of_every_setting(
     assert "up to 100 %" in text
 
 
+def test_help_names_the_settings_without_a_default(capsys: pytest.CaptureFixture[str]) -> None:
+    class NeedySettings(DemoSettings):
+        """Settings that have no default."""
+
+        folder: str
+
+    with pytest.raises(SystemExit):
+        load_settings(NeedySettings, ["--help"])
+    text = capsys.readouterr().out
+    assert "BATON_FOLDER; required" in text
+    assert "Undefined" not in text
+
+
 def test_print_config_shows_values_and_where_they_came_from(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ class ChatOptions(TypedDict, total=False):
     explain: bool
     """Ask for the stage breakdown and the placement."""
     return_token_ids: bool
+    """Fill `token_ids` of the answer and its chunks, which are empty otherwise."""
     keep_special_tokens: bool
     request_id: str
     priority: int
@@ -123,6 +124,7 @@ class Completion:
     finish_reason: str
     usage: Usage
     token_ids: tuple[int, ...] = ()
+    """Empty unless asked for with `return_token_ids`."""
     stop_reason: str = ""
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()

@@ -250,12 +250,13 @@ def _parser(cls: type[ServiceSettings]) -> argparse.ArgumentParser:
     )
     for name, field in cls.model_fields.items():
         default = "none" if field.default in {None, ""} else field.default
+        ending = "required" if field.is_required() else f"default: {default}"
         meaning = " ".join((field.description or "").replace("%", "%%").split())
         is_bool = field.annotation is bool
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             default=None,
-            help=f"{meaning}\nenv: {', '.join(_variables(cls, name))}; default: {default}",
+            help=f"{meaning}\nenv: {', '.join(_variables(cls, name))}; {ending}",
             **({"action": argparse.BooleanOptionalAction} if is_bool else {"metavar": "VALUE"}),
         )
     return parser
