@@ -89,8 +89,7 @@ def generate_command(
         ),
     ] = None,
     choice: Annotated[
-        list[str] | None,
-        typer.Option(help="Output must be one of these; repeat it for each."),
+        list[str] | None, typer.Option(help="Output must be one of these; repeat it for each.")
     ] = None,
     speculation: Speculation = None,
     model: ModelName = "",

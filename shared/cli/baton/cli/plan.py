@@ -219,8 +219,5 @@ def _engine_environment(options: UpOptions, role: str, cores: tuple[int, ...]) -
     if options.kv_bytes is not None:
         environment["BATON_KV_BYTES"] = str(options.kv_bytes)
     if options.draft_path and role == Role.DECODE:
-        environment |= {
-            "BATON_DRAFT_MODEL_PATH": options.draft_path,
-            "BATON_SPECULATION": "true",
-        }
+        environment |= {"BATON_DRAFT_MODEL_PATH": options.draft_path, "BATON_SPECULATION": "true"}
     return environment
