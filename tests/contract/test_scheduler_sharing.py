@@ -140,6 +140,23 @@ async def test_a_full_scheduler_says_so_and_still_answers_for_itself() -> None:
         assert {(await answer).text for answer in asking} == {expected_text("hello", 8)}
 
 
+async def test_requests_for_vectors_leave_room_for_control_calls_too() -> None:
+    async with Rig(max_concurrent_rpcs=CONTROL_RPCS + 3) as rig:
+        rig.prefills[0].pauses.hold("embed")
+        request = inference_pb2.EmbedRequest(inputs=[inference_pb2.EmbedInput(text="x")])
+        asking = [asyncio.create_task(rig.stub.Embed(request).read()) for _ in range(3)]
+        await eventually(lambda: rig.service.snapshot().num_running == 3)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.stub.Embed(request).read()
+        assert error_from_rpc(caught.value).reason is ErrorReason.QUEUE_FULL
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rig.ask()
+        assert error_from_rpc(caught.value).reason is ErrorReason.QUEUE_FULL
+        rig.prefills[0].pauses.let_go("embed")
+        assert [(await answer).index for answer in asking] == [0, 0, 0]
+        assert (await rig.ask()).text == expected_text("hello", 8)
+
+
 def test_by_default_the_queue_fills_before_the_calls_do() -> None:
     settings = SchedulerSettings()
     places = 64 * 64  # sequences of 64 decode workers

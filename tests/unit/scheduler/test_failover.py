@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from baton.core.errors import RETRY_ELSEWHERE, ErrorReason, error_for
-from baton.scheduler.failover import AttemptFailed, Failover, Verdict
+from baton.scheduler.placer import AttemptFailed, Failover, Verdict
 
 
 def _failure(reason: ErrorReason, worker_id: str = "w") -> AttemptFailed:

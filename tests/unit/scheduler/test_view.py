@@ -55,6 +55,14 @@ class FakeControl:
         return self.snapshots[address]
 
 
+class _BenchClock(SystemClock):
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def now(self) -> float:
+        return self._bench.now
+
+
 class Bench:
     def __init__(self) -> None:
         self.bus = FakeBus()
@@ -62,7 +70,7 @@ class Bench:
         self.now = 100.0
         self.members = MembershipView(self.bus, self._refuse, clock=lambda: self.now)  # type: ignore[arg-type]
         self.prefixes = KvIndexFeed(self.control, self.members.view, SystemClock())
-        self.cluster = ClusterWatch(self.members, self.prefixes.index, lambda: self.now)
+        self.cluster = ClusterWatch(self.members, self.prefixes.index, _BenchClock(self))
 
     async def _refuse(self, address: str) -> Announcement:
         raise NoWorker("nobody")

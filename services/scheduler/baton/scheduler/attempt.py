@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from random import Random
 
 from baton.core.blame import Complaint, Culprit, Fact, blame
+from baton.core.clock import Clock
 from baton.core.errors import (
     BatonError,
     DeadlineExceeded,
@@ -21,17 +24,43 @@ from baton.core.placement import Placement
 from baton.core.request import RequestStatus
 from baton.core.roles import Role
 from baton.core.stages import StageName
-from baton.scheduler.deps import SchedulerDeps
-from baton.scheduler.failover import AttemptFailed
+from baton.scheduler.answers import Answers
+from baton.scheduler.gate import Entrance
 from baton.scheduler.live import LiveRequest
+from baton.scheduler.peer_calls import Holds, Peers
+from baton.scheduler.placer import AttemptFailed
+from baton.scheduler.prompts import Encoder
 from baton.scheduler.relay import OutputRelay
-from baton.scheduler.request_timeline import AttemptTimeline
+from baton.scheduler.request_timeline import AttemptTimeline, StageSpans
+from baton.scheduler.scheduler_metrics import SchedulerMetrics
+from baton.scheduler.settings import SchedulerSettings
+from baton.scheduler.text import TextRelay
+from baton.scheduler.view import ClusterWatch
 from baton.wire.clock import ended_within
 from baton.wire.decode import KvReservation
 from baton.wire.inference.chunks import PlacementTaken
 from baton.wire.orders import AttemptOrder
 from baton.wire.prefill import FirstToken, PrefillDone, PrefillEvent, PrefillStarted, PushTarget
 from baton.wire.streams import AnswerStream, Silent
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerDeps:
+    """Collaborators of the orchestrator and of every attempt."""
+
+    settings: SchedulerSettings
+    cluster: ClusterWatch
+    peers: Peers
+    encoder: Encoder
+    text: TextRelay
+    answers: Answers
+    holds: Holds
+    entrance: Entrance
+    spans: StageSpans
+    metrics: SchedulerMetrics
+    clock: Clock
+    rng: Random
+
 
 _SLOWEST_PREFILL_TOKENS_PER_S = 100.0
 _COMMIT_GRACE_S = 1.0
@@ -134,7 +163,7 @@ class Attempt:
             await self._relay_rest(decode, batch)
 
     async def _run_disaggregated(self, reservation: KvReservation) -> None:
-        with self._deps.leases.kept(self._decode_id, self._decode_peer, reservation):
+        with self._deps.holds.leased(self._decode_id, self._decode_peer, reservation):
             prefill, first = await self._prefill(reservation)
             if first.batch.finish_reason is not None:
                 await self._relay.feed(first.batch)
@@ -269,12 +298,12 @@ class Attempt:
         if peer is not None and self._may_hold_copy:
             self._may_hold_copy = False
             why = reason or self._outcome
-            self._deps.releases.prefill(peer, order.request_id, order.attempt, why)
+            self._deps.holds.release_copy(peer, order.request_id, order.attempt, why)
 
     def _release_blocks(self) -> None:
         peer, request_id = self._decode_peer, self._order.request_id
         reservation_id = self._reservation.reservation_id if self._reservation else ""
-        self._deps.releases.decode(peer, request_id, reservation_id, self._outcome)
+        self._deps.holds.release_blocks(peer, request_id, reservation_id, self._outcome)
 
     def _note_placement(self) -> None:
         placement = self._placement

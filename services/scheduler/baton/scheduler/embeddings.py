@@ -6,10 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator
-from random import Random
 
-from baton.core.admission import check_priority
-from baton.core.clock import Clock
 from baton.core.cluster import Member
 from baton.core.embedding import shaped
 from baton.core.errors import (
@@ -18,15 +15,11 @@ from baton.core.errors import (
     InvalidRequest,
     NoWorker,
     PromptTooLong,
-    WorkerDraining,
 )
 from baton.core.roles import Role
-from baton.scheduler.encoder import Encoder
-from baton.scheduler.failover import AttemptFailed, Failover, Verdict
+from baton.scheduler.attempt import SchedulerDeps
 from baton.scheduler.live import worker_request_id
-from baton.scheduler.peers import Peers
-from baton.scheduler.settings import SchedulerSettings
-from baton.scheduler.view import ClusterWatch
+from baton.scheduler.placer import AttemptFailed, Failover, Verdict
 from baton.wire.clock import ended_within
 from baton.wire.inference.vectors import Embedding, EmbedRequest
 from baton.wire.orders import EmbedOrder
@@ -39,23 +32,11 @@ MAX_AT_ONCE = 16
 class Embedder:
     """Runs requests for vectors. One per process."""
 
-    def __init__(
-        self,
-        cluster: ClusterWatch,
-        encoder: Encoder,
-        peers: Peers,
-        settings: SchedulerSettings,
-        clock: Clock,
-        rng: Random,
-    ) -> None:
-        self._cluster = cluster
-        self._encoder = encoder
-        self._peers = peers
-        self._settings = settings
-        self._clock = clock
-        self._rng = rng
+    def __init__(self, deps: SchedulerDeps) -> None:
+        self._deps = deps
+        self._cluster = deps.cluster
+        self._clock = deps.clock
         self._running: set[asyncio.Task[object]] = set()
-        self._is_draining = False
 
     @property
     def num_running(self) -> int:
@@ -68,34 +49,32 @@ class Embedder:
         Raises:
             BatonError: one of the inputs failed.
         """
-        if self._is_draining:
-            raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)
-        check_priority(job.priority)
-        ends_at_s = self._clock.now() + timeout_s
-        model = self._cluster.resolve_model(job.model)
-        places = asyncio.Semaphore(MAX_AT_ONCE)
+        with self._deps.entrance.entered(job.priority):
+            ends_at_s = self._clock.now() + timeout_s
+            model = self._cluster.resolve_model(job.model)
+            places = asyncio.Semaphore(MAX_AT_ONCE)
 
-        async def one(index: int) -> Embedding:
-            async with places:
-                return await self._one(job, model, index, ends_at_s)
+            async def one(index: int) -> Embedding:
+                async with places:
+                    return await self._one(job, model, index, ends_at_s)
 
-        tasks = [asyncio.create_task(one(index)) for index in range(len(job.inputs))]
-        caller = asyncio.current_task()
-        if caller is not None:
-            self._running.add(caller)
-        try:
-            for done in asyncio.as_completed(tasks):
-                yield await done
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            tasks = [asyncio.create_task(one(index)) for index in range(len(job.inputs))]
+            caller = asyncio.current_task()
             if caller is not None:
-                self._running.discard(caller)
+                self._running.add(caller)
+            try:
+                for done in asyncio.as_completed(tasks):
+                    yield await done
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                if caller is not None:
+                    self._running.discard(caller)
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests, and waits for the running ones."""
-        self._is_draining = True
+        self._deps.entrance.close()
         await ended_within(self._clock, set(self._running), grace_s)
 
     async def _one(self, job: EmbedRequest, model: str, index: int, ends_at_s: float) -> Embedding:
@@ -103,7 +82,9 @@ class Embedder:
         if isinstance(prompt, tuple):
             token_ids = prompt
         else:
-            token_ids = await self._encoder.encode(model, prompt, ends_at_s - self._clock.now())
+            token_ids = await self._deps.encoder.encode(
+                model, prompt, ends_at_s - self._clock.now()
+            )
         limit = self._cluster.max_model_len_tokens(model)
         if not token_ids:
             raise InvalidRequest(f"input {index} is empty; it must have at least one token")
@@ -111,8 +92,8 @@ class Embedder:
             raise PromptTooLong(
                 f"input {index} has {len(token_ids)} tokens and model {model!r} takes {limit}"
             )
-        failover = Failover(self._settings.max_attempts, self._rng)
-        request_id = worker_request_id(f"{job.request_id}-{index}", self._rng)
+        failover = Failover(self._deps.settings.max_attempts, self._deps.rng)
+        request_id = worker_request_id(f"{job.request_id}-{index}", self._deps.rng)
         while True:
             worker = self._choose(model, failover.excluded)
             attempt = failover.num_failures + 1
@@ -121,7 +102,7 @@ class Embedder:
             )
             try:
                 with self._cluster.prefilling(worker.worker_id, len(token_ids)):
-                    answer = await self._peers.prefill(worker).embed(
+                    answer = await self._deps.peers.prefill(worker).embed(
                         order, ends_at_s - self._clock.now()
                     )
             except BatonError as error:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import hmac
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from random import Random
+from contextvars import ContextVar
+from dataclasses import replace
 
+from baton.core.clock import Clock
+from baton.core.errors import BatonError, Forbidden, InvalidRequest, NoWorker
+from baton.core.hashing import block_hashes, root_hash
 from baton.core.ids import check_request_id, make_id
 from baton.core.roles import Role
+from baton.rpc.cache_access import CacheAccess
+from baton.rpc.interceptors import DRAIN
 from baton.rpc.logs import bind_request_id
-from baton.scheduler.callers import mark, salted, unsalted
+from baton.rpc.tenants import Tenants
+from baton.scheduler.attempt import SchedulerDeps
 from baton.scheduler.embeddings import Embedder
-from baton.scheduler.encoder import Encoder
 from baton.scheduler.orchestrator import Orchestrator
-from baton.scheduler.pins import PinTarget, PrefixPins
-from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.view import ClusterWatch
 from baton.wire.inference.overview import ClusterStatus, Model
 from baton.wire.inference.pins import PinnedPrefix, PinRequest
@@ -24,30 +28,119 @@ from baton.wire.inference.requests import GenerateRequest, Tokenized, TokenizeRe
 from baton.wire.inference.serving import Emit
 from baton.wire.inference.vectors import Embedding, EmbedRequest
 
+_GUARDED = ("baton.v1.InferenceService/", "inference.GRPCInferenceService/", DRAIN)
+_OPEN = frozenset({
+    "inference.GRPCInferenceService/ServerLive",
+    "inference.GRPCInferenceService/ServerReady",
+})
+"""Probes carry no keys."""
+_tenant: ContextVar[str] = ContextVar("tenant", default="")
+"""Of the call that this task, or one that it started, serves."""
+
+
+class Callers:
+    """Lets callers in by their keys. Without tenants, every caller; the gateway by its own key."""
+
+    def __init__(self, tenants: Tenants, gateway_key: str, clock: Clock) -> None:
+        self._tenants = tenants
+        self._gateway = f"Bearer {gateway_key}".encode() if gateway_key else b""
+        self._clock = clock
+
+    def refusal(self, method: str, metadata: Mapping[str, str]) -> BatonError | None:
+        """Why a call may not come now; if it may, notes whose it is."""
+        if not method.startswith(_GUARDED) or method in _OPEN:
+            return None
+        given = metadata.get("authorization", "")
+        if self._gateway and hmac.compare_digest(given.encode(), self._gateway):
+            return None  # it has authenticated the tenant, and counted the request
+        try:
+            tenant = self._tenants.admit(given, self._clock.now())
+        except BatonError as error:
+            return error
+        if tenant and method == DRAIN:
+            return Forbidden("a tenant cannot stop the scheduler")
+        _tenant.set(tenant)
+        return None
+
+
+def mark(default: str = "") -> str:
+    """The prefix of the calling tenant's salts; of `default`'s where the caller has no tenant."""
+    tenant = _tenant.get() or default
+    return f"{tenant}:" if tenant else ""
+
+
+def salted(cache_salt: str) -> str:
+    """KV is shared within a tenant only."""
+    return mark() + cache_salt
+
+
+def unsalted(text: str) -> str | None:
+    """Undoes `salted`; None for the salt of another tenant."""
+    return text.removeprefix(mark()) if text.startswith(mark()) else None
+
+
+class PrefixPins:
+    """Asks the replicas of the cache service."""
+
+    def __init__(self, cluster: ClusterWatch, cache: CacheAccess) -> None:
+        self._cluster = cluster
+        self._cache = cache
+
+    async def pin(
+        self, model: str, token_ids: tuple[int, ...], cache_salt: str, ttl_s: float, label: str
+    ) -> PinnedPrefix:
+        """Pins a prompt's full blocks.
+
+        Raises:
+            InvalidRequest: it fills no block, or a value is out of range.
+            KvCacheFull: it does not fit what pins may take.
+            NoWorker: the workers' fingerprints are unknown or differ, or there is no cache service.
+        """
+        fingerprint = self._cluster.fingerprint(model)
+        if fingerprint is None:
+            raise NoWorker(f"no worker of model {model!r} is ready, or they differ")
+        layout = fingerprint.layout
+        root = root_hash(fingerprint.digest(), cache_salt)
+        hashes = list(block_hashes(root, token_ids, layout.block_size))
+        if not hashes:
+            raise InvalidRequest(
+                f"the prefix has {len(token_ids)} tokens; it must have at least the"
+                f" {layout.block_size} of a block"
+            )
+        peer = self._cache.replica(hashes[0])
+        if peer is None:
+            raise NoWorker("no cache service is ready", retry_after_s=1.0)
+        return await peer.pin(hashes, layout.block_bytes, ttl_s, label)
+
+    async def unpin(self, pin_id: str) -> bool:
+        """Removes a pin, wherever it is; False when there is none."""
+        found = [await peer.unpin(pin_id) for peer in self._cache.all()]
+        return any(found)
+
+    async def current(self) -> list[PinnedPrefix]:
+        """The pins of all replicas."""
+        return [pin for peer in self._cache.all() for pin in await peer.pins()]
+
+
 PIN_TTL_S = 24 * 3600.0
 """Of pins whose caller names no time."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrontDeps:
-    """What the scheduler answers its callers from."""
-
-    orchestrator: Orchestrator
-    embedder: Embedder
-    encoder: Encoder
-    cluster: ClusterWatch
-    metrics: SchedulerMetrics
-    pins: PrefixPins
-    is_bus_connected: Callable[[], bool]
-    request_timeout_s: float
-    """Of requests without a deadline."""
-    rng: Random
 
 
 class SchedulerFront:
     """Implements `baton.wire.inference.serving.InferenceServer`."""
 
-    def __init__(self, deps: FrontDeps) -> None:
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        embedder: Embedder,
+        pins: PrefixPins,
+        is_bus_connected: Callable[[], bool],
+        deps: SchedulerDeps,
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._embedder = embedder
+        self._pins = pins
+        self._is_bus_connected = is_bus_connected
         self._deps = deps
 
     async def generate(self, request: GenerateRequest, timeout_s: float | None, emit: Emit) -> None:
@@ -58,7 +151,7 @@ class SchedulerFront:
             cache_salt=salted(request.cache_salt),
         )
         bind_request_id(named.request_id)
-        await self._deps.orchestrator.generate(named, self._limit_s(timeout_s), emit)
+        await self._orchestrator.generate(named, self._limit_s(timeout_s), emit)
 
     async def embed(
         self, request: EmbedRequest, timeout_s: float | None
@@ -70,7 +163,7 @@ class SchedulerFront:
             cache_salt=salted(request.cache_salt),
         )
         bind_request_id(named.request_id)
-        vectors = self._deps.embedder.embed(named, self._limit_s(timeout_s))
+        vectors = self._embedder.embed(named, self._limit_s(timeout_s))
         async with aclosing(vectors):
             async for vector in vectors:
                 self._deps.metrics.took_in(vector.num_tokens)
@@ -108,20 +201,20 @@ class SchedulerFront:
         model, prompt = self._deps.cluster.resolve_model(request.model), request.prompt
         if not isinstance(prompt, tuple):
             prompt = await self._deps.encoder.encode(model, prompt, self._limit_s(timeout_s))
-        target = PinTarget(model, prompt, salted(request.cache_salt))
+        salt = salted(request.cache_salt)
         ttl_s = PIN_TTL_S if request.ttl_s is None else request.ttl_s
         # The label says whose pin it is: no tenant sees, or ends, another one's.
-        pin = await self._deps.pins.pin(target, ttl_s, salted(request.label))
+        pin = await self._pins.pin(model, prompt, salt, ttl_s, salted(request.label))
         return replace(pin, label=request.label)
 
     async def unpin(self, pin_id: str) -> bool:
         """See InferenceServer."""
         is_own = any(pin.pin_id == pin_id for pin in await self.pins())
-        return is_own and await self._deps.pins.unpin(pin_id)
+        return is_own and await self._pins.unpin(pin_id)
 
     async def pins(self) -> Sequence[PinnedPrefix]:
         """See InferenceServer."""
-        labelled = [(pin, unsalted(pin.label)) for pin in await self._deps.pins.current()]
+        labelled = [(pin, unsalted(pin.label)) for pin in await self._pins.current()]
         return [replace(pin, label=label) for pin, label in labelled if label is not None]
 
     async def status(self) -> ClusterStatus:
@@ -131,13 +224,13 @@ class SchedulerFront:
         )
         return ClusterStatus(
             services=tuple(services),
-            bus_connected=self._deps.is_bus_connected(),
-            requests_by_state=self._deps.orchestrator.requests_by_state(),
+            bus_connected=self._is_bus_connected(),
+            requests_by_state=self._orchestrator.requests_by_state(),
         )
 
     async def requests(self, query: RecordQuery) -> RequestList:
         """See InferenceServer."""
-        recent, metrics = self._deps.orchestrator.recent, self._deps.metrics
+        recent, metrics = self._orchestrator.recent, self._deps.metrics
         own = mark(query.tenant)
         if query.request_id:
             found = [recent.get(check_request_id(query.request_id), own)]
@@ -149,4 +242,4 @@ class SchedulerFront:
         return check_request_id(given) if given else make_id(prefix, self._deps.rng)
 
     def _limit_s(self, timeout_s: float | None) -> float:
-        return self._deps.request_timeout_s if timeout_s is None else timeout_s
+        return self._deps.settings.request_timeout_s if timeout_s is None else timeout_s

@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 
-from baton.core.admission import Admission, Ticket
+from baton.core.admission import Admission, Ticket, check_priority
 from baton.core.clock import Clock
-from baton.core.errors import KvCacheFull
+from baton.core.errors import KvCacheFull, QueueFull, WorkerDraining
+from baton.rpc.tasks import Tasks
 
 _FULL_RETRY_S = 0.25
 """How long no request of a model starts after all its workers said that they are full."""
+
+
+class Entrance:
+    """Lets requests of all kinds in, while there is room and until the scheduler drains."""
+
+    def __init__(self, max_live: int) -> None:
+        self._max_live = max_live
+        self._num_live = 0
+        self._is_draining = False
+
+    @contextmanager
+    def entered(self, priority: int) -> Iterator[None]:
+        """Counts a request as live within.
+
+        Raises:
+            WorkerDraining: the scheduler takes no more requests.
+            InvalidRequest: the priority is out of range.
+            QueueFull: as many requests are live as may be.
+        """
+        if self._is_draining:
+            raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)
+        check_priority(priority)
+        if self._num_live >= self._max_live:
+            raise QueueFull(
+                f"{self._num_live} requests are at this scheduler, the most allowed",
+                retry_after_s=1.0,
+            )
+        self._num_live += 1
+        try:
+            yield
+        finally:
+            self._num_live -= 1
+
+    def close(self) -> None:
+        """Refuses further requests."""
+        self._is_draining = True
 
 
 class AdmissionGate:
@@ -23,8 +61,9 @@ class AdmissionGate:
         self._clock = clock
         self._waiting: dict[str, asyncio.Future[None]] = {}
         """Per request id."""
-        self._timers: dict[str, asyncio.Task[None]] = {}
-        """Per model, while its queue is blocked."""
+        self._blocked: set[str] = set()
+        """Models whose queues a timer will unblock."""
+        self._timers = Tasks("admission")
 
     async def enter(
         self, request_id: str, model: str, *, priority: int, deadline_s: float
@@ -70,19 +109,20 @@ class AdmissionGate:
                 turn.set_result(None)
         blocked_until_s = self._admission.blocked_until_s(model)
         delay_s = blocked_until_s - self._clock.now()
-        if delay_s > 0 and model not in self._timers:
+        if delay_s > 0 and model not in self._blocked:
+            self._blocked.add(model)
             unblock = self._unblock(model, delay_s + 0.001)
-            self._timers[model] = asyncio.create_task(unblock, context=Context())
+            self._timers.spawn(unblock, f"unblock {model}", context=Context())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stops the timers."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        await self._timers.stop()
 
     async def _unblock(self, model: str, delay_s: float) -> None:
-        await self._clock.sleep(delay_s)
-        del self._timers[model]
+        try:
+            await self._clock.sleep(delay_s)
+        finally:
+            self._blocked.discard(model)
         self.advance(model)
 
     async def _wait(self, ticket: Ticket) -> None:

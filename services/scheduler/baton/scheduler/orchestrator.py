@@ -3,29 +3,169 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from baton.core.admission import Admission, check_priority
-from baton.core.errors import BatonError, InvalidRequest, QueueFull, WorkerDraining
+from baton.core.admission import Admission, Ticket
+from baton.core.errors import BatonError, InvalidRequest, WorkerDraining
+from baton.core.placement import SHARED_PROMPT, Placement
 from baton.core.request import RequestStatus
 from baton.core.stages import StageName
 from baton.rpc.telemetry import trace_id_hex
 from baton.scheduler.answers import replay
-from baton.scheduler.deps import SchedulerDeps
+from baton.scheduler.attempt import Attempt, SchedulerDeps
 from baton.scheduler.gate import AdmissionGate
 from baton.scheduler.live import AcceptedRequest, LiveRequest, RequestKey, worker_request_id
-from baton.scheduler.placer import Placer
+from baton.scheduler.placer import AttemptFailed, Failover, Placer, Verdict
 from baton.scheduler.prompts import completed, tokenized
 from baton.scheduler.recent import RecentRequests
-from baton.scheduler.request_run import RequestRun
+from baton.scheduler.relay import OutputRelay
+from baton.scheduler.request_timeline import placement_attributes
 from baton.wire.clock import ended_within
 from baton.wire.inference.requests import GenerateRequest
 from baton.wire.inference.serving import Emit
+from baton.wire.tokenizer import OpenText
+
+logger = logging.getLogger(__name__)
+
+
+class RequestRun:
+    """Has workers answer one tokenized request."""
+
+    def __init__(
+        self,
+        live: LiveRequest,
+        origin: LiveRequest | None,
+        emit: Emit,
+        gate: AdmissionGate,
+        placer: Placer,
+        deps: SchedulerDeps,
+    ) -> None:
+        """`origin` is the running request whose prompt's KV this one shares."""
+        self._live = live
+        self._origin = origin
+        self._gate = gate
+        self._placer = placer
+        self._deps = deps
+        self._failover = Failover(deps.settings.max_attempts, deps.rng)
+        job = live.asked.job
+        self._text = deps.text.open(
+            OpenText(live.asked.model, live.asked.sampling.stop, job.keep_special_tokens),
+            deps.settings.tokenizer_timeout_s,
+        )
+        if job.resume is not None:
+            self._text.resume(job.resume.token_ids, job.resume.num_chars)
+        self._relay = OutputRelay(live, self._text, emit, deps.metrics)
+
+    async def run(self) -> None:
+        """Returns when the output has ended.
+
+        Raises:
+            BatonError: the request failed.
+        """
+        live = self._live
+        ticket: Ticket | None = None
+        try:
+            priority = live.asked.job.priority
+            with self._deps.spans.stage(StageName.ADMIT, {"baton.priority": priority}) as span:
+                if self._origin is not None:
+                    # Before the gate: in the queue, it could block the origin that it waits for.
+                    await self._origin.prompt_kv.settled.wait()
+                ticket = await self._gate.enter(
+                    live.asked.worker_request_id,
+                    live.asked.model,
+                    priority=priority,
+                    deadline_s=live.asked.deadline_s,
+                )
+                placement = await self._placer.place(live, self._failover, self._origin)
+                self._admitted(placement)
+                span.set_attributes(placement_attributes(placement))
+            live.timeline.mark(StageName.ADMIT)
+            while (failure := await self._attempt(placement)) is not None:
+                await self._recover(failure, ticket)
+                with self._deps.spans.stage(StageName.ADMIT, {"baton.retry": True}) as span:
+                    placement = await self._placer.place(live, self._failover)
+                    self._admitted(placement)
+                    span.set_attributes(placement_attributes(placement))
+                live.timeline.mark(StageName.RETRY)
+        finally:
+            self._text.close()
+            if ticket is not None:
+                self._gate.leave(ticket)
+
+    def _admitted(self, placement: Placement) -> None:
+        self._enter(RequestStatus.ADMITTED)
+        self._live.output.begin(placement.decode.status.fingerprint)
+        self._deps.metrics.decisions.labels(placement.decision, placement.reason).inc()
+
+    async def _attempt(self, placement: Placement) -> AttemptFailed | None:
+        """Runs one attempt; returns why another one is due, None when the output has ended."""
+        live, origin = self._live, self._origin
+        is_fork = origin is not None and placement.reason == SHARED_PROMPT
+        fork_of = origin.asked.worker_request_id if origin is not None and is_fork else ""
+        try:
+            with self._deps.cluster.placed(placement, live.num_tokens) as prefilled:
+                await Attempt(
+                    live,
+                    placement,
+                    live.order(placement, fork_of=fork_of),
+                    self._relay,
+                    self._deps,
+                    number=self._failover.num_failures + 1,
+                    prefilled=prefilled,
+                ).run()
+        except AttemptFailed as failure:
+            if not live.is_complete:
+                return failure
+            await self._relay.finish_at_limit()
+        return None
+
+    async def _recover(self, failure: AttemptFailed, ticket: Ticket) -> None:
+        """Gets ready for another attempt, or raises why there is none."""
+        live, failover = self._live, self._failover
+        verdict = failover.judge(failure)
+        logger.info(
+            "attempt failed",
+            extra={
+                "request_id": live.request_id,
+                "stage": failure.stage,
+                "worker": failure.worker_id,
+                "reason": failure.error.reason.name,
+                "verdict": verdict.value,
+                "num_output_tokens": len(live.output.ids),
+            },
+        )
+        if failure.is_unreachable:
+            self._deps.cluster.suspect(failure.worker_id)
+        if verdict is Verdict.GIVE_UP:
+            raise failure.error
+        self._deps.metrics.retries.labels(failure.stage).inc()
+        if verdict is Verdict.TRY_NEXT:
+            await self._find_room(ticket)
+            return
+        self._enter(RequestStatus.RELEASING)
+        await self._deps.clock.sleep(min(failover.backoff_s(), live.remaining_s()))
+        if failure.is_unreachable:
+            await self._placer.wait_for_worker(live, failover)
+
+    async def _find_room(self, ticket: Ticket) -> None:
+        """Goes on to the next worker, or back into the queue when all of them are full."""
+        live, failover = self._live, self._failover
+        had_room = live.state.status is not RequestStatus.ADMITTED
+        if had_room or self._deps.cluster.has_healthy_decode(live.asked.model, failover.excluded):
+            self._enter(RequestStatus.RELEASING)
+            return
+        self._enter(RequestStatus.TOKENIZED)
+        limit_s = failover.room_wait_s(self._deps.settings.kv_wait_s, self._deps.clock.now())
+        await self._gate.wait_again(ticket, limit_s)
+
+    def _enter(self, status: RequestStatus) -> None:
+        self._live.state.transition(status, self._deps.clock.now())
+
 
 _LAST_CANCELS_S = 1.0
-_FULL_RETRY_S = 1.0
 
 
 class Orchestrator:
@@ -38,8 +178,7 @@ class Orchestrator:
         self._admission = Admission(deps.settings.max_waiting_requests)
         self._gate = AdmissionGate(self._admission, deps.cluster.num_places, deps.clock)
         self._live: dict[RequestKey, LiveRequest] = {}
-        self.recent = RecentRequests(deps.settings.recent_requests, deps.clock.now)
-        self._is_draining = False
+        self.recent = RecentRequests(deps.settings.recent_requests, deps.clock)
         self._is_cut_off = False
 
     @property
@@ -67,16 +206,17 @@ class Orchestrator:
         Raises:
             BatonError: the request was refused, or ended otherwise.
         """
-        live = self._accept(job, timeout_s)
-        try:
-            await self._run_to_an_end(live, emit)
-        finally:
-            del self._live[live.asked.key]
-            live.prompt_kv.settled.set()
+        with self._deps.entrance.entered(job.priority):
+            live = self._accept(job, timeout_s)
+            try:
+                await self._run_to_an_end(live, emit)
+            finally:
+                del self._live[live.asked.key]
+                live.prompt_kv.settled.set()
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests, waits for the running ones, and cuts off those that stay."""
-        self._is_draining = True
+        self._deps.entrance.close()
         if not await ended_within(self._clock, self._tasks(), grace_s):
             self._is_cut_off = True
             late = self._tasks()
@@ -84,22 +224,14 @@ class Orchestrator:
                 task.cancel()
             await ended_within(self._clock, late, _LAST_CANCELS_S)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stops timers."""
-        self._gate.close()
+        await self._gate.close()
 
     def _tasks(self) -> list[asyncio.Task[Any]]:
         return [live.task for live in self._live.values() if live.task is not None]
 
     def _accept(self, job: GenerateRequest, timeout_s: float) -> LiveRequest:
-        if self._is_draining:
-            raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)
-        check_priority(job.priority)
-        if len(self._live) >= self._deps.settings.max_live_requests:
-            raise QueueFull(
-                f"{len(self._live)} requests are at this scheduler, the most allowed",
-                retry_after_s=_FULL_RETRY_S,
-            )
         model = self._deps.cluster.resolve_model(job.model)
         asked = AcceptedRequest(
             job=job,

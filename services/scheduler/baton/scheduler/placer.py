@@ -1,15 +1,115 @@
-"""Chooses the workers of an attempt, and waits a while where there are none."""
+"""Which workers the next attempt gets: those that failed are avoided, lost ones waited for."""
 
 from __future__ import annotations
 
+from enum import Enum
+from random import Random
+
 from baton.core.clock import Clock
-from baton.core.errors import BatonError, KvLayoutMismatch, NoWorker
+from baton.core.errors import RETRY_ELSEWHERE, BatonError, ErrorReason, KvLayoutMismatch, NoWorker
 from baton.core.placement import Placement, PlacementJob, place, place_beside
 from baton.core.roles import Role
-from baton.scheduler.failover import Failover
 from baton.scheduler.live import LiveRequest
 from baton.scheduler.settings import SchedulerSettings
 from baton.scheduler.view import ClusterWatch
+
+_FULL = frozenset({ErrorReason.KV_CACHE_FULL, ErrorReason.QUEUE_FULL})
+_UNREACHABLE = frozenset({
+    ErrorReason.NO_WORKER,
+    ErrorReason.STALLED,
+    ErrorReason.WORKER_DRAINING,
+    ErrorReason.INTERNAL,
+})
+"""Others should not be sent there either, for a moment."""
+_OTHER_PAIR = frozenset({
+    ErrorReason.REQUEST_NOT_FOUND,
+    ErrorReason.KV_LAYOUT_MISMATCH,
+    ErrorReason.INTERNAL,
+})
+"""Not in RETRY_ELSEWHERE, since a caller's retry helps nothing; another worker may."""
+_MAX_INTERNAL = 2
+"""A request that is answered with a defect this often is not shown to a further worker."""
+_FIRST_BACKOFF_S = 0.05
+_MAX_BACKOFF_S = 1.0
+
+
+class AttemptFailed(Exception):
+    """One attempt ended without ending the request."""
+
+    def __init__(self, stage: str, worker_id: str, error: BatonError) -> None:
+        super().__init__(f"{stage} at {worker_id}: {error.message}")
+        self.stage = stage
+        """reserve, prefill, decode or embed."""
+        self.worker_id = worker_id
+        """The worker blamed for the failure."""
+        self.error = error
+
+    @property
+    def is_unreachable(self) -> bool:
+        """True when the worker itself is in doubt, not only this request there."""
+        return self.error.reason in _UNREACHABLE
+
+
+class Verdict(Enum):
+    """What follows a failed attempt."""
+
+    TRY_NEXT = "try_next"
+    """At once: the worker had no room, another may have."""
+    RETRY = "retry"
+    GIVE_UP = "give_up"
+
+
+class Failover:
+    """One request's failures so far."""
+
+    def __init__(self, max_attempts: int, rng: Random) -> None:
+        self._max_attempts = max_attempts
+        self._rng = rng
+        self._failed: set[str] = set()
+        self._unreachable: set[str] = set()
+        self._full: set[str] = set()
+        self._num_internal = 0
+        self._room_by_s: float | None = None
+        self.num_failures = 0
+        """Not counting refusals for lack of room: the only count of attempts that were spent."""
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """Workers to avoid while there are others."""
+        return frozenset(self._failed | self._full)
+
+    @property
+    def unreachable(self) -> frozenset[str]:
+        """Those among them that are in doubt themselves: nothing is gained by going back there."""
+        return frozenset(self._unreachable)
+
+    def judge(self, failure: AttemptFailed) -> Verdict:
+        """Takes a failure into account."""
+        reason = failure.error.reason
+        if reason in _FULL and failure.worker_id not in self._full:
+            self._full.add(failure.worker_id)
+            return Verdict.TRY_NEXT
+        self._failed.add(failure.worker_id)
+        if failure.is_unreachable:
+            self._unreachable.add(failure.worker_id)
+        self.num_failures += 1
+        self._num_internal += reason is ErrorReason.INTERNAL
+        is_retryable = reason in RETRY_ELSEWHERE or reason in _OTHER_PAIR
+        is_spent = self.num_failures >= self._max_attempts or self._num_internal >= _MAX_INTERNAL
+        return Verdict.RETRY if is_retryable and not is_spent else Verdict.GIVE_UP
+
+    def room_wait_s(self, limit_s: float, now: float) -> float:
+        """How long to wait for room, all waits together bounded; then no worker counts as full."""
+        self._full.clear()
+        if self._room_by_s is None:
+            self._room_by_s = now + limit_s
+        return max(0.0, self._room_by_s - now)
+
+    def backoff_s(self) -> float:
+        """Time to wait before the next attempt: doubling, with jitter, bounded."""
+        base_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * float(2 ** (self.num_failures - 1)))
+        return base_s * self._rng.uniform(0.5, 1.0)
+
 
 _POLL_S = 0.05
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from baton.core.clock import Clock
 from baton.core.errors import RequestNotFound
 from baton.scheduler.live import LiveRequest, RequestKey
 from baton.wire.inference.records import RequestRecord
@@ -29,7 +29,7 @@ class _Remembered:
 class RecentRequests:
     """The requests that run, and the last `limit` of those that ended."""
 
-    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+    def __init__(self, limit: int, clock: Clock) -> None:
         self._limit = limit
         self._clock = clock
         self._running: OrderedDict[RequestKey, LiveRequest] = OrderedDict()
@@ -82,7 +82,7 @@ class RecentRequests:
         )
 
     def _aged(self, entry: _Remembered) -> RequestRecord:
-        return replace(entry.record, age_s=self._clock() - entry.arrived_at_s)
+        return replace(entry.record, age_s=self._clock.now() - entry.arrived_at_s)
 
     def _entry(self, live: LiveRequest, outcome: str) -> _Remembered:
         asked, output, stages = live.asked, live.output, live.timeline.stages

@@ -1,16 +1,24 @@
-"""When things happened to a request: its stages, and what each stage consisted of."""
+"""When things happened to a request: its stages, their parts, and their spans."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from baton.core.clock import Clock
+from baton.core.errors import BatonError
 from baton.core.output import DecodeTimings, TokenBatch
 from baton.core.placement import Placement
 from baton.core.request import Part, Stage, StageLog
 from baton.core.stages import StageName, TrackName
 from baton.core.timeline import Slice, Slices, Track
+from baton.rpc.telemetry import Telemetry
 from baton.wire.prefill import FirstToken, PrefillDone, PrefillStarted
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 
 class RequestTimeline:
@@ -157,3 +165,41 @@ class AttemptTimeline:
             )
             self._timeline.extend(TrackName.DECODE_STEP, self._decode_id, (step,), 0.0)
         self._step_at_s = now_s
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpans:
+    """Makes spans of stages, as children of the request's RPC span."""
+
+    telemetry: Telemetry
+
+    @contextmanager
+    def stage(
+        self, name: str, attributes: Mapping[str, str | int | float | bool]
+    ) -> Iterator[Span]:
+        """A span that is current within; an error is noted on it."""
+        outer = self.telemetry.current_context()
+        span = self.telemetry.start_span(name, attributes=attributes)
+        self.telemetry.set_current(self.telemetry.context_of(span))
+        try:
+            yield span
+        except BatonError as error:
+            span.set_attribute("error.type", error.reason.name)
+            raise
+        finally:
+            self.telemetry.set_current(outer)
+            span.end()
+
+
+def placement_attributes(placement: Placement) -> Mapping[str, str | int | float]:
+    """What a placement was decided on, for a span."""
+    return {
+        "baton.decision": placement.decision,
+        "baton.reason": placement.reason,
+        "baton.num_candidates": placement.num_candidates,
+        "baton.decode_worker_id": placement.decode.worker_id,
+        "baton.prefill_worker_id": (placement.prefill or placement.decode).worker_id,
+        "baton.decode_cached_tokens": placement.decode_cached_tokens,
+        "baton.prefill_cached_tokens": placement.prefill_cached_tokens,
+        "baton.predicted_ttft_s": placement.predicted_ttft_s,
+    }

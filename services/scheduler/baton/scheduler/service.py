@@ -13,20 +13,17 @@ from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.rpc.warm_channels import WarmChannels
 from baton.scheduler.answers import Answers
-from baton.scheduler.callers import Callers
-from baton.scheduler.deps import SchedulerDeps
+from baton.scheduler.attempt import SchedulerDeps
 from baton.scheduler.embeddings import Embedder
-from baton.scheduler.encoder import Encoder
-from baton.scheduler.front import FrontDeps, SchedulerFront
-from baton.scheduler.leases import Leases
+from baton.scheduler.front import Callers, PrefixPins, SchedulerFront
+from baton.scheduler.gate import Entrance
 from baton.scheduler.oip.servicer import OpenInferenceServicer, add_open_inference_servicer
 from baton.scheduler.orchestrator import Orchestrator
-from baton.scheduler.peers import Peers
-from baton.scheduler.pins import PrefixPins
-from baton.scheduler.releases import Releases
+from baton.scheduler.peer_calls import Holds, Peers
+from baton.scheduler.prompts import Encoder
+from baton.scheduler.request_timeline import StageSpans
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.settings import SchedulerSettings
-from baton.scheduler.stage_spans import StageSpans
 from baton.scheduler.text import TextRelay
 from baton.scheduler.view import ClusterWatch
 from baton.wire.inference.serving import add_inference_server
@@ -42,17 +39,16 @@ class SchedulerService:
 
     def __init__(self, runtime: Runtime[SchedulerSettings]) -> None:
         settings = runtime.settings
-        callers = Callers(settings.make_tenants(), settings.plain_gateway_key, runtime.clock.now)
+        callers = Callers(settings.make_tenants(), settings.plain_gateway_key, runtime.clock)
         runtime.lifecycle.guard = callers.refusal
         _warn_of_missing_key(settings)
         self._runtime = runtime
         self._prefixes = KvIndexFeed(runtime.control, runtime.members.view, runtime.clock)
         cluster = ClusterWatch(
-            runtime.members, self._prefixes.index, runtime.clock.now, own_id=runtime.worker_id
+            runtime.members, self._prefixes.index, runtime.clock, own_id=runtime.worker_id
         )
         peers = Peers(runtime.channels, runtime.clock)
-        self._releases = Releases(runtime.clock)
-        self._leases = Leases(runtime.clock)
+        self._holds = Holds(runtime.clock)
         self._text = TextRelay(
             lambda address: peers.tokenizer(address).stream_text(),
             lambda model, avoid: cluster.tokenizer(model, avoid).status.address,
@@ -70,8 +66,8 @@ class SchedulerService:
             encoder=encoder,
             text=self._text,
             answers=self._answers,
-            releases=self._releases,
-            leases=self._leases,
+            holds=self._holds,
+            entrance=Entrance(settings.max_live_requests),
             spans=StageSpans(runtime.telemetry),
             metrics=metrics,
             clock=runtime.clock,
@@ -84,22 +80,17 @@ class SchedulerService:
             "role",
             cluster.num_refused,
         )
-        self._embedder = Embedder(cluster, encoder, peers, settings, runtime.clock, runtime.rng)
+        self._embedder = Embedder(deps)
         runtime.members.on_change(lambda _: self._orchestrator.cluster_changed())
         runtime.members.on_change(WarmChannels(runtime.channels, _CALLED_ROLES).on_members)
-        front_deps = FrontDeps(
-            orchestrator=self._orchestrator,
-            embedder=self._embedder,
-            encoder=encoder,
-            cluster=cluster,
-            metrics=metrics,
-            pins=PrefixPins(cluster, cache),
-            is_bus_connected=lambda: runtime.bus.is_connected,
-            request_timeout_s=settings.request_timeout_s,
-            rng=runtime.rng,
+        self._front = SchedulerFront(
+            self._orchestrator,
+            self._embedder,
+            PrefixPins(cluster, cache),
+            lambda: runtime.bus.is_connected,
+            deps,
         )
-        self._front = SchedulerFront(front_deps)
-        self._open_servicer = OpenInferenceServicer(front_deps)
+        self._open_servicer = OpenInferenceServicer(self._orchestrator, deps)
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """See `runtime.Service`."""
@@ -128,14 +119,13 @@ class SchedulerService:
     async def drain(self, grace_s: float) -> None:
         """See `runtime.Service`."""
         await asyncio.gather(self._orchestrator.drain(grace_s), self._embedder.drain(grace_s))
-        await self._releases.finish(_RELEASE_WAIT_S)
+        await self._holds.finish(_RELEASE_WAIT_S)
 
     async def stop(self) -> None:
         """See `runtime.Service`."""
         await self._orchestrator.drain(0.0)
-        self._orchestrator.close()
-        await self._releases.finish(_RELEASE_WAIT_S)
-        await self._leases.close()
+        await self._orchestrator.close()
+        await self._holds.close(_RELEASE_WAIT_S)
         await self._answers.close()
         await self._text.close()
         await self._prefixes.close()

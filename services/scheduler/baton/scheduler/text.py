@@ -34,7 +34,7 @@ OnLost = Callable[[str], None]
 class TextLink:
     """One call to one tokenizer, shared by many outputs; dead for good once it broke.
 
-    Pieces are written by a task of their own, so that a cancelled request never leaves one half
+    A separate task writes the pieces, so that a cancelled request never leaves one half
     sent: answers are matched to pieces by order alone.
     """
 
@@ -144,7 +144,7 @@ class TextRelay:
 
     def forget(self, link: TextLink, stream_id: int) -> None:
         """Frees an output's state at the tokenizer. Does not wait."""
-        # Where there is no room for that, the call is as good as broken, and ends with the state.
+        # A call without room for that piece will soon break; the tokenizer then drops the state.
         with contextlib.suppress(NoWorker, QueueFull):
             link.send(TextPiece(stream_id=stream_id, is_last=True)).add_done_callback(_ignore)
 

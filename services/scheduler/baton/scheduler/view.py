@@ -1,12 +1,19 @@
-"""What the scheduler knows of the cluster: members, who caches what, what was placed where."""
+"""What the scheduler knows of the cluster: members, who caches what, what was placed where.
+
+The workers of one model must compute the same: if they differed, the text of a request that fails
+over would change in the middle.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import count
 
+from baton.core.clock import Clock
 from baton.core.cluster import ClusterView, Member, ServiceState, ServiceStatus
 from baton.core.errors import InvalidRequest, ModelNotFound, NoWorker
 from baton.core.hashing import BlockHashes, Fingerprint
@@ -14,7 +21,70 @@ from baton.core.placement import Load, Placement
 from baton.core.prefix_index import PrefixIndex
 from baton.core.roles import Role
 from baton.rpc.membership import MembershipView
-from baton.scheduler.compatibility import Compatibility
+
+logger = logging.getLogger(__name__)
+
+
+class Compatibility:
+    """Refuses workers that differ from the decode worker that served their model first."""
+
+    def __init__(self) -> None:
+        self._references: dict[str, Fingerprint] = {}
+        """By model; kept while a decode worker equals it."""
+        self._refused: dict[str, Member] = {}
+        self._seen = ClusterView()
+        self._admitted = self._seen
+
+    def admitted(self, view: ClusterView) -> ClusterView:
+        """The view without refused workers. Cheap while the view is the same object."""
+        if view is not self._seen:
+            self._seen = view
+            self._choose_references(view)
+            refused = {member.worker_id: member for member in view if self._differences(member)}
+            for worker_id in refused.keys() - self._refused.keys():
+                self._report(refused[worker_id])
+            self._refused = refused
+            admitted = {m.worker_id: m for m in view if m.worker_id not in refused}
+            self._admitted = ClusterView(admitted) if refused else view
+        return self._admitted
+
+    def num_refused(self) -> Mapping[str, int]:
+        """Refused workers by role."""
+        return Counter(member.status.role for member in self._refused.values())
+
+    def _choose_references(self, view: ClusterView) -> None:
+        serving: dict[str, list[Fingerprint]] = {}
+        for member in sorted(view, key=lambda m: (-m.status.uptime_s, m.worker_id)):
+            status = member.status
+            is_serving = status.role == Role.DECODE and status.state is ServiceState.READY
+            if is_serving and status.fingerprint is not None:
+                serving.setdefault(status.model, []).append(status.fingerprint)
+        self._references = {
+            model: known
+            if (known := self._references.get(model)) in found and known is not None
+            else found[0]
+            for model, found in serving.items()
+        }
+
+    def _differences(self, member: Member) -> list[str]:
+        status = member.status
+        reference = self._references.get(status.model)
+        is_worker = status.role in {Role.DECODE, Role.PREFILL}
+        if reference is None or status.fingerprint is None or not is_worker:
+            return []
+        return reference.differences(status.fingerprint)
+
+    def _report(self, member: Member) -> None:
+        logger.error(
+            "worker refused: it does not compute what the model's other workers do",
+            extra={
+                "worker": member.worker_id,
+                "address": member.status.address,
+                "model": member.status.model,
+                "differences": "; ".join(self._differences(member)),
+            },
+        )
+
 
 _DEFAULT_PLACES = 64
 _RETRY_AFTER_S = 1.0
@@ -27,7 +97,7 @@ class ClusterWatch:
         self,
         members: MembershipView,
         index: PrefixIndex,
-        clock: Callable[[], float],
+        clock: Clock,
         *,
         own_id: str = "",
     ) -> None:
@@ -62,7 +132,7 @@ class ClusterWatch:
         self._members.suspect(worker_id)
 
     def suspect_address(self, address: str) -> None:
-        """As `suspect`, of whoever is at an address."""
+        """As `suspect`, for the worker at an address."""
         for member in self.view():
             if member.status.address == address:
                 self.suspect(member.worker_id)
@@ -134,11 +204,11 @@ class ClusterWatch:
 
     def num_workers(self, role: str, model: str) -> int:
         """Healthy workers."""
-        return len(self.view().usable(role, self._clock(), model=model))
+        return len(self.view().usable(role, self._clock.now(), model=model))
 
     def has_healthy_decode(self, model: str, excluded: frozenset[str]) -> bool:
         """True when a worker that has not failed the request could take it."""
-        usable = self.view().usable(Role.DECODE, self._clock(), model=model)
+        usable = self.view().usable(Role.DECODE, self._clock.now(), model=model)
         return any(member.worker_id not in excluded for member in usable)
 
     def tokenizer(self, model: str, avoid: frozenset[str] = frozenset()) -> Member:
@@ -158,7 +228,7 @@ class ClusterWatch:
             raise NoWorker(
                 "no tokenizer is ready; start one or retry", retry_after_s=_RETRY_AFTER_S
             )
-        now = self._clock()
+        now = self._clock.now()
         fresh = [member for member in ready if member.status.address not in avoid]
         best = [member for member in fresh if member.is_usable(now)] or fresh or ready
         return best[next(self._turns) % len(best)]
@@ -195,7 +265,7 @@ class ClusterWatch:
     def placed(self, placement: Placement, num_tokens: int) -> Iterator[Callable[[], None]]:
         """Counts an attempt as its workers' load within.
 
-        What it yields is to be called when the prompt is computed.
+        The caller calls what this yields when the prompt is computed.
         """
         prefill_id = (placement.prefill or placement.decode).worker_id
         uncached = max(0, num_tokens - placement.prefill_cached_tokens)

@@ -77,9 +77,9 @@ class ChatTemplate:
             )
         except _REFUSALS as error:
             # The text of a TypeError or LookupError may quote the prompt; a template's own may not.
-            told = str(error) if isinstance(error, TemplateError) else type(error).__name__
+            reason = str(error) if isinstance(error, TemplateError) else type(error).__name__
             raise InvalidRequest(
-                f"the model's chat template refuses these messages: {told}"
+                f"the model's chat template refuses these messages: {reason}"
             ) from error
 
 

@@ -42,7 +42,7 @@ class Characters(Protocol):
 
 
 class ByteCharacters:
-    """For byte-level vocabularies: a token has bytes of its own, so this is exact and O(1)."""
+    """For byte-level vocabularies: exact and O(1), since a token's bytes need no neighbours."""
 
     def __init__(self, vocabulary: Vocabulary, skipped_ids: frozenset[int]) -> None:
         self._vocabulary = vocabulary

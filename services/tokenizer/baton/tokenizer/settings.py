@@ -13,7 +13,7 @@ from baton.rpc.settings import ServiceSettings
 
 
 class TokenizerSettings(ServiceSettings):
-    """What the tokenizer service can be told."""
+    """Settings of the tokenizer service."""
 
     role: ClassVar[str] = Role.TOKENIZER
     watches: ClassVar[frozenset[str] | None] = frozenset()

@@ -13,8 +13,8 @@ from baton.oip import open_inference_pb2 as pb
 from baton.oip import open_inference_pb2_grpc
 from baton.rpc.logs import bind_request_id
 from baton.rpc.version import VERSION
-from baton.scheduler.callers import salted
-from baton.scheduler.front import FrontDeps
+from baton.scheduler.attempt import SchedulerDeps
+from baton.scheduler.front import salted
 from baton.scheduler.oip.sampling import (
     DATATYPES,
     PARAMETERS,
@@ -24,6 +24,7 @@ from baton.scheduler.oip.sampling import (
     read_wish,
 )
 from baton.scheduler.oip.tensors import Scalar, Tensor, from_raw, to_raw
+from baton.scheduler.orchestrator import Orchestrator
 from baton.wire.errors import public_message
 from baton.wire.inference.chunks import Chunk
 from baton.wire.inference.requests import GenerateRequest
@@ -48,7 +49,8 @@ Send = Callable[[pb.ModelInferResponse], Awaitable[None]]
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers GRPCInferenceService."""
 
-    def __init__(self, deps: FrontDeps) -> None:
+    def __init__(self, orchestrator: Orchestrator, deps: SchedulerDeps) -> None:
+        self._orchestrator = orchestrator
         self._deps = deps
 
     async def ServerLive(
@@ -189,10 +191,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         )
         bind_request_id(job.request_id)
         remaining_s = context.time_remaining()
-        limits = (remaining_s, wish.timeout_s, self._deps.request_timeout_s)
+        limits = (remaining_s, wish.timeout_s, self._deps.settings.request_timeout_s)
         timeout_s = min(limit for limit in limits if limit is not None)
 
-        await self._deps.orchestrator.generate(job, timeout_s, emit)
+        await self._orchestrator.generate(job, timeout_s, emit)
         return model
 
     def _resolve(self, name: str, version: str) -> str:
