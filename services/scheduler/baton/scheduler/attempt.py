@@ -27,7 +27,7 @@ from baton.core.stages import StageName
 from baton.scheduler.answers import Answers
 from baton.scheduler.gate import Entrance
 from baton.scheduler.live import LiveRequest
-from baton.scheduler.peer_calls import Holds, Peers
+from baton.scheduler.peer_calls import Peers, WorkerHolds
 from baton.scheduler.placer import AttemptFailed
 from baton.scheduler.prompts import Encoder
 from baton.scheduler.relay import OutputRelay
@@ -54,7 +54,7 @@ class SchedulerDeps:
     encoder: Encoder
     text: TextRelay
     answers: Answers
-    holds: Holds
+    holds: WorkerHolds
     entrance: Entrance
     spans: StageSpans
     metrics: SchedulerMetrics

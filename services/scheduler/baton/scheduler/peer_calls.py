@@ -49,7 +49,7 @@ class Peers:
         return RpcDecodeCaller(channel, f"decode worker {member.worker_id}", self._clock)
 
 
-class Holds:
+class WorkerHolds:
     """What attempts hold at workers: renews leases while prompts are computed, sends releases.
 
     Releases run on their own tasks, so that no cancelled request takes them with it. One that fails

@@ -19,7 +19,7 @@ from baton.scheduler.front import Callers, PrefixPins, SchedulerFront
 from baton.scheduler.gate import Entrance
 from baton.scheduler.oip.servicer import OpenInferenceServicer, add_open_inference_servicer
 from baton.scheduler.orchestrator import Orchestrator
-from baton.scheduler.peer_calls import Holds, Peers
+from baton.scheduler.peer_calls import Peers, WorkerHolds
 from baton.scheduler.prompts import Encoder
 from baton.scheduler.request_timeline import StageSpans
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
@@ -48,7 +48,7 @@ class SchedulerService:
             runtime.members, self._prefixes.index, runtime.clock, own_id=runtime.worker_id
         )
         peers = Peers(runtime.channels, runtime.clock)
-        self._holds = Holds(runtime.clock)
+        self._holds = WorkerHolds(runtime.clock)
         self._text = TextRelay(
             lambda address: peers.tokenizer(address).stream_text(),
             lambda model, avoid: cluster.tokenizer(model, avoid).status.address,
