@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 HASH_BYTES = 16
@@ -38,6 +38,10 @@ class KvLayout:
     """"float32", "bfloat16" or "float16", or "int8" with a scale for each token and head."""
     groups: tuple[KvGroup, ...]
     """One today, of all layers; windows, latent and recurrent state will need several."""
+    num_kv_heads: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Per layer, group by group."""
+    head_dim: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Per layer, group by group."""
 
     @classmethod
     def one_group(
@@ -50,15 +54,13 @@ class KvLayout:
         """The layout of a model whose layers share one block table. Mirrors baton.v1.KvLayout."""
         return cls(block_size, dtype, (KvGroup(num_kv_heads, head_dim),))
 
-    @property
-    def num_kv_heads(self) -> tuple[int, ...]:
-        """Per layer, group by group."""
-        return tuple(heads for group in self.groups for heads in group.num_kv_heads)
-
-    @property
-    def head_dim(self) -> tuple[int, ...]:
-        """Per layer, group by group."""
-        return tuple(dim for group in self.groups for dim in group.head_dim)
+    def __post_init__(self) -> None:
+        # Once: these are read for each chunk of a push.
+        groups = self.groups
+        heads = tuple(heads for group in groups for heads in group.num_kv_heads)
+        object.__setattr__(self, "num_kv_heads", heads)
+        dims = tuple(dim for group in groups for dim in group.head_dim)
+        object.__setattr__(self, "head_dim", dims)
 
     @property
     def num_layers(self) -> int:
