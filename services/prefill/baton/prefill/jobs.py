@@ -19,9 +19,9 @@ from baton.core.sequence import SequenceSpec
 from baton.engine.events import BlocksReady, EngineEvent, Failed, LayersReady, Started, Tokens
 from baton.engine.worker import EngineWorker
 from baton.handoff.sender import PushReport, PushSender
+from baton.prefill.computed_chunks import ComputedChunks
 from baton.prefill.holds import Hold, Holds
 from baton.prefill.prefix import PrefixSource
-from baton.prefill.progress import Progress
 from baton.prefill.spans import Recorder
 from baton.wire.prefill import FirstToken, PrefillDone, PrefillEvent, PrefillStarted, PushTarget
 from baton.worker.tokens import merge
@@ -216,7 +216,7 @@ class Jobs:
         self._worker.subscribe(job.spec.seq_id, running.put)
         self._engine.sequences.submit(job.spec)
         started_at_s = arrived_at_s
-        progress = Progress(len(job.spec.token_ids), self._block_size)
+        progress = ComputedChunks(len(job.spec.token_ids), self._block_size)
         async with _Pushing(self, running) as pushing:
             while True:
                 event = await running.next(self._worker)

@@ -56,11 +56,9 @@ class KvLayout:
 
     def __post_init__(self) -> None:
         # Once: these are read for each chunk of a push.
-        groups = self.groups
-        heads = tuple(heads for group in groups for heads in group.num_kv_heads)
-        object.__setattr__(self, "num_kv_heads", heads)
-        dims = tuple(dim for group in groups for dim in group.head_dim)
-        object.__setattr__(self, "head_dim", dims)
+        for name in ("num_kv_heads", "head_dim"):
+            values = tuple(value for group in self.groups for value in getattr(group, name))
+            object.__setattr__(self, name, values)
 
     @property
     def num_layers(self) -> int:

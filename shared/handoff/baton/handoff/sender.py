@@ -98,11 +98,9 @@ class PushSender:
         Raises:
             InvalidRequest: the target names more cached blocks than the prompt has.
         """
-        self._store = parts.store
-        self._readers = parts.readers
+        self._parts = parts
         self._clock = parts.clock
         self._progress_timeout_s = parts.progress_timeout_s
-        self._encoding = parts.encoding
         self._spec = spec
         self._target = target
         self._connect = connect
@@ -153,9 +151,9 @@ class PushSender:
                 request_id,
                 attempt,
                 self._target.epoch,
-                self._store.fingerprint,
+                self._parts.store.fingerprint,
                 worker_id,
-                encoding=self._encoding,
+                encoding=self._parts.encoding,
             )
             try:
                 async with self._clock.timeout(self._progress_timeout_s):
@@ -231,9 +229,9 @@ class PushSender:
         else:
             self._began_at_s = now
         sequence = self._sent.num_chunks
-        payload = call.room(sequence, span.num_bytes(self._encoding.layout(self._layout)))
+        payload = call.room(sequence, span.num_bytes(self._parts.encoding.layout(self._layout)))
         reading = asyncio.get_running_loop().run_in_executor(
-            self._readers, self._read_kv, span, payload
+            self._parts.readers, self._read_kv, span, payload
         )
         try:
             checksum = await asyncio.shield(reading)
@@ -246,7 +244,7 @@ class PushSender:
 
     def _read_kv(self, span: Span, out: memoryview) -> int:
         """Puts KV into `out` as it is sent; returns its checksum."""
-        self._store.read(self._spec.seq_id, span, self._encoding, out)
+        self._parts.store.read(self._spec.seq_id, span, self._parts.encoding, out)
         return xxhash.xxh3_64_intdigest(out)
 
     def _manifest(self, first: _ChosenToken, block_start: int) -> Manifest:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from baton.core.timeline import Slice
-from baton.prefill.progress import Progress
+from baton.prefill.computed_chunks import ComputedChunks
 
 
 def test_chunks_are_relative_to_the_start_and_leave_cached_tokens_out() -> None:
-    progress = Progress(num_tokens=70, block_size=16)
+    progress = ComputedChunks(num_tokens=70, block_size=16)
     progress.started(at_s=10.0, num_cached_tokens=16)
     progress.computed(num_blocks=3, at_s=10.5)
     progress.computed(num_blocks=5, at_s=11.25)
@@ -16,4 +16,4 @@ def test_chunks_are_relative_to_the_start_and_leave_cached_tokens_out() -> None:
 
 
 def test_no_chunks_before_the_first_one() -> None:
-    assert Progress(num_tokens=70, block_size=16).chunks == ()
+    assert ComputedChunks(num_tokens=70, block_size=16).chunks == ()

@@ -1,11 +1,11 @@
-"""How a prompt's computation advanced, chunk by chunk."""
+"""The chunks that a prompt was computed in, and when."""
 
 from __future__ import annotations
 
 from baton.core.timeline import Slice, Slices
 
 
-class Progress:
+class ComputedChunks:
     """The chunks of one prompt, relative to the moment at which it left the queue."""
 
     def __init__(self, num_tokens: int, block_size: int) -> None:
