@@ -19,7 +19,7 @@ from baton.wire.fields import as_message, as_value
 from baton.wire.orders import AttemptOrder, attempt_from_pb, attempt_to_pb
 from baton.wire.sampling import finish_from_pb, finish_to_pb, logprob_from_pb, logprob_to_pb
 from baton.wire.streams import AnswerStream, RpcStream
-from baton.wire.timing import duration_from_pb, duration_to_pb, slice_to_pb, slices_from_pb
+from baton.wire.timing import slice_to_pb, slices_from_pb
 
 SERVICE_NAME = "baton.v1.DecodeService"
 _MAX_REASON_CHARS = 128
@@ -123,9 +123,8 @@ class RpcDecodeCaller:
         """See DecodeCaller."""
         request = pb2.RenewLeasesRequest(reservation_ids=reservation_ids)
         response = await ask(self._stub.RenewLeases, request, timeout_s)
-        return LeaseRenewal(
-            duration_from_pb(response.lease, "lease"), tuple(response.unknown_reservation_ids)
-        )
+        ended = tuple(response.unknown_reservation_ids)
+        return as_value(LeaseRenewal, response, unknown_ids=ended)
 
 
 class _DecodeAdapter(decode_pb2_grpc.DecodeServiceServicer):
@@ -157,9 +156,8 @@ class _DecodeAdapter(decode_pb2_grpc.DecodeServiceServicer):
 
     async def RenewLeases(self, request: pb2.RenewLeasesRequest, _: Any) -> pb2.RenewLeasesResponse:
         renewal = await self._server.renew_leases(request.reservation_ids)
-        return pb2.RenewLeasesResponse(
-            lease=duration_to_pb(renewal.lease_s), unknown_reservation_ids=renewal.unknown_ids
-        )
+        ended = renewal.unknown_ids
+        return as_message(pb2.RenewLeasesResponse, renewal, unknown_reservation_ids=ended)
 
 
 def add_decode_server(server: grpc.aio.Server, implementation: DecodeServer) -> str:

@@ -1,4 +1,4 @@
-"""Durations, stages and slices of stages on the wire."""
+"""Durations and slices of stages on the wire."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from google.protobuf.duration_pb2 import Duration
 
 from baton.core.errors import InvalidRequest
-from baton.core.request import Stage
 from baton.core.timeline import MAX_SLICES, Slice
 from baton.v1 import common_pb2
 
@@ -37,34 +36,6 @@ def duration_from_pb(
 def seconds_from_pb(pb: Duration) -> float:
     """Seconds, not checked."""
     return pb.seconds + pb.nanos / 1e9
-
-
-def stage_to_pb(stage: Stage) -> common_pb2.StageTiming:
-    """The wire's form."""
-    return common_pb2.StageTiming(
-        stage=stage.name,
-        start=duration_to_pb(stage.start_s),
-        duration=duration_to_pb(stage.duration_s),
-        before_first_token=stage.before_first_token,
-        worker_id=stage.worker_id,
-        bytes=stage.num_bytes,
-        idle=duration_to_pb(stage.idle_s),
-        tokens=stage.num_tokens,
-    )
-
-
-def stage_from_pb(pb: common_pb2.StageTiming) -> Stage:
-    """A stage, for display: not checked."""
-    return Stage(
-        name=pb.stage,
-        start_s=seconds_from_pb(pb.start),
-        duration_s=seconds_from_pb(pb.duration),
-        before_first_token=pb.before_first_token,
-        worker_id=pb.worker_id,
-        num_bytes=pb.bytes,
-        num_tokens=pb.tokens,
-        idle_s=seconds_from_pb(pb.idle),
-    )
 
 
 def slice_to_pb(part: Slice) -> common_pb2.StageSlice:

@@ -17,7 +17,7 @@ from baton.v1 import tokenizer_pb2_grpc
 from baton.wire import calls
 from baton.wire.errors import reason_from_pb, reason_to_pb, rpc_errors
 from baton.wire.fields import as_message, as_value
-from baton.wire.prompt import chat_from_pb, chat_to_pb
+from baton.wire.prompt import chat_from_pb, prompt_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +142,8 @@ class RpcTokenizer:
 
     async def encode(self, model: str, prompt: TextPrompt, timeout_s: float) -> Encoded:
         """See TokenizerCaller."""
-        request = pb2.EncodeRequest(model=model)
-        if isinstance(prompt, str):
-            request.text = prompt
-        else:
-            request.chat.CopyFrom(chat_to_pb(prompt))
-        pb = await calls.ask(self._stub.Encode, request, timeout_s)
-        return as_value(Encoded, pb)
+        request = pb2.EncodeRequest(model=model, **prompt_fields(prompt))
+        return as_value(Encoded, await calls.ask(self._stub.Encode, request, timeout_s))
 
     async def decode_text(self, model: str, token_ids: Sequence[int], timeout_s: float) -> str:
         """See TokenizerCaller."""
@@ -181,15 +176,14 @@ class _RpcTextCall:
         pb = await calls.read(self._call)
         if pb is None:
             return None
+        reason = reason_from_pb(pb.error_reason) if pb.error_reason else None
         return TextReply(
             stream_id=pb.stream_id,
             text=pb.text,
             stop=pb.stop,
             num_tokens=pb.num_tokens,
             token_texts=tuple(TokenText(entry.token_bytes, entry.text) for entry in pb.token_texts),
-            error=error_for(reason_from_pb(pb.error_reason), pb.error_message)
-            if pb.error_reason
-            else None,
+            error=error_for(reason, pb.error_message) if reason else None,
         )
 
     def cancel(self) -> None:

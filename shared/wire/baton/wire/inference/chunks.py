@@ -12,7 +12,7 @@ from baton.v1 import common_pb2
 from baton.v1 import inference_pb2 as pb2
 from baton.wire.fields import as_message, as_value
 from baton.wire.sampling import finish_to_pb
-from baton.wire.timing import stage_from_pb, stage_to_pb
+from baton.wire.timing import seconds_from_pb
 
 MAX_PART_BYTES = 1 << 20
 """Of prompt log-probabilities in one message; callers take messages of 4 MiB."""
@@ -114,9 +114,8 @@ def _in_parts(
         model=message.model,
         trace_id=message.trace_id,
         fingerprint=message.fingerprint,
+        seed=message.seed if message.HasField("seed") else None,
     )
-    if message.HasField("seed"):
-        named.seed = message.seed
     part, num_bytes = _copy(named), 0
     for entry in entries:
         num_bytes += entry.ByteSize()
@@ -153,6 +152,31 @@ def chunk_from_pb(pb: pb2.GenerateResponse, *, has_token_ids: bool = True) -> Ch
         placement=placement_from_pb(pb.placement) if pb.HasField("placement") else None,
         seed=pb.seed if pb.HasField("seed") else None,
         fingerprint=pb.fingerprint,
+    )
+
+
+def stage_to_pb(stage: Stage) -> common_pb2.StageTiming:
+    """The wire's form."""
+    return as_message(
+        common_pb2.StageTiming,
+        stage,
+        stage=stage.name,
+        bytes=stage.num_bytes,
+        tokens=stage.num_tokens,
+    )
+
+
+def stage_from_pb(pb: common_pb2.StageTiming) -> Stage:
+    """A stage, for display: its times are not checked."""
+    return as_value(
+        Stage,
+        pb,
+        name=pb.stage,
+        start_s=seconds_from_pb(pb.start),
+        duration_s=seconds_from_pb(pb.duration),
+        idle_s=seconds_from_pb(pb.idle),
+        num_bytes=pb.bytes,
+        num_tokens=pb.tokens,
     )
 
 

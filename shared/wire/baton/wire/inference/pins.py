@@ -8,7 +8,8 @@ from baton.core.prompt import Prompt
 from baton.v1 import common_pb2
 from baton.v1 import inference_pb2 as pb2
 from baton.wire.fields import as_message, as_value
-from baton.wire.inference.requests import checked_salt, fitting, prompt_fields, prompt_from_pb
+from baton.wire.inference.requests import checked_salt, fitting, prompt_from_pb
+from baton.wire.prompt import prompt_fields
 from baton.wire.timing import duration_from_pb, seconds_from_pb
 
 

@@ -8,14 +8,14 @@ from baton.core.request import Stage
 from baton.core.timeline import Track
 from baton.v1 import inference_pb2 as pb2
 from baton.wire.fields import as_message, as_value
-from baton.wire.inference.chunks import PlacementTaken, placement_from_pb, placement_to_pb
-from baton.wire.timing import (
-    seconds_from_pb,
-    slice_to_pb,
-    slices_from_pb,
+from baton.wire.inference.chunks import (
+    PlacementTaken,
+    placement_from_pb,
+    placement_to_pb,
     stage_from_pb,
     stage_to_pb,
 )
+from baton.wire.timing import seconds_from_pb, slice_to_pb, slices_from_pb
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from baton.core.errors import InvalidRequest
 from baton.core.prompt import Prompt, TextPrompt
 from baton.core.sampling import SamplingParams
 from baton.v1 import inference_pb2 as pb2
 from baton.wire.fields import as_message, as_value
-from baton.wire.prompt import chat_from_pb, chat_to_pb
+from baton.wire.prompt import chat_from_pb, prompt_fields
 from baton.wire.sampling import sampling_from_pb, sampling_to_pb
 
 MAX_CACHE_SALT_CHARS = 256
@@ -163,15 +162,6 @@ def tokenize_from_pb(pb: pb2.TokenizeRequest) -> TokenizeRequest:
     if kind is None:
         raise InvalidRequest("set text or chat")
     return TokenizeRequest(pb.text if kind == "text" else _checked_chat(pb.chat), pb.model)
-
-
-def prompt_fields(prompt: Prompt) -> dict[str, Any]:
-    """The field of a message's prompt, by its name."""
-    if isinstance(prompt, str):
-        return {"text": prompt}
-    if isinstance(prompt, tuple):
-        return {"tokens": pb2.TokenPrompt(token_ids=prompt)}
-    return {"chat": chat_to_pb(prompt)}
 
 
 def prompt_from_pb(pb: pb2.GenerateRequest | pb2.PinPrefixRequest) -> Prompt:

@@ -24,7 +24,6 @@ from baton.wire.inference.requests import (
 )
 from baton.wire.inference.vectors import Embedding, EmbedRequest, embed_from_pb, embedding_to_pb
 
-_SERVICE = pb2.DESCRIPTOR.services_by_name["InferenceService"]
 Emit = Callable[[Chunk], Awaitable[None]]
 """Sends a chunk to the caller; waits while the caller is slow."""
 
@@ -123,4 +122,4 @@ def add_inference_server(server: Any, implementation: InferenceServer) -> str:
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(
         _InferenceAdapter(implementation), server
     )
-    return str(_SERVICE.full_name)
+    return "baton.v1.InferenceService"

@@ -11,7 +11,8 @@ from baton.core.output import Usage
 from baton.core.prompt import Prompt
 from baton.v1 import inference_pb2 as pb2
 from baton.wire.fields import as_message, as_value
-from baton.wire.inference.requests import checked_salt, fitting, prompt_fields
+from baton.wire.inference.requests import checked_salt, fitting
+from baton.wire.prompt import prompt_fields
 
 MAX_EMBED_ID_CHARS = 96
 """Leaves room for each input's number."""
