@@ -16,7 +16,7 @@ import pytest_asyncio
 from baton.core.errors import ErrorReason, InvalidRequest
 from baton.oip import open_inference_pb2 as pb
 from baton.oip import open_inference_pb2_grpc
-from baton.scheduler.oip.tensors import from_raw, to_raw
+from baton.scheduler.oip.wish import from_raw, to_raw
 from baton.wire.errors import error_from_rpc
 from tests.support.eventually import eventually
 from tests.support.fake_workers import expected_text

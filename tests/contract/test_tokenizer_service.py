@@ -17,8 +17,8 @@ from baton.core.errors import InvalidRequest, ModelNotFound
 from baton.rpc.interceptors import ServerInterceptor
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
-from baton.tokenizer.outputs import TokenizerMetrics
-from baton.tokenizer.tokenizer import Limits, LocalTokenizer
+from baton.tokenizer.settings import TokenizerSettings
+from baton.tokenizer.tokenizer import LocalTokenizer
 from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
 from baton.v1 import common_pb2, inference_pb2, tokenizer_pb2, tokenizer_pb2_grpc
 from baton.wire.errors import error_from_rpc
@@ -26,7 +26,9 @@ from baton.wire.tokenizer import add_tokenizer
 from tests.support import tiny_tokenizer
 from tests.support.eventually import eventually
 
-LIMITS = Limits(max_text_chars=50_000, max_token_ids=1_000, max_chat_messages=3, max_open_outputs=2)
+LIMITS = TokenizerSettings(
+    max_text_chars=50_000, max_token_ids=1_000, max_chat_messages=3, max_open_outputs=2
+)
 Ask = tokenizer_pb2.StreamTextRequest
 Open = tokenizer_pb2.OpenTextStream
 
@@ -47,19 +49,16 @@ async def serving(vocabulary: Vocabulary) -> AsyncIterator[Any]:
     metrics = Metrics("tokenizer", "t1", "0")
     telemetry = Telemetry("tokenizer", "t1")
     executor = ThreadPoolExecutor(1)
-    counts = TokenizerMetrics(
-        encoded_tokens=metrics.counter("encoded", "e"),
-        decoded_tokens=metrics.counter("decoded", "d"),
-        open_outputs=metrics.gauge("open", "o"),
-    )
-    servicer = LocalTokenizer(Vocabularies([vocabulary]), LIMITS, executor, counts)
+    servicer = LocalTokenizer(Vocabularies([vocabulary]), LIMITS, executor, metrics)
     server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, metrics)])
     assert add_tokenizer(server, servicer) == "baton.v1.TokenizerService"
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = tokenizer_pb2_grpc.TokenizerServiceStub(channel)
-        stub.open_outputs = lambda: metrics.registry.get_sample_value("baton_open")
+        stub.open_outputs = lambda: metrics.registry.get_sample_value(
+            "baton_tokenizer_open_outputs"
+        )
         yield stub
     await server.stop(0)
     executor.shutdown()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from baton.core.errors import BatonError
 from baton.core.sampling import SamplingParams
 from baton.oip import open_inference_pb2 as pb
-from baton.scheduler.oip.sampling import PARAMETERS
 from baton.scheduler.oip.servicer import wish_of
+from baton.scheduler.oip.wish import PARAMETERS
 from tests.support.protobuf_strategies import messages
 
 NAMES = ["text_input", "input_ids", *PARAMETERS]

@@ -24,13 +24,11 @@ from baton.core.placement import Placement
 from baton.core.request import RequestStatus
 from baton.core.roles import Role
 from baton.core.stages import StageName
-from baton.scheduler.answers import Answers
 from baton.scheduler.gate import Entrance
 from baton.scheduler.live import LiveRequest
-from baton.scheduler.peer_calls import Peers, WorkerHolds
+from baton.scheduler.peer_calls import Encoder, Peers, WorkerHolds
 from baton.scheduler.placer import AttemptFailed
-from baton.scheduler.prompts import Encoder
-from baton.scheduler.relay import OutputRelay
+from baton.scheduler.relay import Answers, OutputRelay
 from baton.scheduler.request_timeline import AttemptTimeline, StageSpans
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.settings import SchedulerSettings

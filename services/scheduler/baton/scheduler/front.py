@@ -20,7 +20,6 @@ from baton.rpc.tenants import Tenants
 from baton.scheduler.attempt import SchedulerDeps
 from baton.scheduler.embeddings import Embedder
 from baton.scheduler.orchestrator import Orchestrator
-from baton.scheduler.view import ClusterWatch
 from baton.wire.inference.overview import ClusterStatus, Model
 from baton.wire.inference.pins import PinnedPrefix, PinRequest
 from baton.wire.inference.records import RecordQuery, RequestList
@@ -79,49 +78,6 @@ def unsalted(text: str) -> str | None:
     return text.removeprefix(mark()) if text.startswith(mark()) else None
 
 
-class PrefixPins:
-    """Asks the replicas of the cache service."""
-
-    def __init__(self, cluster: ClusterWatch, cache: CacheAccess) -> None:
-        self._cluster = cluster
-        self._cache = cache
-
-    async def pin(
-        self, model: str, token_ids: tuple[int, ...], cache_salt: str, ttl_s: float, label: str
-    ) -> PinnedPrefix:
-        """Pins a prompt's full blocks.
-
-        Raises:
-            InvalidRequest: it fills no block, or a value is out of range.
-            KvCacheFull: it does not fit what pins may take.
-            NoWorker: the workers' fingerprints are unknown or differ, or there is no cache service.
-        """
-        fingerprint = self._cluster.fingerprint(model)
-        if fingerprint is None:
-            raise NoWorker(f"no worker of model {model!r} is ready, or they differ")
-        layout = fingerprint.layout
-        root = root_hash(fingerprint.digest(), cache_salt)
-        hashes = list(block_hashes(root, token_ids, layout.block_size))
-        if not hashes:
-            raise InvalidRequest(
-                f"the prefix has {len(token_ids)} tokens; it must have at least the"
-                f" {layout.block_size} of a block"
-            )
-        peer = self._cache.replica(hashes[0])
-        if peer is None:
-            raise NoWorker("no cache service is ready", retry_after_s=1.0)
-        return await peer.pin(hashes, layout.block_bytes, ttl_s, label)
-
-    async def unpin(self, pin_id: str) -> bool:
-        """Removes a pin, wherever it is; False when there is none."""
-        found = [await peer.unpin(pin_id) for peer in self._cache.all()]
-        return any(found)
-
-    async def current(self) -> list[PinnedPrefix]:
-        """The pins of all replicas."""
-        return [pin for peer in self._cache.all() for pin in await peer.pins()]
-
-
 PIN_TTL_S = 24 * 3600.0
 """Of pins whose caller names no time."""
 
@@ -133,36 +89,28 @@ class SchedulerFront:
         self,
         orchestrator: Orchestrator,
         embedder: Embedder,
-        pins: PrefixPins,
+        cache: CacheAccess,
         is_bus_connected: Callable[[], bool],
         deps: SchedulerDeps,
     ) -> None:
         self._orchestrator = orchestrator
         self._embedder = embedder
-        self._pins = pins
+        self._cache = cache
         self._is_bus_connected = is_bus_connected
         self._deps = deps
 
     async def generate(self, request: GenerateRequest, timeout_s: float | None, emit: Emit) -> None:
         """See InferenceServer."""
-        named = replace(
-            request,
-            request_id=self._request_id("req", request.request_id),
-            cache_salt=salted(request.cache_salt),
-        )
-        bind_request_id(named.request_id)
+        request_id, salt = self._named("req", request.request_id), salted(request.cache_salt)
+        named = replace(request, request_id=request_id, cache_salt=salt)
         await self._orchestrator.generate(named, self._limit_s(timeout_s), emit)
 
     async def embed(
         self, request: EmbedRequest, timeout_s: float | None
     ) -> AsyncGenerator[Embedding, None]:
         """See InferenceServer."""
-        named = replace(
-            request,
-            request_id=self._request_id("emb", request.request_id),
-            cache_salt=salted(request.cache_salt),
-        )
-        bind_request_id(named.request_id)
+        request_id, salt = self._named("emb", request.request_id), salted(request.cache_salt)
+        named = replace(request, request_id=request_id, cache_salt=salt)
         vectors = self._embedder.embed(named, self._limit_s(timeout_s))
         async with aclosing(vectors):
             async for vector in vectors:
@@ -198,23 +146,38 @@ class SchedulerFront:
 
     async def pin(self, request: PinRequest, timeout_s: float | None) -> PinnedPrefix:
         """See InferenceServer."""
-        model, prompt = self._deps.cluster.resolve_model(request.model), request.prompt
+        cluster, prompt = self._deps.cluster, request.prompt
+        model = cluster.resolve_model(request.model)
         if not isinstance(prompt, tuple):
             prompt = await self._deps.encoder.encode(model, prompt, self._limit_s(timeout_s))
-        salt = salted(request.cache_salt)
+        fingerprint = cluster.fingerprint(model)
+        if fingerprint is None:
+            raise NoWorker(f"no worker of model {model!r} is ready, or they differ")
+        layout = fingerprint.layout
+        root = root_hash(fingerprint.digest(), salted(request.cache_salt))
+        hashes = list(block_hashes(root, prompt, layout.block_size))
+        if not hashes:
+            raise InvalidRequest(
+                f"the prefix has {len(prompt)} tokens; it must have at least the"
+                f" {layout.block_size} of a block"
+            )
+        peer = self._cache.replica(hashes[0])
+        if peer is None:
+            raise NoWorker("no cache service is ready", retry_after_s=1.0)
         ttl_s = PIN_TTL_S if request.ttl_s is None else request.ttl_s
         # The label says whose pin it is: no tenant sees, or ends, another one's.
-        pin = await self._pins.pin(model, prompt, salt, ttl_s, salted(request.label))
+        pin = await peer.pin(hashes, layout.block_bytes, ttl_s, salted(request.label))
         return replace(pin, label=request.label)
 
     async def unpin(self, pin_id: str) -> bool:
         """See InferenceServer."""
         is_own = any(pin.pin_id == pin_id for pin in await self.pins())
-        return is_own and await self._pins.unpin(pin_id)
+        return is_own and any([await peer.unpin(pin_id) for peer in self._cache.all()])
 
     async def pins(self) -> Sequence[PinnedPrefix]:
         """See InferenceServer."""
-        labelled = [(pin, unsalted(pin.label)) for pin in await self._pins.current()]
+        pins = [pin for peer in self._cache.all() for pin in await peer.pins()]
+        labelled = [(pin, unsalted(pin.label)) for pin in pins]
         return [replace(pin, label=label) for pin, label in labelled if label is not None]
 
     async def status(self) -> ClusterStatus:
@@ -238,8 +201,11 @@ class SchedulerFront:
             found = recent.latest(query.limit, own)
         return RequestList(tuple(found), metrics.num_prompt_tokens, metrics.num_output_tokens)
 
-    def _request_id(self, prefix: str, given: str) -> str:
-        return check_request_id(given) if given else make_id(prefix, self._deps.rng)
+    def _named(self, prefix: str, given: str) -> str:
+        """The caller's id or a new one; this call's log lines carry it."""
+        request_id = check_request_id(given) if given else make_id(prefix, self._deps.rng)
+        bind_request_id(request_id)
+        return request_id
 
     def _limit_s(self, timeout_s: float | None) -> float:
         return self._deps.settings.request_timeout_s if timeout_s is None else timeout_s

@@ -31,7 +31,7 @@ class Entrance:
         Raises:
             WorkerDraining: the scheduler takes no more requests.
             InvalidRequest: the priority is out of range.
-            QueueFull: as many requests are live as may be.
+            QueueFull: the limit on live requests is reached.
         """
         if self._is_draining:
             raise WorkerDraining("this scheduler is about to stop", retry_after_s=1.0)

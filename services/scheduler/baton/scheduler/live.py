@@ -1,13 +1,15 @@
-"""A request while it runs: what was asked, what came out so far, and its timeline."""
+"""Requests: what was asked, what came out so far, and the record that stays for operators."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from itertools import islice
 from random import Random
 
 from baton.core.clock import Clock
-from baton.core.errors import DeadlineExceeded
+from baton.core.errors import DeadlineExceeded, InvalidRequest, PromptTooLong, RequestNotFound
 from baton.core.hashing import BlockHashes, Fingerprint
 from baton.core.ids import MAX_REQUEST_ID_CHARS
 from baton.core.output import TokenBatch, Usage
@@ -16,9 +18,13 @@ from baton.core.request import RequestState
 from baton.core.sampling import SamplingParams
 from baton.scheduler.request_timeline import RequestTimeline
 from baton.wire.inference.chunks import PlacementTaken
+from baton.wire.inference.records import RequestRecord
 from baton.wire.inference.requests import GenerateRequest
 from baton.wire.orders import AttemptOrder
 
+_SEED_BITS = 63
+MAX_RUNNING = 256
+"""Running requests that one list shows."""
 RequestKey = tuple[str, str]
 """Tenant and request id: two tenants may use one id at the same time."""
 
@@ -42,6 +48,38 @@ class AcceptedRequest:
     def key(self) -> RequestKey:
         """What the scheduler finds the request by."""
         return tenant_of(self.job.cache_salt), self.job.request_id
+
+    def completed(self, limit: int, rng: Random) -> AcceptedRequest:
+        """The tokenized request with a seed and the most tokens that it may produce.
+
+        `limit` is how many tokens of prompt and output the model takes; 0 when no worker says.
+
+        Raises:
+            PromptTooLong: prompt and output do not fit the limit.
+            InvalidRequest: the output that it resumes has all its tokens.
+        """
+        seed = self.job.sampling.seed
+        max_tokens = self._max_tokens(limit) if limit else self.job.sampling.max_tokens
+        if max_tokens is not None and len(self.job.received_ids) >= max_tokens:
+            raise InvalidRequest("resume has max_tokens tokens: nothing is left to produce")
+        seed = rng.getrandbits(_SEED_BITS) if seed is None else seed
+        return replace(self, sampling=replace(self.job.sampling, max_tokens=max_tokens, seed=seed))
+
+    def _max_tokens(self, limit: int) -> int:
+        wanted = self.job.sampling.max_tokens
+        num_prompt = len(self.prompt_ids)
+        room = limit - num_prompt
+        if room < 1:
+            raise PromptTooLong(
+                f"the prompt has {num_prompt} tokens and model {self.model!r} takes {limit},"
+                f" output included; shorten the prompt by at least {1 - room} tokens"
+            )
+        if wanted is not None and wanted > room:
+            raise PromptTooLong(
+                f"the prompt's {num_prompt} tokens and max_tokens {wanted} exceed the {limit}"
+                f" that model {self.model!r} takes; lower max_tokens to at most {room}"
+            )
+        return room if wanted is None else wanted
 
 
 def tenant_of(cache_salt: str) -> str:
@@ -110,7 +148,7 @@ class PromptKv:
         self.worker_id = ""
         """The decode worker that has it; empty while there is none."""
         self.settled = asyncio.Event()
-        """Set when the KV is at `worker_id`, or will be nowhere."""
+        """Set when the KV is at `worker_id`, or when no worker will have it."""
 
     def computed_at(self, worker_id: str) -> None:
         """Lets requests that share the prompt go to this decode worker."""
@@ -188,3 +226,94 @@ class LiveRequest:
             cache_salt=self.asked.job.cache_salt,
             fork_of=fork_of,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """A record, and what callers do not see of it."""
+
+    record: RequestRecord
+    cache_salt: str
+    """Tells whose it is."""
+    arrived_at_s: float
+    """On the scheduler's clock."""
+
+
+class RecentRequests:
+    """Records of requests that run, and of the last `limit` that ended; never their texts."""
+
+    def __init__(self, limit: int, clock: Clock) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._running: OrderedDict[RequestKey, LiveRequest] = OrderedDict()
+        self._ended: OrderedDict[RequestKey, _Remembered] = OrderedDict()
+
+    def started(self, live: LiveRequest) -> None:
+        """A request was accepted."""
+        self._running[live.asked.key] = live
+
+    def ended(self, live: LiveRequest, outcome: str) -> None:
+        """It ended: nothing of it is kept but its record."""
+        self._running.pop(live.asked.key, None)
+        if not self._limit:
+            return
+        self._ended.pop(live.asked.key, None)  # an id may be used again
+        self._ended[live.asked.key] = self._entry(live, outcome)
+        if len(self._ended) > self._limit:
+            self._ended.popitem(last=False)
+
+    def latest(self, limit: int = 0, mark: str = "") -> list[RequestRecord]:
+        """The requests, the one that arrived last first; at most `limit`, 0 for all.
+
+        Only those whose salts begin with `mark`, and without their tracks.
+        """
+        running = (
+            live
+            for live in reversed(self._running.values())
+            if live.asked.job.cache_salt.startswith(mark)
+        )
+        found = [self._entry(live, "") for live in islice(running, MAX_RUNNING)]
+        found += [entry for entry in self._ended.values() if entry.cache_salt.startswith(mark)]
+        found.sort(key=lambda entry: entry.arrived_at_s, reverse=True)
+        chosen = found[:limit] if limit else found
+        return [replace(self._aged(entry), tracks=()) for entry in chosen]
+
+    def get(self, request_id: str, mark: str = "") -> RequestRecord:
+        """One of them.
+
+        Raises:
+            RequestNotFound: it is not remembered, or its salt does not begin with `mark`.
+        """
+        running = [live for key, live in self._running.items() if key[1] == request_id]
+        found = [self._entry(live, "") for live in reversed(running)]
+        found += [entry for key, entry in reversed(self._ended.items()) if key[1] == request_id]
+        for entry in found:
+            if entry.cache_salt.startswith(mark):
+                return self._aged(entry)
+        raise RequestNotFound(
+            f"request {request_id!r} is not among the last {self._limit} that ended here"
+        )
+
+    def _aged(self, entry: _Remembered) -> RequestRecord:
+        return replace(entry.record, age_s=self._clock.now() - entry.arrived_at_s)
+
+    def _entry(self, live: LiveRequest, outcome: str) -> _Remembered:
+        asked, output, stages = live.asked, live.output, live.timeline.stages
+        record = RequestRecord(
+            request_id=live.request_id,
+            trace_id=live.trace_id,
+            model=asked.model,
+            state=live.state.status.value,
+            outcome=outcome,
+            age_s=0.0,
+            elapsed_s=live.timeline.now_s(),
+            ttft_s=stages.ttft_s,
+            prompt_tokens=len(asked.prompt_ids),
+            output_tokens=len(output.ids),
+            draft_tokens=output.draft_tokens,
+            accepted_tokens=output.accepted_tokens,
+            placement=live.placement,
+            stages=tuple(stages.stages),
+            tracks=live.timeline.tracks,
+        )
+        return _Remembered(record, asked.job.cache_salt, stages.arrived_at_s)

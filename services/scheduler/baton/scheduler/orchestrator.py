@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from baton.core.admission import Admission, Ticket
 from baton.core.errors import BatonError, InvalidRequest, WorkerDraining
@@ -14,19 +15,25 @@ from baton.core.placement import SHARED_PROMPT, Placement
 from baton.core.request import RequestStatus
 from baton.core.stages import StageName
 from baton.rpc.telemetry import trace_id_hex
-from baton.scheduler.answers import replay
 from baton.scheduler.attempt import Attempt, SchedulerDeps
 from baton.scheduler.gate import AdmissionGate
-from baton.scheduler.live import AcceptedRequest, LiveRequest, RequestKey, worker_request_id
+from baton.scheduler.live import (
+    AcceptedRequest,
+    LiveRequest,
+    RecentRequests,
+    RequestKey,
+    worker_request_id,
+)
 from baton.scheduler.placer import AttemptFailed, Failover, Placer, Verdict
-from baton.scheduler.prompts import completed, tokenized
-from baton.scheduler.recent import RecentRequests
-from baton.scheduler.relay import OutputRelay
+from baton.scheduler.relay import OutputRelay, replay
 from baton.scheduler.request_timeline import placement_attributes
 from baton.wire.clock import ended_within
 from baton.wire.inference.requests import GenerateRequest
 from baton.wire.inference.serving import Emit
 from baton.wire.tokenizer import OpenText
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 logger = logging.getLogger(__name__)
 
@@ -79,26 +86,25 @@ class RequestRun:
                     priority=priority,
                     deadline_s=live.asked.deadline_s,
                 )
-                placement = await self._placer.place(live, self._failover, self._origin)
-                self._admitted(placement)
-                span.set_attributes(placement_attributes(placement))
+                placement = await self._place(span, self._origin)
             live.timeline.mark(StageName.ADMIT)
             while (failure := await self._attempt(placement)) is not None:
                 await self._recover(failure, ticket)
                 with self._deps.spans.stage(StageName.ADMIT, {"baton.retry": True}) as span:
-                    placement = await self._placer.place(live, self._failover)
-                    self._admitted(placement)
-                    span.set_attributes(placement_attributes(placement))
+                    placement = await self._place(span)
                 live.timeline.mark(StageName.RETRY)
         finally:
             self._text.close()
             if ticket is not None:
                 self._gate.leave(ticket)
 
-    def _admitted(self, placement: Placement) -> None:
+    async def _place(self, span: Span, origin: LiveRequest | None = None) -> Placement:
+        placement = await self._placer.place(self._live, self._failover, origin)
         self._enter(RequestStatus.ADMITTED)
         self._live.output.begin(placement.decode.status.fingerprint)
         self._deps.metrics.decisions.labels(placement.decision, placement.reason).inc()
+        span.set_attributes(placement_attributes(placement))
+        return placement
 
     async def _attempt(self, placement: Placement) -> AttemptFailed | None:
         """Runs one attempt; returns why another one is due, None when the output has ended."""
@@ -315,11 +321,17 @@ class Orchestrator:
         attributes = {"baton.model": live.asked.model}
         with self._deps.spans.stage(StageName.TOKENIZE, attributes) as span:
             live.trace_id = trace_id_hex(span)
-            live.asked = await tokenized(live.asked, self._deps.encoder, live.remaining_s())
-            num_tokens = len(live.asked.prompt_ids)
+            prompt = live.asked.job.prompt
+            if not isinstance(prompt, tuple):
+                model, left_s = live.asked.model, live.remaining_s()
+                prompt = await self._deps.encoder.encode(model, prompt, left_s)
+            num_tokens = len(prompt)
+            if not num_tokens:
+                raise InvalidRequest("the prompt is empty; it must have at least one token")
+            live.asked = replace(live.asked, prompt_ids=prompt)
             span.set_attribute("baton.prompt_tokens", num_tokens)
         self._deps.metrics.took_in(num_tokens)
         limit = self._deps.cluster.max_model_len_tokens(live.asked.model)
-        live.asked = completed(live.asked, limit, self._deps.rng)
+        live.asked = live.asked.completed(limit, self._deps.rng)
         live.timeline.mark(StageName.TOKENIZE, num_tokens=num_tokens)
         live.state.transition(RequestStatus.TOKENIZED, self._clock.now())

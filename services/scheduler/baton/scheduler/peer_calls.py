@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
+from typing import TypeVar
 
 from baton.core.clock import Clock
 from baton.core.cluster import Member
-from baton.core.errors import BatonError
+from baton.core.errors import BatonError, DeadlineExceeded, NoWorker, WorkerDraining
+from baton.core.prompt import TextPrompt
 from baton.rpc.tasks import Tasks
+from baton.scheduler.view import ClusterWatch
 from baton.wire.channel import ChannelPool
 from baton.wire.decode import DecodeCaller, KvReservation, RpcDecodeCaller
 from baton.wire.prefill import PrefillCaller, RpcPrefillCaller
 from baton.wire.tokenizer import RpcTokenizer, TokenizerCaller
 
+AnswerT = TypeVar("AnswerT")
 logger = logging.getLogger(__name__)
 
 RELEASE_TIMEOUT_S = 2.0
@@ -47,6 +51,47 @@ class Peers:
         """A decode worker."""
         channel = self._channels.get(member.status.address)
         return RpcDecodeCaller(channel, f"decode worker {member.worker_id}", self._clock)
+
+
+class Encoder:
+    """Asks tokenizers; when one is lost, another."""
+
+    def __init__(self, cluster: ClusterWatch, peers: Peers, timeout_s: float) -> None:
+        self._cluster = cluster
+        self._peers = peers
+        self._timeout_s = timeout_s
+        """Bound on one answer."""
+
+    async def encode(self, model: str, prompt: TextPrompt, timeout_s: float) -> tuple[int, ...]:
+        """Token ids of a text or a conversation.
+
+        Raises:
+            NoWorker: no tokenizer answered.
+            BatonError: the tokenizer refused the prompt.
+        """
+        bound_s = min(timeout_s, self._timeout_s)
+        encoded = await self._ask(model, lambda peer: peer.encode(model, prompt, bound_s))
+        return encoded.token_ids
+
+    async def decode(self, model: str, token_ids: Sequence[int], timeout_s: float) -> str:
+        """Text of token ids; raises as `encode` does."""
+        bound_s = min(timeout_s, self._timeout_s)
+        return await self._ask(model, lambda peer: peer.decode_text(model, token_ids, bound_s))
+
+    async def _ask(
+        self, model: str, question: Callable[[TokenizerCaller], Awaitable[AnswerT]]
+    ) -> AnswerT:
+        avoid: set[str] = set()
+        while True:
+            tokenizer = self._cluster.tokenizer(model, frozenset(avoid))
+            address = tokenizer.status.address
+            if address in avoid:
+                raise NoWorker("no tokenizer could be reached", retry_after_s=1.0)
+            try:
+                return await question(self._peers.tokenizer(address))
+            except (NoWorker, DeadlineExceeded, WorkerDraining):
+                self._cluster.suspect(tokenizer.worker_id)
+                avoid.add(address)
 
 
 class WorkerHolds:

@@ -26,9 +26,9 @@ _OTHER_PAIR = frozenset({
     ErrorReason.KV_LAYOUT_MISMATCH,
     ErrorReason.INTERNAL,
 })
-"""Not in RETRY_ELSEWHERE, since a caller's retry helps nothing; another worker may."""
+"""Another worker may help; a caller's retry would not, so RETRY_ELSEWHERE lacks these."""
 _MAX_INTERNAL = 2
-"""A request that is answered with a defect this often is not shown to a further worker."""
+"""A request that fails this often for internal errors may cause them: no further worker gets it."""
 _FIRST_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 1.0
 
@@ -80,7 +80,7 @@ class Failover:
 
     @property
     def unreachable(self) -> frozenset[str]:
-        """Those among them that are in doubt themselves: nothing is gained by going back there."""
+        """Those of them that may be down: going back there gains nothing."""
         return frozenset(self._unreachable)
 
     def judge(self, failure: AttemptFailed) -> Verdict:
@@ -99,7 +99,7 @@ class Failover:
         return Verdict.RETRY if is_retryable and not is_spent else Verdict.GIVE_UP
 
     def room_wait_s(self, limit_s: float, now: float) -> float:
-        """How long to wait for room, all waits together bounded; then no worker counts as full."""
+        """Time left of `limit_s`, a bound on all waits together; then no worker counts as full."""
         self._full.clear()
         if self._room_by_s is None:
             self._room_by_s = now + limit_s

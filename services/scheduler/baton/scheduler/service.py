@@ -12,15 +12,14 @@ from baton.rpc.cache_access import CacheAccess, rpc_caches
 from baton.rpc.kv_index_feed import KvIndexFeed
 from baton.rpc.runtime import Runtime, ServiceSnapshot
 from baton.rpc.warm_channels import WarmChannels
-from baton.scheduler.answers import Answers
 from baton.scheduler.attempt import SchedulerDeps
 from baton.scheduler.embeddings import Embedder
-from baton.scheduler.front import Callers, PrefixPins, SchedulerFront
+from baton.scheduler.front import Callers, SchedulerFront
 from baton.scheduler.gate import Entrance
 from baton.scheduler.oip.servicer import OpenInferenceServicer, add_open_inference_servicer
 from baton.scheduler.orchestrator import Orchestrator
-from baton.scheduler.peer_calls import Peers, WorkerHolds
-from baton.scheduler.prompts import Encoder
+from baton.scheduler.peer_calls import Encoder, Peers, WorkerHolds
+from baton.scheduler.relay import Answers
 from baton.scheduler.request_timeline import StageSpans
 from baton.scheduler.scheduler_metrics import SchedulerMetrics
 from baton.scheduler.settings import SchedulerSettings
@@ -86,7 +85,7 @@ class SchedulerService:
         self._front = SchedulerFront(
             self._orchestrator,
             self._embedder,
-            PrefixPins(cluster, cache),
+            cache,
             lambda: runtime.bus.is_connected,
             deps,
         )

@@ -52,7 +52,7 @@ class SchedulerSettings(TenantSettings):
 
     @property
     def max_live_requests(self) -> int:
-        """Requests that run or wait at once. The rest of the calls is for those that control."""
+        """Requests that run or wait at once. The other calls are left for control."""
         return self.max_concurrent_rpcs - CONTROL_RPCS
 
     @property

@@ -139,11 +139,7 @@ class ClusterWatch:
 
     def models(self) -> list[str]:
         """Models that some decode worker serves, sorted."""
-        return sorted({
-            member.status.model
-            for member in self.view()
-            if member.status.role == Role.DECODE and member.status.state is ServiceState.READY
-        })
+        return sorted({member.status.model for member in self._ready(Role.DECODE)})
 
     def resolve_model(self, name: str) -> str:
         """The model meant: the only one served when none is named.
@@ -245,13 +241,8 @@ class ClusterWatch:
         `hashed` keeps the request's hashes: a further attempt hashes only what came since.
         """
         found: dict[str, int] = {}
-        seen: set[bytes] = set()
         hashed = hashed or BlockHashes()
-        for fingerprint in self._fingerprints(model):
-            digest = fingerprint.digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
+        for digest, fingerprint in self._fingerprints(model).items():
             hashes = hashed.of(digest, cache_salt, token_ids, fingerprint.layout.block_size)
             for worker_id, num_blocks in self._index.match(hashes).items():
                 found[worker_id] = max(num_blocks, found.get(worker_id, 0))
@@ -314,12 +305,14 @@ class ClusterWatch:
 
     def fingerprint(self, model: str) -> Fingerprint | None:
         """What the model's workers compute with; None where they differ, or none is ready."""
-        by_digest = {found.digest(): found for found in self._fingerprints(model)}
-        return next(iter(by_digest.values())) if len(by_digest) == 1 else None
+        found = list(self._fingerprints(model).values())
+        return found[0] if len(found) == 1 else None
 
-    def _fingerprints(self, model: str) -> list[Fingerprint]:
+    def _fingerprints(self, model: str) -> Mapping[bytes, Fingerprint]:
+        """By digest."""
         members = [*self._ready(Role.DECODE, model), *self._ready(Role.PREFILL, model)]
-        return [m.status.fingerprint for m in members if m.status.fingerprint is not None]
+        found = [m.status.fingerprint for m in members if m.status.fingerprint is not None]
+        return {fingerprint.digest(): fingerprint for fingerprint in found}
 
 
 def _speeds(member: Member) -> dict[str, float]:

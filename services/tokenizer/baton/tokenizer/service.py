@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from baton.rpc.runtime import Runtime, ServiceSnapshot
-from baton.tokenizer.outputs import TokenizerMetrics
 from baton.tokenizer.settings import TokenizerSettings, parse_models
-from baton.tokenizer.tokenizer import Limits, LocalTokenizer
+from baton.tokenizer.tokenizer import LocalTokenizer
 from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
 from baton.wire.tokenizer import add_tokenizer
 
@@ -25,25 +24,8 @@ class TokenizerService:
         self._runtime = runtime
         self._executor = ThreadPoolExecutor(settings.encode_threads, "encode")
         self._vocabularies = Vocabularies()
-        metrics = runtime.metrics
         self._tokenizer = LocalTokenizer(
-            self._vocabularies,
-            Limits(
-                max_text_chars=settings.max_text_chars,
-                max_token_ids=settings.max_token_ids,
-                max_chat_messages=settings.max_chat_messages,
-                max_open_outputs=settings.max_open_outputs,
-            ),
-            self._executor,
-            TokenizerMetrics(
-                encoded_tokens=metrics.counter("tokenizer_encoded_tokens", "Token ids encoded"),
-                decoded_tokens=metrics.counter(
-                    "tokenizer_decoded_tokens", "Token ids turned into text"
-                ),
-                open_outputs=metrics.gauge(
-                    "tokenizer_open_outputs", "Outputs being turned into text"
-                ),
-            ),
+            self._vocabularies, settings, self._executor, runtime.metrics
         )
 
     def register(self, server: Any) -> list[str]:

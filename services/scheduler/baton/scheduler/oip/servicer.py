@@ -15,15 +15,18 @@ from baton.rpc.logs import bind_request_id
 from baton.rpc.version import VERSION
 from baton.scheduler.attempt import SchedulerDeps
 from baton.scheduler.front import salted
-from baton.scheduler.oip.sampling import (
+from baton.scheduler.oip.wish import (
     DATATYPES,
     PARAMETERS,
     TEXT_INPUT,
     TOKEN_INPUT,
+    Scalar,
+    Tensor,
     Wish,
+    from_raw,
     read_wish,
+    to_raw,
 )
-from baton.scheduler.oip.tensors import Scalar, Tensor, from_raw, to_raw
 from baton.scheduler.orchestrator import Orchestrator
 from baton.wire.errors import public_message
 from baton.wire.inference.chunks import Chunk
@@ -75,7 +78,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Any
     ) -> pb.ServerMetadataResponse:
-        """What this is."""
+        """Name and version."""
         return pb.ServerMetadataResponse(name="baton", version=VERSION)
 
     async def ModelMetadata(
@@ -207,7 +210,7 @@ def wish_of(request: pb.ModelInferRequest) -> Wish:
     """What a request asks for.
 
     Raises:
-        InvalidRequest: it is not well-formed, or asks for what there is not.
+        InvalidRequest: it is malformed, or names an unknown output or parameter.
     """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -230,7 +233,7 @@ def wish_of(request: pb.ModelInferRequest) -> Wish:
         _check_shape(given, len(values))
         if given.name in tensors:
             raise InvalidRequest(f"{given.name} is given twice")
-        tensors[given.name] = Tensor(given.name, given.datatype, values)
+        tensors[given.name] = Tensor(given.name, values)
     parameters: dict[str, Scalar] = {}
     for name, parameter in request.parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
