@@ -155,7 +155,7 @@ def test_a_plan_never_exceeds_its_limits(
     limits = StepLimits(budget, 8, 16, available)
     plan = plan_step(running, waiting, limits)
     by_id = {candidate.seq_id: candidate for candidate in [*running, *waiting]}
-    assert plan.num_tokens <= budget
+    assert sum(item.num_tokens for item in plan.items) <= budget
     freed = sum(by_id[seq_id].num_private_blocks for seq_id in plan.preempted_seq_ids)
     taken = sum(item.num_new_blocks for item in plan.items)
     revived = sum(by_id[item.seq_id].num_revived_blocks for item in plan.items if item.is_admitted)

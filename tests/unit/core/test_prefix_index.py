@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.core import prefix_index
 from baton.core.prefix_index import PrefixIndex
 
 
@@ -83,8 +84,11 @@ def test_stale_snapshot_does_not_undo_later_events() -> None:
     assert index.match(hashes(1)) == {}
 
 
-def test_pending_events_are_bounded_and_a_hole_among_them_needs_another_snapshot() -> None:
-    index = PrefixIndex(max_pending_events=2)
+def test_pending_events_are_bounded_and_a_hole_among_them_needs_another_snapshot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prefix_index, "_MAX_PENDING_EVENTS", 2)
+    index = PrefixIndex()
     for sequence in (3, 4, 5):
         index.apply("a", sequence, hashes(sequence), [])
     assert index.load_snapshot("a", 2, hashes(1)), "event 3 was let go"
