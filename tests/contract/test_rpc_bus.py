@@ -17,6 +17,7 @@ from baton.rpc.bus import Bus
 from baton.rpc.membership import Announcer, MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
+from baton.wire.clock import SystemClock
 from tests.support.eventually import eventually
 from tests.support.nats import NatsServer
 
@@ -37,7 +38,12 @@ class Station:
         self.metrics = Metrics("t", "t-1", "0")
         self.heard: list[bytes] = []
         self.bus = Bus(
-            url, name="t-1", telemetry=self.telemetry, metrics=self.metrics, rng=Random(1)
+            url,
+            name="t-1",
+            telemetry=self.telemetry,
+            metrics=self.metrics,
+            rng=Random(1),
+            clock=SystemClock(),
         )
 
     async def hear(self, subject: str, data: bytes) -> None:
@@ -178,9 +184,15 @@ class Member:
         self.is_leaving = False
         self._everybody = everybody
         everybody[f"{worker_id}:1"] = self
-        self.view = MembershipView(self.station.bus, self._ask, own_worker_id=worker_id)
+        self.view = MembershipView(
+            self.station.bus, self._ask, own_worker_id=worker_id, clock=SystemClock()
+        )
         self.announcer = Announcer(
-            self.station.bus, self.describe, observe=self.view.observe, interval_s=0.2
+            self.station.bus,
+            self.describe,
+            observe=self.view.observe,
+            interval_s=0.2,
+            clock=SystemClock(),
         )
 
     def describe(self) -> Announcement:

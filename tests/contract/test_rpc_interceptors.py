@@ -29,6 +29,7 @@ from baton.rpc.server import create_server, listen
 from baton.rpc.settings import ServiceSettings
 from baton.rpc.telemetry import Telemetry, trace_id_hex
 from baton.wire.channel import ChannelPool
+from baton.wire.clock import SystemClock
 from baton.wire.errors import error_from_rpc, rpc_errors
 from tests.support.eventually import eventually
 
@@ -143,7 +144,9 @@ async def rig() -> AsyncIterator[Rig]:
     echo = Echo()
     echo.telemetry = telemetry
     gate: list[BatonError] = []
-    interceptor = ServerInterceptor(telemetry, metrics, lambda *_: gate[0] if gate else None)
+    interceptor = ServerInterceptor(
+        telemetry, metrics, SystemClock(), lambda *_: gate[0] if gate else None
+    )
     settings = ServiceSettings(port=0)
     server = create_server(settings, [interceptor])
     server.add_generic_rpc_handlers((echo,))
@@ -294,7 +297,7 @@ async def test_an_unknown_method_is_unimplemented(rig: Rig) -> None:
 async def _serve(settings: ServiceSettings) -> tuple[grpc.aio.Server, str]:
     echo = Echo()
     echo.telemetry = Telemetry("echo", "echo-1")
-    interceptor = ServerInterceptor(echo.telemetry, Metrics("echo", "echo-1", "0"))
+    interceptor = ServerInterceptor(echo.telemetry, Metrics("echo", "echo-1", "0"), SystemClock())
     server = create_server(settings, [interceptor])
     server.add_generic_rpc_handlers((echo,))
     port = listen(server, settings)

@@ -15,6 +15,7 @@ from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
 from baton.wire.channel import ChannelPool
+from baton.wire.clock import SystemClock
 from baton.wire.control import RpcControl
 from tests.support.demo_process import Demo
 from tests.support.eventually import eventually
@@ -44,11 +45,19 @@ class Observer:
         telemetry, metrics = Telemetry("t", "t-1"), Metrics("t", "t-1", "0")
         self._pool = ChannelPool(max_message_bytes=1 << 20)
         control = RpcControl(self._pool)
-        self.bus = Bus(nats_url, name="t", telemetry=telemetry, metrics=metrics, rng=Random(1))
+        self.bus = Bus(
+            nats_url,
+            name="t",
+            telemetry=telemetry,
+            metrics=metrics,
+            rng=Random(1),
+            clock=SystemClock(),
+        )
         self.members = MembershipView(
             self.bus,
             lambda address: control.status(address, lease_s=1.0),
             static_addresses=static_addresses,
+            clock=SystemClock(),
         )
 
     async def __aenter__(self) -> Observer:

@@ -21,6 +21,7 @@ from baton.tokenizer.settings import TokenizerSettings
 from baton.tokenizer.tokenizer import LocalTokenizer
 from baton.tokenizer.vocabulary import Vocabularies, Vocabulary
 from baton.v1 import common_pb2, inference_pb2, tokenizer_pb2, tokenizer_pb2_grpc
+from baton.wire.clock import SystemClock
 from baton.wire.errors import error_from_rpc
 from baton.wire.tokenizer import add_tokenizer
 from tests.support import tiny_tokenizer
@@ -50,7 +51,7 @@ async def serving(vocabulary: Vocabulary) -> AsyncIterator[Any]:
     telemetry = Telemetry("tokenizer", "t1")
     executor = ThreadPoolExecutor(1)
     servicer = LocalTokenizer(Vocabularies([vocabulary]), LIMITS, executor, metrics)
-    server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, metrics)])
+    server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, metrics, SystemClock())])
     assert add_tokenizer(server, servicer) == "baton.v1.TokenizerService"
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -36,6 +36,16 @@ EDGES = {
     "decode": "service.py",
 }
 """What answers a service's calls, where that is not a servicer."""
+READS_TIME = {
+    "shared/wire/baton/wire/clock.py": "the system's clock",
+    "shared/client/": "a caller's program has no clock to hand in",
+    "shared/cli/": "a command has no clock to hand in",
+    "shared/engine/": "the engine measures its steps",
+    "shared/handoff/baton/handoff/transports/nixl.py": "polls on a thread, outside the event loop",
+    "shared/rpc/baton/rpc/telemetry.py": "moves monotonic readings to Unix time for export",
+    "services/gateway/": "measures its clients and limits their sockets",
+}
+"""Files, and folders, that read time without a Clock; why each may."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 PRODUCT = [path for part in parts() for path in part.all_modules()]
@@ -219,6 +229,25 @@ def test_every_todo_has_an_issue() -> None:
         if loose.search(line)
     ]
     assert found == []
+
+
+def test_time_comes_from_a_clock() -> None:
+    direct = {
+        "time.monotonic",
+        "time.monotonic_ns",
+        "time.time",
+        "time.time_ns",
+        "asyncio.sleep",
+        "asyncio.timeout",
+    }
+
+    def reads_time(node: ast.AST) -> bool:
+        return isinstance(node, ast.Attribute) and ast.unparse(node) in direct
+
+    found = {place.split(":")[0] for place in _found(reads_time)}
+    assert [name for name in sorted(found) if not name.startswith(tuple(READS_TIME))] == []
+    unused = {key for key in READS_TIME if not any(name.startswith(key) for name in found)}
+    assert unused == set(), "these need no exception any more"
 
 
 def test_tasks_that_run_for_ever_are_supervised() -> None:

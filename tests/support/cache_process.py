@@ -39,7 +39,9 @@ class Cache:
             SystemClock(),
         )
         telemetry = Telemetry("cache", "c1")
-        self.server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, self.metrics)])
+        self.server = grpc.aio.server(
+            interceptors=[ServerInterceptor(telemetry, self.metrics, SystemClock())]
+        )
         add_cache(self.server, self.local)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
 

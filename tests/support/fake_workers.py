@@ -29,6 +29,7 @@ from baton.v1 import (
     prefill_pb2_grpc,
     tokenizer_pb2_grpc,
 )
+from baton.wire.clock import SystemClock
 from baton.wire.timing import duration_to_pb
 from tests.support.fake_tokenizer import MODEL, FakeTokenizer
 from tests.support.pauses import Pauses
@@ -294,7 +295,9 @@ class FakeProcess:
         self.is_alive = True
         telemetry = Telemetry(fake.role, worker_id)
         metrics = Metrics(fake.role, worker_id, "test")
-        self._server = grpc.aio.server(interceptors=[ServerInterceptor(telemetry, metrics)])
+        self._server = grpc.aio.server(
+            interceptors=[ServerInterceptor(telemetry, metrics, SystemClock())]
+        )
         _ADD[fake.role](fake, self._server)  # type: ignore[operator]
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         if isinstance(fake, FakeDecode):

@@ -91,8 +91,15 @@ class Rig:
         self.metrics = Metrics("scheduler", "scheduler-0", "test")
         channels = ChannelPool(max_message_bytes=4 << 20, inject=telemetry.inject)
         self._stack.push_async_callback(channels.close)
-        bus = Bus("", name="t", telemetry=telemetry, metrics=self.metrics, rng=Random(1))
-        self.members = MembershipView(bus, self._status)
+        bus = Bus(
+            "",
+            name="t",
+            telemetry=telemetry,
+            metrics=self.metrics,
+            rng=Random(1),
+            clock=SystemClock(),
+        )
+        self.members = MembershipView(bus, self._status, clock=SystemClock())
         self._stack.push_async_callback(self.members.stop)
         await self.members.start()
         for process in self.processes.values():
@@ -114,7 +121,9 @@ class Rig:
             lifecycle=Lifecycle(),
         )
         self.service = SchedulerService(runtime)
-        interceptor = ServerInterceptor(telemetry, self.metrics, runtime.lifecycle.guard)
+        interceptor = ServerInterceptor(
+            telemetry, self.metrics, SystemClock(), runtime.lifecycle.guard
+        )
         server = grpc.aio.server(
             interceptors=[interceptor],
             maximum_concurrent_rpcs=self.settings.max_concurrent_rpcs,

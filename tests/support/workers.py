@@ -88,13 +88,17 @@ async def hosted(
     telemetry = Telemetry(settings.role, worker_id, processors=(SimpleSpanProcessor(spans),))
     metrics = Metrics(settings.role, worker_id, "0")
     channels = ChannelPool(max_message_bytes=settings.max_message_bytes, inject=telemetry.inject)
-    bus = RecordingBus(name=worker_id, telemetry=telemetry, metrics=metrics, rng=Random(1))
+    bus = RecordingBus(
+        name=worker_id, telemetry=telemetry, metrics=metrics, rng=Random(1), clock=SystemClock()
+    )
     control = RpcControl(channels)
-    members = MembershipView(bus, lambda address: control.status(address, lease_s=3.0))
+    members = MembershipView(
+        bus, lambda address: control.status(address, lease_s=3.0), clock=SystemClock()
+    )
     if cache_address:
         status = ServiceStatus("cache-1", "cache", cache_address, state=ServiceState.READY)
         members._view = members.view().announced(Announcement(status, 3600.0), time.monotonic())
-    server = create_server(settings, [ServerInterceptor(telemetry, metrics)])
+    server = create_server(settings, [ServerInterceptor(telemetry, metrics, SystemClock())])
     port = listen(server, settings)
     runtime: Runtime[Any] = Runtime(
         settings=settings,

@@ -18,6 +18,7 @@ from baton.cache.disk_tier import DiskTier
 from baton.cache.store import BLOCK_OVERHEAD_BYTES, StoredBlock
 from baton.cache.tiers import TieredStore
 from baton.core.hashing import KvLayout, block_hashes, root_hash
+from baton.wire.clock import SystemClock
 from tests.support.kv_blocks import chain, make_block, name
 
 LAYOUT = KvLayout.one_group(block_size=16, dtype="float32", num_kv_heads=(2, 2), head_dim=(16, 16))
@@ -30,7 +31,7 @@ HASHES = [name(number) for number in NUMBERS]
 async def tiers(
     folder: Path, memory_blocks: int = 4, disk_bytes: int = 1 << 20, queue_bytes: int = 1 << 20
 ) -> AsyncIterator[TieredStore]:
-    disk = await DiskTier.open(folder, disk_bytes, queue_bytes)
+    disk = await DiskTier.open(folder, disk_bytes, queue_bytes, SystemClock())
     running = asyncio.create_task(disk.run())
     try:
         yield TieredStore(memory_blocks * COST_BYTES, disk)

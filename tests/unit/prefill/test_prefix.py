@@ -15,6 +15,7 @@ from baton.core.sampling import SamplingParams
 from baton.core.sequence import SequenceSpec
 from baton.prefill.prefix import PrefixSource
 from baton.wire.cache import CacheBlock
+from baton.wire.clock import SystemClock
 
 LAYOUT = KvLayout.one_group(4, "float32", (1,), (2,))
 HASHES = [bytes([index]) * 16 for index in range(6)]
@@ -73,7 +74,7 @@ async def test_blocks_that_come_in_time_count(
     cache: Any = Cache(num_sent, is_stalling=is_stalling)
     with ThreadPoolExecutor(1) as executor:
         host: Any = SimpleNamespace(engine=engine, cache=cache, write_back=None, copiers=executor)
-        source = PrefixSource(host, timeout_s=0.2)
+        source = PrefixSource(host, SystemClock(), timeout_s=0.2)
         assert await source.fetch(SPEC) == source.num_fetched_blocks == expected
     assert imported == HASHES[2 : 2 + expected]
     assert len(cache.failures) == is_stalling

@@ -14,6 +14,8 @@ from baton.rpc.membership import MembershipView
 from baton.rpc.metrics import Metrics
 from baton.rpc.telemetry import Telemetry
 from baton.wire.announcement import announcement_to_bytes
+from baton.wire.clock import SystemClock
+from tests.support.clock import ReadClock
 from tests.support.eventually import eventually
 
 
@@ -49,7 +51,14 @@ class Network:
 
 def _bus() -> Bus:
     metrics = Metrics("t", "t-1", "0")
-    return Bus("", name="t", telemetry=Telemetry("t", "t-1"), metrics=metrics, rng=Random(1))
+    return Bus(
+        "",
+        name="t",
+        telemetry=Telemetry("t", "t-1"),
+        metrics=metrics,
+        rng=Random(1),
+        clock=SystemClock(),
+    )
 
 
 @pytest.fixture
@@ -60,7 +69,11 @@ def network() -> Network:
 @pytest.fixture
 async def members(network: Network) -> AsyncIterator[MembershipView]:
     view = MembershipView(
-        _bus(), network.ask, static_addresses=["s:1"], own_worker_id="me", clock=lambda: 100.0
+        _bus(),
+        network.ask,
+        static_addresses=["s:1"],
+        own_worker_id="me",
+        clock=ReadClock(lambda: 100.0),
     )
     yield view
     await view.stop()
@@ -71,7 +84,7 @@ def _ids(members: MembershipView) -> set[str]:
 
 
 async def test_a_static_peer_comes_goes_and_comes_back_as_somebody_else(network: Network) -> None:
-    members = MembershipView(_bus(), network.ask, static_addresses=["s:1"])
+    members = MembershipView(_bus(), network.ask, static_addresses=["s:1"], clock=SystemClock())
     await members.start()
     try:
         await eventually(lambda: len(network.asked) >= 2)
@@ -90,7 +103,7 @@ async def test_who_stops_answering_is_lost_until_it_is_replaced_or_forgotten(
     network: Network,
 ) -> None:
     now = 100.0
-    members = MembershipView(_bus(), network.ask, own_worker_id="me", clock=lambda: now)
+    members = MembershipView(_bus(), network.ask, own_worker_id="me", clock=ReadClock(lambda: now))
     await members.start()
     try:
         members.observe(_announcement("polite", "x:1"))
@@ -117,7 +130,7 @@ async def test_who_stops_answering_is_lost_until_it_is_replaced_or_forgotten(
 
 async def test_process_that_refuses_for_being_busy_stays_a_member(network: Network) -> None:
     now = 100.0
-    members = MembershipView(_bus(), network.ask, own_worker_id="me", clock=lambda: now)
+    members = MembershipView(_bus(), network.ask, own_worker_id="me", clock=ReadClock(lambda: now))
     await members.start()
     try:
         members.observe(_announcement("busy", "x:1"))
@@ -156,7 +169,7 @@ async def test_suspects_are_unusable_and_asked_at_once(
 
 
 async def test_one_silence_is_forgiven(network: Network) -> None:
-    members = MembershipView(_bus(), network.ask, own_worker_id="me")
+    members = MembershipView(_bus(), network.ask, own_worker_id="me", clock=SystemClock())
     network.processes["x:1"] = _announcement("w", "x:1")
     members.observe(network.processes["x:1"])
     answers = iter([False, True, True, False, True, True])
@@ -200,7 +213,7 @@ async def test_changes_are_told_and_mere_load_is_not(members: MembershipView) ->
 
 
 async def test_roles_of_no_interest_are_passed_over() -> None:
-    members = MembershipView(_bus(), Network().ask, roles=frozenset({"cache"}))
+    members = MembershipView(_bus(), Network().ask, roles=frozenset({"cache"}), clock=SystemClock())
     members.observe(_announcement("w", "x:1"))
     members.observe(_announcement("c", "x:2", role="cache"))
     assert _ids(members) == {"c"}

@@ -25,6 +25,7 @@ def _bus() -> Bus:
         telemetry=Telemetry("t", "t-1"),
         metrics=Metrics("t", "t-1", "0"),
         rng=Random(1),
+        clock=SystemClock(),
     )
 
 
@@ -71,7 +72,9 @@ async def test_an_announcer_that_cannot_describe_stops_the_process() -> None:
     def describe() -> Announcement:
         raise ValueError
 
-    announcer = Announcer(_bus(), describe, observe=lambda _: None, interval_s=0.01)
+    announcer = Announcer(
+        _bus(), describe, observe=lambda _: None, interval_s=0.01, clock=SystemClock()
+    )
     await announcer.start(lifecycle.fail)
     await asyncio.wait_for(lifecycle.stop_requested.wait(), 5.0)
 
@@ -84,7 +87,7 @@ async def test_a_sweep_of_members_that_fails_stops_the_process(
     async def ask(_address: str) -> Announcement:
         return Announcement(ServiceStatus("w", "cache", "a:1"), lease_s=1.0)
 
-    members = MembershipView(_bus(), ask)
+    members = MembershipView(_bus(), ask, clock=SystemClock())
     monkeypatch.setattr(members, "_start_polls", lambda: [][0])
     await members.start(lifecycle.fail)
     await asyncio.wait_for(lifecycle.stop_requested.wait(), 5.0)

@@ -18,6 +18,7 @@ from baton.scheduler.view import ClusterWatch
 from baton.wire.announcement import KvEvent, kv_event_to_bytes
 from baton.wire.clock import SystemClock
 from baton.wire.control import KvSnapshot
+from tests.support.clock import ReadClock
 from tests.support.eventually import eventually
 
 FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout.one_group(4, "float32", (1,), (8,)))
@@ -68,7 +69,7 @@ class Bench:
         self.bus = FakeBus()
         self.control = FakeControl()
         self.now = 100.0
-        self.members = MembershipView(self.bus, self._refuse, clock=lambda: self.now)  # type: ignore[arg-type]
+        self.members = MembershipView(self.bus, self._refuse, clock=ReadClock(lambda: self.now))  # type: ignore[arg-type]
         self.prefixes = KvIndexFeed(self.control, self.members.view, SystemClock())
         self.cluster = ClusterWatch(self.members, self.prefixes.index, _BenchClock(self))
 

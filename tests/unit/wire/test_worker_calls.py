@@ -152,7 +152,7 @@ class PrefillWorker(Worker):
 
 @asynccontextmanager
 async def _served(decode: DecodeWorker, prefill: PrefillWorker) -> AsyncIterator[grpc.aio.Channel]:
-    interceptor = ServerInterceptor(Telemetry("t", "t"), Metrics("t", "t", "test"))
+    interceptor = ServerInterceptor(Telemetry("t", "t"), Metrics("t", "t", "test"), SystemClock())
     server = grpc.aio.server(interceptors=[interceptor])
     add_decode_server(server, decode)
     add_prefill_server(server, prefill)

@@ -13,14 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from baton.cache.disk import (
-    DamagedRecord,
-    DiskEntry,
-    DiskError,
-    DiskStore,
-    disk_bytes,
-)
+from baton.cache.disk import DamagedRecord, DiskEntry, DiskError, DiskStore, disk_bytes
 from baton.cache.store import StoredBlock, TierCounters
+from baton.core.clock import Clock
 from baton.core.eviction import EvictionOrder, recompute_cost
 
 logger = logging.getLogger(__name__)
@@ -46,9 +41,10 @@ class DiskCounters(TierCounters):
 class DiskTier:
     """Blocks on disk under a byte budget. `open` makes one, `close` ends it."""
 
-    def __init__(self, store: DiskStore, queue_bytes: int) -> None:
+    def __init__(self, store: DiskStore, queue_bytes: int, clock: Clock) -> None:
         self._store = store
         self._queue_bytes = queue_bytes
+        self._clock = clock
         self.order = EvictionOrder()
         self.counters = DiskCounters()
         self._sizes: dict[bytes, int] = {}
@@ -66,7 +62,9 @@ class DiskTier:
         self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="baton-disk-read")
 
     @classmethod
-    async def open(cls, folder: Path, budget_bytes: int, queue_bytes: int) -> DiskTier:
+    async def open(
+        cls, folder: Path, budget_bytes: int, queue_bytes: int, clock: Clock
+    ) -> DiskTier:
         """Opens or creates a store, and learns what is in it.
 
         Raises:
@@ -78,7 +76,7 @@ class DiskTier:
             return store, list(store.scan())
 
         store, found = await asyncio.to_thread(load)
-        tier = cls(store, queue_bytes)
+        tier = cls(store, queue_bytes, clock)
         tier._learn(found)
         return tier
 
@@ -206,7 +204,7 @@ class DiskTier:
                     self._used_bytes -= self._sizes.pop(block_hash)
             self._removed = removed + self._removed
             self._is_failing = True
-            await asyncio.sleep(_PAUSE_S)
+            await self._clock.sleep(_PAUSE_S)
         else:
             self.counters.num_stored += len(batch)
             self._is_failing = False

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -35,15 +33,16 @@ class CacheService:
         self._store = TieredStore(settings.memory_bytes)
         self._tasks = Tasks("cache", runtime.lifecycle.fail)
         self._feed = KvIndexFeed(runtime.control, runtime.members.view, runtime.clock)
-        limits = CacheLimits(
-            max_prefix_blocks=settings.max_prefix_blocks,
-            stall_timeout_s=settings.stall_timeout_s,
-        )
+        limits = CacheLimits(settings.max_prefix_blocks, settings.stall_timeout_s)
         largest_bytes = max(settings.memory_bytes, settings.disk_bytes * bool(settings.disk_path))
         self._stores = Stores(
             self._store,
             AnswerStore(settings.answer_bytes, settings.answer_ttl_s, runtime.clock.now),
-            Pins(min(settings.pinned_bytes, largest_bytes // 2), self._store.orders, time.time),
+            Pins(
+                min(settings.pinned_bytes, largest_bytes // 2),
+                self._store.orders,
+                lambda: runtime.clock.wall_ns() / 1e9,
+            ),
             self._feed.index,
         )
         metrics = make_metrics(runtime.metrics, self._stores)
@@ -58,7 +57,10 @@ class CacheService:
         settings = self._runtime.settings
         if settings.disk_path is not None:
             disk = await DiskTier.open(
-                settings.disk_path, settings.disk_bytes, settings.disk_queue_bytes
+                settings.disk_path,
+                settings.disk_bytes,
+                settings.disk_queue_bytes,
+                self._runtime.clock,
             )
             self._store.disk = disk
             self._tasks.spawn(disk.run(), "write to disk")
@@ -106,7 +108,7 @@ class CacheService:
         disk = self._store.disk
         if disk is not None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_FINISH_WRITES_S):
+                async with self._runtime.clock.timeout(_FINISH_WRITES_S):
                     await disk.idle()
         await self._tasks.stop()
         if disk is not None:
@@ -114,7 +116,7 @@ class CacheService:
 
     async def _end_pins(self) -> None:
         while True:
-            await asyncio.sleep(_PIN_CHECK_S)
+            await self._runtime.clock.sleep(_PIN_CHECK_S)
             if self._stores.pins.expire():
                 await self._store.save_pins(self._stores.pins)
 

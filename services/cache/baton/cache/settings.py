@@ -12,7 +12,7 @@ from baton.rpc.settings import ServiceSettings
 
 
 class CacheSettings(ServiceSettings):
-    """What the cache service can be told."""
+    """The settings of the cache service."""
 
     role: ClassVar[str] = Role.CACHE
     watches: ClassVar[frozenset[str] | None] = frozenset({Role.PREFILL, Role.DECODE})

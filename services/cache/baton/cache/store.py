@@ -134,7 +134,7 @@ class BlockStore:
 
     def _make_room(self, block: StoredBlock) -> bool:
         while self._used_bytes + block.cost_bytes > self._memory_bytes:
-            # Without the block before it, it takes only room that nobody needs.
+            # Without the block before it, it takes only room that no other block needs.
             is_useful = self.order.has_parent(block.link)
             victim = self.order.evict(keep=block.link.parent) if is_useful else None
             if victim is None:

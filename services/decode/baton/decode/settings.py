@@ -14,7 +14,7 @@ from baton.worker.settings import WorkerSettings
 
 
 class DecodeSettings(WorkerSettings):
-    """What a decode worker can be told."""
+    """The settings of a decode worker."""
 
     role: ClassVar[str] = Role.DECODE
     watches: ClassVar[frozenset[str] | None] = frozenset({Role.CACHE})
@@ -31,7 +31,7 @@ class DecodeSettings(WorkerSettings):
     adaptive_drafts: bool = True
     """Draft as many tokens as measured acceptance and costs make worth it, not always the most."""
     reservation_lease_s: float = Field(default=15.0, gt=0.0, le=3600.0)
-    """A reservation that nobody uses or renews is let go after this long."""
+    """A reservation that is neither used nor renewed ends after this long."""
     take_int8_kv: bool = True
     """Take KV that a prefill worker rounds on its way; without it such pushes are refused."""
     credits: int = Field(default=8, ge=1, le=1024)
@@ -40,7 +40,7 @@ class DecodeSettings(WorkerSettings):
     """Shared memory that pushes may have at once; those beyond it send over gRPC."""
 
     def engine_config(self) -> EngineConfig:
-        """What the engine is told."""
+        """The engine's part of the settings."""
         return replace(
             super().engine_config(),
             cuda_graphs=self.cuda_graphs,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+from baton.core.clock import Clock
 from baton.core.errors import BatonError
 from baton.core.sequence import SequenceSpec
 from baton.worker.host import EngineHost
@@ -16,8 +17,9 @@ from baton.worker.host import EngineHost
 class PrefixSource:
     """The cluster's prefix store, as one worker uses it."""
 
-    def __init__(self, host: EngineHost, *, timeout_s: float) -> None:
+    def __init__(self, host: EngineHost, clock: Clock, *, timeout_s: float) -> None:
         self._engine = host.engine
+        self._clock = clock
         self._cache = host.cache
         self._write_back = host.write_back
         self._copiers = host.copiers
@@ -39,7 +41,7 @@ class PrefixSource:
             return 0
         payloads: list[memoryview] = []
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with self._clock.timeout(self._timeout_s):
                 num_stored = await cache.num_stored(hashes, timeout_s=self._timeout_s)
                 if num_stored > num_local:
                     layout = self._engine.fingerprint.layout

@@ -174,7 +174,7 @@ class PrefillService(WorkerService[PrefillSettings, PrefillParts]):
         """Jobs, and where prefixes come from."""
         if self._settings.kv_encoding == "int8":
             int8_layout(host.engine.fingerprint.layout)  # says so if it cannot be
-        prefix = PrefixSource(host, timeout_s=self._settings.cache_timeout_s)
+        prefix = PrefixSource(host, self._runtime.clock, timeout_s=self._settings.cache_timeout_s)
         jobs = Jobs(
             host.worker,
             prefix,

@@ -13,7 +13,7 @@ from baton.worker.settings import WorkerSettings
 
 
 class PrefillSettings(WorkerSettings):
-    """What a prefill worker can be told."""
+    """The settings of a prefill worker."""
 
     role: ClassVar[str] = Role.PREFILL
     watches: ClassVar[frozenset[str] | None] = frozenset({Role.CACHE, Role.DECODE})
@@ -31,7 +31,7 @@ class PrefillSettings(WorkerSettings):
     """Time that a prompt may wait for blocks of the cache service."""
 
     def engine_config(self) -> EngineConfig:
-        """What the engine is told."""
+        """The engine's part of the settings."""
         return replace(
             super().engine_config(), cuda_graphs=False, layer_group_bytes=self.layer_group_bytes
         )

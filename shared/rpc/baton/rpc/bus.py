@@ -7,7 +7,6 @@ state) is found again. While there is no connection, publishing drops and counts
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,7 @@ from nats.errors import SlowConsumerError
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
+from baton.core.clock import Clock
 from baton.rpc.logs import log_failure
 from baton.rpc.metrics import Metrics
 from baton.rpc.tasks import Tasks
@@ -48,12 +48,13 @@ class Bus:
     """
 
     def __init__(
-        self, url: str, *, name: str, telemetry: Telemetry, metrics: Metrics, rng: Random
+        self, url: str, name: str, telemetry: Telemetry, metrics: Metrics, rng: Random, clock: Clock
     ) -> None:
         self._urls = [part.strip() for part in url.split(",") if part.strip()]
         self._name = name
         self._telemetry = telemetry
         self._rng = rng
+        self._clock = clock
         self._client: Client | None = None
         self._handlers: list[tuple[str, Handler]] = []
         self._on_connect: list[Callable[[], Awaitable[None]]] = []
@@ -103,7 +104,7 @@ class Bus:
                 self._dropped.labels("publish").inc()
             return
         try:
-            async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+            async with self._clock.timeout(_PUBLISH_TIMEOUT_S):
                 await client.publish(subject, data, headers=self._publish_headers(subject))
         except (NatsError, OSError, ValueError):
             self._dropped.labels("publish").inc()
@@ -128,7 +129,7 @@ class Bus:
             try:
                 await self._connect(client)
                 backoff_s, is_told = _MIN_BACKOFF_S, False
-                await _until_lost(client)
+                await self._until_lost(client)
                 logger.warning("bus lost; connecting again")
             except (NatsError, OSError, ValueError, AttributeError) as error:
                 # nats-py raises the last two at a peer that is not quite a NATS server.
@@ -138,14 +139,14 @@ class Bus:
                         "bus not reachable; trying on", extra={"url": url, "error": repr(error)}
                     )
                     is_told = True
-                await asyncio.sleep(backoff_s * (0.5 + self._rng.random()))
+                await self._clock.sleep(backoff_s * (0.5 + self._rng.random()))
                 backoff_s = min(_MAX_BACKOFF_S, backoff_s * 2)
             finally:
                 self._client = None
-                await _shut(client)
+                await self._shut(client)
 
     async def _connect(self, client: Client) -> None:
-        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+        async with self._clock.timeout(_CONNECT_TIMEOUT_S):
             await client.connect(
                 self._urls,
                 name=self._name,
@@ -221,6 +222,21 @@ class Bus:
             self._dropped.labels("receive").inc()
         logger.debug("bus error", extra={"error": repr(error)})
 
+    async def _until_lost(self, client: Client) -> None:
+        # Looked at, not waited for: nats-py's callbacks may be lost when a read task ends itself.
+        while client.is_connected:
+            await self._clock.sleep(_LOST_CHECK_S)
+
+    async def _shut(self, client: Client) -> None:
+        try:
+            async with self._clock.timeout(_DRAIN_TIMEOUT_S + 1):
+                if client.is_connected:
+                    await client.drain()
+                if not client.is_closed:
+                    await client.close()
+        except (NatsError, OSError) as error:
+            logger.debug("bus close failed", extra={"error": repr(error)})
+
 
 def _template(subject: str) -> str:
     """The subject without its ids: span names must be few."""
@@ -233,20 +249,3 @@ def _attributes(subject: str) -> dict[str, str]:
         "messaging.destination.template": _template(subject),
         "messaging.destination.name": subject,
     }
-
-
-async def _until_lost(client: Client) -> None:
-    # Looked at, not waited for: nats-py's callbacks may be lost when a read task ends itself.
-    while client.is_connected:  # noqa: ASYNC110
-        await asyncio.sleep(_LOST_CHECK_S)
-
-
-async def _shut(client: Client) -> None:
-    try:
-        async with asyncio.timeout(_DRAIN_TIMEOUT_S + 1):
-            if client.is_connected:
-                await client.drain()
-            if not client.is_closed:
-                await client.close()
-    except (NatsError, OSError) as error:
-        logger.debug("bus close failed", extra={"error": repr(error)})

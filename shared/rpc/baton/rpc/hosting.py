@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -50,6 +49,7 @@ class Hosting:
         """Takes servers that are bound and not started."""
         self._runtime = runtime
         self._settings = runtime.settings
+        self._clock = runtime.clock
         self._lifecycle = runtime.lifecycle
         self._service = service
         self._server = server
@@ -59,9 +59,10 @@ class Hosting:
             self.describe,
             observe=runtime.members.observe,
             interval_s=runtime.settings.announce_interval_s,
+            clock=runtime.clock,
         )
         self._loop = asyncio.get_running_loop()
-        self._started_at_s = time.monotonic()
+        self._started_at_s = self._clock.now()
         self._snapshot = ServiceSnapshot()
         self._has_loaded = False
         self._is_leaving = False
@@ -94,7 +95,7 @@ class Hosting:
                 kv_blocks=snapshot.kv_blocks,
                 num_requests_running=snapshot.num_running,
                 num_requests_waiting=snapshot.num_waiting,
-                uptime_s=time.monotonic() - self._started_at_s,
+                uptime_s=self._clock.now() - self._started_at_s,
                 pid=os.getpid(),
                 metrics_address=runtime.metrics_address,
                 stats=stats,
@@ -172,7 +173,7 @@ class Hosting:
             "address": self._runtime.address,
             "metrics_address": self._runtime.metrics_address,
             "pid": os.getpid(),
-            "load_s": round(time.monotonic() - self._started_at_s, 3),
+            "load_s": round(self._clock.now() - self._started_at_s, 3),
         }
         logger.info("ready", extra=facts)
         on_ready({"role": self._runtime.role, "worker_id": self._runtime.worker_id, **facts})
@@ -207,7 +208,7 @@ class Hosting:
     async def _bounded(self, name: str, work: Any, timeout_s: float) -> None:
         """Awaits a part of the end: neither an error nor a delay there may prevent the rest."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._clock.timeout(timeout_s):
                 await work
         except TimeoutError:
             logger.warning("took too long; going on", extra={"step": name, "timeout_s": timeout_s})
@@ -230,25 +231,19 @@ class Hosting:
 
     def _register_gauges(self) -> None:
         metrics, bus = self._runtime.metrics, self._runtime.bus
-        metrics.gauge_at_scrape(
-            "kv_blocks", "KV blocks by state", "state", lambda: self._scrape().kv_blocks
-        )
-        metrics.gauge_at_scrape(
+        gauge = metrics.gauge_at_scrape
+        gauge("kv_blocks", "KV blocks by state", "state", lambda: self._scrape().kv_blocks)
+        gauge(
             "num_requests_running",
             "Requests being computed",
             "",
             lambda: {"": self._scrape().num_running},
         )
-        metrics.gauge_at_scrape(
+        gauge(
             "num_requests_waiting", "Requests waiting", "", lambda: {"": self._scrape().num_waiting}
         )
-        metrics.gauge_at_scrape(
-            "bus_connected",
-            "1 while NATS is connected",
-            "",
-            lambda: {"": bus.is_connected},
-        )
-        metrics.gauge_at_scrape("members", "Ready members by role", "role", self._count_members)
+        gauge("bus_connected", "1 while NATS is connected", "", lambda: {"": bus.is_connected})
+        gauge("members", "Ready members by role", "role", self._count_members)
 
     def _scrape(self) -> ServiceSnapshot:
         """The service's load, from a scrape's thread."""
@@ -272,6 +267,6 @@ class Hosting:
     async def _measure_delay(self) -> None:
         delay_s = self._runtime.metrics.event_loop_delay_s
         while True:
-            wake_at_s = self._loop.time() + _LOOP_CHECK_S
-            await asyncio.sleep(_LOOP_CHECK_S)
-            delay_s.observe(max(0.0, self._loop.time() - wake_at_s))
+            wake_at_s = self._clock.now() + _LOOP_CHECK_S
+            await self._clock.sleep(_LOOP_CHECK_S)
+            delay_s.observe(max(0.0, self._clock.now() - wake_at_s))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, cast
@@ -18,6 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from baton.core.clock import Clock
 from baton.core.errors import BatonError, Internal, InvalidRequest
 from baton.rpc.logs import bind_request_id, log_failure
 from baton.rpc.metrics import Metrics
@@ -28,11 +28,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "baton-request-id"
 """Metadata: the request that a call is made for."""
-UNTRACED = (
-    "grpc.health.",
-    "grpc.reflection.",
-    "baton.v1.ControlService/",
-)
+UNTRACED = ("grpc.health.", "grpc.reflection.", "baton.v1.ControlService/")
 """Calls that come every second: no spans. They are served while the process starts, too."""
 DRAIN = "baton.v1.ControlService/Drain"
 """The one among them that changes something: a service may refuse it."""
@@ -54,9 +50,12 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ServerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every handler. `gate` may refuse calls, but of those in `UNTRACED` only `DRAIN`."""
 
-    def __init__(self, telemetry: Telemetry, metrics: Metrics, gate: Gate | None = None) -> None:
+    def __init__(
+        self, telemetry: Telemetry, metrics: Metrics, clock: Clock, gate: Gate | None = None
+    ) -> None:
         self._telemetry = telemetry
         self._metrics = metrics
+        self.clock = clock
         self._gate = gate
 
     async def intercept_service(
@@ -155,7 +154,7 @@ class _Call:
         self._owner = owner
         self._method = method
         self._context = context
-        self._started_s = time.monotonic()
+        self._started_s = owner.clock.now()
         self._span: Span | None = None
 
     def check_gate(self) -> None:
@@ -178,7 +177,7 @@ class _Call:
             if isinstance(error, asyncio.CancelledError):
                 raise error
         finally:
-            duration_s = time.monotonic() - self._started_s
+            duration_s = self._owner.clock.now() - self._started_s
             self._owner.end(self._method, self._span, self._status(error), duration_s)
 
     async def _abort(self, error: Exception) -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from baton.core.clock import Clock
 from baton.core.cluster import Announcement, ClusterView, Member
 from baton.core.errors import BatonError, InvalidRequest, QueueFull
 from baton.core.subjects import MEMBER_QUERY, MEMBERS
@@ -58,7 +58,7 @@ class MembershipView:
         static_addresses: Iterable[str] = (),
         roles: frozenset[str] | None = None,
         own_worker_id: str = "",
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock,
     ) -> None:
         self._bus = bus
         self._ask_status = ask_status
@@ -80,7 +80,7 @@ class MembershipView:
 
     def lost(self) -> list[Member]:
         """Members that stopped answering in the last minutes and were not replaced since."""
-        oldest_s = self._clock() - LOST_MEMORY_S
+        oldest_s = self._clock.now() - LOST_MEMORY_S
         self._lost = {key: entry for key, entry in self._lost.items() if entry[1] >= oldest_s}
         return [member for member, _ in self._lost.values()]
 
@@ -93,7 +93,7 @@ class MembershipView:
         member = self._view.get(worker_id)
         if member is None:
             return
-        self._replace(self._view.suspected(worker_id, self._clock() + _SUSPECT_S))
+        self._replace(self._view.suspected(worker_id, self._clock.now() + _SUSPECT_S))
         self._poll_of(member.status.address).next_at_s = 0.0
         self._start_polls()
 
@@ -109,7 +109,7 @@ class MembershipView:
             is_same_address = member.status.address == status.address
             if is_same_address and member.worker_id != status.worker_id:
                 view = view.without(member.worker_id)
-        self._replace(view.announced(announcement, self._clock()))
+        self._replace(view.announced(announcement, self._clock.now()))
 
     async def start(self, on_failure: Callable[[], None] | None = None) -> None:
         """Begins to listen, ask and sweep.
@@ -141,10 +141,10 @@ class MembershipView:
     async def _sweep(self) -> None:
         while True:
             self._start_polls()
-            await asyncio.sleep(_TICK_S)
+            await self._clock.sleep(_TICK_S)
 
     def _start_polls(self) -> None:
-        now = self._clock()
+        now = self._clock.now()
         wanted = set(self._static)
         wanted.update(member.status.address for member in self._view if self._doubts(member, now))
         for address in [key for key, poll in self._polls.items() if poll.task is None]:
@@ -173,9 +173,9 @@ class MembershipView:
             poll.num_failures = 0  # An answer, though a busy one: the process lives.
         except BatonError as error:
             poll.num_failures += 1
-            poll.next_at_s = self._clock() + _RETRY_INTERVAL_S
+            poll.next_at_s = self._clock.now() + _RETRY_INTERVAL_S
             if poll.num_failures >= MAX_FAILED_POLLS:
-                poll.next_at_s = self._clock() + _POLL_INTERVAL_S
+                poll.next_at_s = self._clock.now() + _POLL_INTERVAL_S
                 self._drop(address, error)
         else:
             poll.num_failures = 0
@@ -191,7 +191,7 @@ class MembershipView:
         for member in self._view:
             if member.status.address == address:
                 view = view.without(member.worker_id)
-                self._lost[address] = (member, self._clock())
+                self._lost[address] = (member, self._clock.now())
                 logger.warning(
                     "member lost",
                     extra={"member": member.worker_id, "address": address, "error": str(error)},
@@ -232,11 +232,13 @@ class Announcer:
         *,
         observe: Callable[[Announcement], None],
         interval_s: float,
+        clock: Clock,
     ) -> None:
         self._bus = bus
         self._describe = describe
         self._observe = observe
         self._interval_s = interval_s
+        self._clock = clock
         self._tasks = Tasks("announcer")
 
     async def start(self, on_failure: Callable[[], None] | None = None) -> None:
@@ -266,4 +268,4 @@ class Announcer:
     async def _repeat(self) -> None:
         while True:
             await self.announce()
-            await asyncio.sleep(self._interval_s)
+            await self._clock.sleep(self._interval_s)

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one process, in a registry of its own, served over HTTP by a thread."""
+"""Prometheus metrics of one process, in a separate registry, served over HTTP by a thread."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -56,7 +55,7 @@ _DOUBLE_SIGNAL_S = 1.0
 
 
 def main(settings_cls: type[S], build: Build[S] | str) -> NoReturn:
-    """Runs a service until it is told to stop, then exits the process.
+    """Runs a service until a stop is requested, then exits the process.
 
     `build` may be "module:function": it is then imported after the process has been bound to its
     cores, so that libraries which size their thread pools on import see the right number.
@@ -91,7 +90,7 @@ def _resolve(build: Build[S] | str) -> Build[S]:
 
 
 async def run(settings: S, build: Build[S]) -> int:
-    """Runs a service in this event loop until it is told to stop; returns the exit status."""
+    """Runs a service in this event loop until a stop is requested; returns the exit status."""
     rng = Random(os.urandom(16))
     worker_id = settings.worker_id or make_id(settings.role, rng)
     setup_logging(settings.log_level, settings.role, worker_id)
@@ -113,6 +112,7 @@ async def _assemble(
     """Makes all parts of the process; `stack` closes them in the opposite order."""
     role = settings.role
     host = advertised_host(settings)
+    clock = SystemClock()
     telemetry = Telemetry(
         role, worker_id, trace_dir=settings.trace_dir, otlp_endpoint=settings.otlp_endpoint
     )
@@ -125,7 +125,7 @@ async def _assemble(
     )
     stack.push_async_callback(channels.close)
     lifecycle = Lifecycle()
-    bus = Bus(settings.nats_url, name=worker_id, telemetry=telemetry, metrics=metrics, rng=rng)
+    bus = Bus(settings.nats_url, worker_id, telemetry, metrics, rng, clock)
     bus.start(lifecycle.fail)
     stack.push_async_callback(bus.close)
     control = RpcControl(channels)
@@ -135,10 +135,12 @@ async def _assemble(
         static_addresses=[address for _, address in parse_peers(settings.static_peers)],
         roles=settings.watches,
         own_worker_id=worker_id,
+        clock=clock,
     )
     await members.start(lifecycle.fail)
     stack.push_async_callback(members.stop)
-    server = create_server(settings, [ServerInterceptor(telemetry, metrics, lifecycle.refusal)])
+    interceptor = ServerInterceptor(telemetry, metrics, clock, lifecycle.refusal)
+    server = create_server(settings, [interceptor])
     port = listen(server, settings)
     runtime = Runtime(
         settings=settings,
@@ -153,7 +155,7 @@ async def _assemble(
         channels=channels,
         control=control,
         rng=rng,
-        clock=SystemClock(),
+        clock=clock,
         lifecycle=lifecycle,
     )
     return runtime, Hosting(runtime, build(runtime), server, create_probe_server(settings))
@@ -165,7 +167,7 @@ def _handle_signals(runtime: Runtime[S], hosting: Hosting) -> None:
     first_at_s: list[float] = []
 
     def on_signal(name: str) -> None:
-        now = time.monotonic()
+        now = runtime.clock.now()
         if not first_at_s:
             first_at_s.append(now)
             logger.info("signal", extra={"signal": name})

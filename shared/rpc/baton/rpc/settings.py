@@ -34,7 +34,7 @@ _PEER = re.compile(r"([a-z]+)=(.+:\d+)")
 
 
 class ServiceSettings(BaseSettings):
-    """What every service can be told."""
+    """The settings of every service."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()

@@ -24,9 +24,9 @@ class TenantSettings(ServiceSettings):
     """What a scheduler that asks for keys lets the gateway in by, which tells tenants apart itself;
     to be set equal at both."""
     tenant_requests_per_s: float = Field(default=0.0, ge=0.0)
-    """Requests per second of a tenant without a rate of its own; 0 sets no limit."""
+    """Requests per second of a tenant without a configured rate; 0 sets no limit."""
     tenant_burst: int = Field(default=10, ge=1)
-    """Requests that a tenant without a burst of its own may send at once, within its rate."""
+    """Requests that a tenant without a configured burst may send at once, within its rate."""
 
     @model_validator(mode="after")
     def _check_tenants(self) -> Self:
@@ -34,7 +34,7 @@ class TenantSettings(ServiceSettings):
         return self
 
     def make_tenants(self) -> Tenants:
-        """The tenants, none of whom has called yet.
+        """The tenants, before any of them calls.
 
         Raises:
             ValueError: they are not well described.

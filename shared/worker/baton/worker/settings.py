@@ -18,7 +18,7 @@ def _check_transports(text: str) -> str:
 
 
 class WorkerSettings(ServiceSettings):
-    """What every worker can be told."""
+    """The settings of every worker."""
 
     model_path: Path
     """Folder of the model, in Hugging Face format."""
@@ -64,7 +64,7 @@ class WorkerSettings(ServiceSettings):
     """Blocks that may wait to be stored in the cache service; more are not. 0 stores none."""
 
     def engine_config(self) -> EngineConfig:
-        """What the engine is told."""
+        """The engine's part of the settings."""
         return EngineConfig(
             model_path=str(self.model_path),
             model_name=self.model_name or self.model_path.resolve().name,
