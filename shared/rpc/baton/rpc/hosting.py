@@ -231,19 +231,22 @@ class Hosting:
 
     def _register_gauges(self) -> None:
         metrics, bus = self._runtime.metrics, self._runtime.bus
-        gauge = metrics.gauge_at_scrape
-        gauge("kv_blocks", "KV blocks by state", "state", lambda: self._scrape().kv_blocks)
-        gauge(
+        metrics.gauge_at_scrape(
+            "kv_blocks", "KV blocks by state", "state", lambda: self._scrape().kv_blocks
+        )
+        metrics.gauge_at_scrape(
             "num_requests_running",
             "Requests being computed",
             "",
             lambda: {"": self._scrape().num_running},
         )
-        gauge(
+        metrics.gauge_at_scrape(
             "num_requests_waiting", "Requests waiting", "", lambda: {"": self._scrape().num_waiting}
         )
-        gauge("bus_connected", "1 while NATS is connected", "", lambda: {"": bus.is_connected})
-        gauge("members", "Ready members by role", "role", self._count_members)
+        metrics.gauge_at_scrape(
+            "bus_connected", "1 while NATS is connected", "", lambda: {"": bus.is_connected}
+        )
+        metrics.gauge_at_scrape("members", "Ready members by role", "role", self._count_members)
 
     def _scrape(self) -> ServiceSnapshot:
         """The service's load, from a scrape's thread."""
