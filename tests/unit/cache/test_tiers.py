@@ -144,6 +144,29 @@ async def test_full_queue_drops_and_counts(tmp_path: Path) -> None:
         assert name(20) in store.disk
 
 
+async def test_block_counts_as_queued_until_its_transaction_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tiers(tmp_path) as store:
+        begun, go_on = threading.Event(), threading.Event()
+        write = store.disk._store.write
+
+        def slow(*arguments: Any) -> None:
+            begun.set()
+            go_on.wait(10)
+            write(*arguments)
+
+        monkeypatch.setattr(store.disk._store, "write", slow)
+        store.put(make_block(1, layout=LAYOUT))
+        try:
+            await asyncio.to_thread(begun.wait, 10)
+            assert store.disk.queued_bytes == COST_BYTES, "a kill would lose it now"
+        finally:
+            go_on.set()
+        await store.disk.idle()
+        assert store.disk.queued_bytes == 0
+
+
 async def test_failing_disk_costs_only_what_it_was_to_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,8 @@ class DiskTier:
 
     @property
     def queued_bytes(self) -> int:
-        """Content that waits to be written."""
-        return self._queued_bytes
+        """Content that a kill would lose: it waits to be written, or its transaction is open."""
+        return self._queued_bytes + sum(block.cost_bytes for block in self._writing.values())
 
     def offer(self, block: StoredBlock) -> None:
         """Has a block written in the background, unless it is there or the queue is full."""
