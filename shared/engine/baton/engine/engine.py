@@ -56,7 +56,7 @@ class Engine:
         self.vocab_size = model.vocab_size
         self.eos_token_ids = model.eos_token_ids
         self.max_model_len_tokens = _max_model_len(config, model, num_blocks)
-        settings = model.module.config.to_dict()
+        settings = model.config.to_dict()
         if model.layout.dtype == "int8":
             # Else rounding would hide what the KV was computed in.
             settings["kv_computed_in"] = dtype_name(model.module.dtype)

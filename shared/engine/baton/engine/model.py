@@ -52,6 +52,8 @@ class LoadedModel:
 
     module: PreTrainedModel
     directory: Path
+    config: PreTrainedConfig
+    """As read, with the quantization done on loading; the module's own is a copy without it."""
     attention: PagedAttention
     layout: KvLayout
     device: torch.device
@@ -115,6 +117,7 @@ def load_model(
     return LoadedModel(
         module=module,
         directory=directory,
+        config=config,
         attention=attention,
         layout=layout,
         device=target,
