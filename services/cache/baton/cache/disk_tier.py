@@ -98,7 +98,7 @@ class DiskTier:
 
     @property
     def usable_bytes(self) -> int:
-        """What they may take."""
+        """Most bytes of the file that blocks may take."""
         return self._store.usable_bytes
 
     @property
@@ -122,11 +122,11 @@ class DiskTier:
         return self._queued.get(block_hash) or self._writing.get(block_hash)
 
     def size(self, block_hash: bytes) -> int:
-        """What a block takes on disk, 0 if it is not there."""
+        """Bytes that a block takes on disk; 0 if it is not there."""
         return self._sizes.get(block_hash, 0)
 
     async def read(self, block_hashes: Sequence[bytes]) -> list[StoredBlock]:
-        """Blocks in order, verified, up to the first that is missing or not what was stored."""
+        """Blocks in order, verified, up to the first one that is missing or damaged."""
         loop = asyncio.get_running_loop()
         blocks, bad = await loop.run_in_executor(self._readers, self._read_all, block_hashes)
         if bad is not None and bad in self._sizes:

@@ -32,17 +32,17 @@ class StoredBlock(CacheBlock):
 
     @property
     def cost_bytes(self) -> int:
-        """What it takes from a memory budget."""
+        """Bytes of the memory budget that the block takes, overhead included."""
         return len(self.payload) + BLOCK_OVERHEAD_BYTES
 
     @property
     def recompute_cost(self) -> float:
-        """What it would cost to have it computed again."""
+        """Cost of computing the block again; see `baton.core.eviction`."""
         return recompute_cost(self.link.position, self.layout.block_size)
 
     @property
     def is_intact(self) -> bool:
-        """False when the payload is not what the checksum was made of."""
+        """True if the payload still matches its checksum."""
         return xxhash.xxh3_64_intdigest(self.payload) == self.checksum
 
 
@@ -63,7 +63,7 @@ class BlockStore:
     def __init__(
         self, memory_bytes: int, on_evict: Callable[[StoredBlock], None] = lambda _: None
     ) -> None:
-        """`on_evict` gets each block that is given up for room."""
+        """`on_evict` gets each block that the store evicts to make room."""
         self._memory_bytes = memory_bytes
         self._on_evict = on_evict
         self._blocks: dict[bytes, StoredBlock] = {}
@@ -79,12 +79,12 @@ class BlockStore:
 
     @property
     def used_bytes(self) -> int:
-        """Taken from the budget; never more than the budget."""
+        """Bytes of the budget in use; never more than `memory_bytes`."""
         return self._used_bytes
 
     @property
     def memory_bytes(self) -> int:
-        """The budget."""
+        """The memory budget."""
         return self._memory_bytes
 
     def put(self, block: StoredBlock) -> bool:
@@ -108,7 +108,7 @@ class BlockStore:
         return True
 
     def get(self, block_hash: bytes) -> StoredBlock | None:
-        """The block, verified; None when it is not here, or is no longer what was stored."""
+        """The block, verified; None if it is missing or its content has changed."""
         block = self._blocks.get(block_hash)
         if block is None:
             return None

@@ -57,7 +57,7 @@ class Session:
     grant: Grant
     outbox: Outbox = field(default_factory=Outbox)
     has_kv: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the hand-off is committed, or will never be."""
+    """Set when the hand-off is committed, or when the session ends without that."""
     error: BatonError | None = None
     is_push_open: bool = False
     """A push may still be writing: blocks let go now are quarantined."""
@@ -65,7 +65,7 @@ class Session:
     """Wakes the push that waits for its next frame."""
     reserved_at_s: float = 0.0
     kv_chunks: Slices = field(default_factory=Slices)
-    """That arrived, relative to `reserved_at_s`."""
+    """Chunks that arrived, relative to `reserved_at_s`."""
     progressed_at_s: float = 0.0
     """Last sign of life of an open push."""
     arrived_at_s: float = 0.0
@@ -77,7 +77,7 @@ class Session:
     output_ids: list[int] = field(default_factory=list)
     """Output tokens of this attempt that were read, P's first one included."""
     num_tokens: int = 0
-    """Tokens made here and read."""
+    """Tokens computed here and read, without P's first one."""
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     is_finished: bool = False
@@ -89,7 +89,7 @@ class Session:
         return self.reservation.seq_id
 
     def timings(self, now: float) -> DecodeTimings:
-        """How the time up to the first token made here (now) was spent."""
+        """Where the time went until the first token computed here, at `now`."""
         computable_at_s = self.committed_at_s or self.arrived_at_s
         started_at_s = max(self.started_at_s, computable_at_s)
         return DecodeTimings(
@@ -182,7 +182,7 @@ class Sessions:
         return self._by_id[self._table.find(reservation_id, epoch).reservation_id]
 
     def attach(self, reservation_id: str, epoch: int) -> Session:
-        """The session of a Decode call, which reads it from now on: its lease rests.
+        """The session for a Decode call, its only reader; the lease cannot end meanwhile.
 
         Raises:
             RequestNotFound, StaleEpoch: as `find`.

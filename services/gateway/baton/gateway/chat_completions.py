@@ -114,7 +114,7 @@ class ChatBody(SamplingBody):
 class ChatFormat:
     """Implements AnswerFormat for one answer.
 
-    `make_parser` makes the parser of each choice's tool calls; None where it cannot hold any.
+    `make_parser` makes the tool-call parser of each choice; None if the answer cannot hold calls.
     """
 
     chunk_kind = "chat.completion.chunk"

@@ -51,7 +51,7 @@ class _Running:
         self.job = job
         self._clock = clock
         self.is_unwanted = False
-        """Its copy was released before there was one: it is not kept."""
+        """The scheduler released the copy before the push ended, so none is kept."""
         self.report: PushReport | None = None
         """Of the committed push."""
         self.failure: asyncio.Future[BatonError] = asyncio.get_running_loop().create_future()
@@ -74,7 +74,7 @@ class _Running:
         self._has_news.set()
 
     async def next(self, worker: EngineWorker) -> EngineEvent:
-        """The next event. Raises what the job was failed with."""
+        """The next event. Raises the error given to `fail`."""
         while True:
             if self.failure.done():
                 raise self.failure.result()
@@ -265,7 +265,7 @@ class Jobs:
         return asyncio.create_task(push.run(job.request_id, job.attempt, self._worker_id))
 
     def pushed(self, report: PushReport) -> None:
-        """Learns from a finished push how fast they are."""
+        """Updates the measured push rate from a finished push."""
         if report.active_s > 0.0:
             # Bytes of KV as it is computed: what placement asks about, however it travels.
             layout = self._engine.fingerprint.layout
@@ -312,7 +312,7 @@ class _Pushing:
             self._push.finish(event.token_ids[0], logprob, event.at_s)
 
     async def report(self) -> PushReport | None:
-        """Waits for the commit. None without a target. Raises what the push failed with."""
+        """Waits for the commit; None without a target. Raises the error that ended the push."""
         if self._task is None:
             return None
         failure = self._running.failure

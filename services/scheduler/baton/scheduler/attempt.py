@@ -62,13 +62,13 @@ class SchedulerDeps:
 
 _SLOWEST_PREFILL_TOKENS_PER_S = 100.0
 _COMMIT_GRACE_S = 1.0
-"""After the prefill worker was lost, the KV may have been committed already: D knows soon."""
+"""If P is lost, the KV may be committed already; D then sends a token within this time."""
 _LAST_WORD_S = 0.2
 _DEADLINE_SLACK_S = 0.05
 
 
 class Attempt:
-    """Runs once. Whatever it holds at its workers is released when `run` is left."""
+    """Runs once. Leaving `run` releases everything that the attempt holds at its workers."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Attempt:
         self._may_hold_copy = False
         self._prefill_cached_tokens = 0
         self._has_tokens = False
-        """The decode worker has sent some in this attempt."""
+        """The decode worker has sent tokens in this attempt."""
 
     async def run(self) -> None:
         """Returns when the output has ended.
@@ -132,7 +132,8 @@ class Attempt:
             try:
                 reservation = await self._decode_peer.reserve(self._order, timeout_s)
             except BatonError as error:
-                # Silence and a broken connection leave it open; any other answer is a refusal.
+                # After silence or a broken connection D may hold blocks. Any other error is a
+                # refusal: D holds none, so the release is dropped.
                 if error.reason not in {ErrorReason.NO_WORKER, ErrorReason.DEADLINE}:
                     self._held.pop_all()
                 raise
@@ -217,7 +218,7 @@ class Attempt:
         return stream, first
 
     async def _watch_handoff(self, prefill: AnswerStream[PrefillEvent]) -> BatonError | None:
-        """Notes the hand-off's figures; returns what went wrong, if anything did."""
+        """Notes the hand-off's figures; returns its error, or None once the KV is committed."""
         try:
             event = await prefill.next(self._prefill_bound_s())
         except BatonError as error:

@@ -34,11 +34,11 @@ _OPEN = frozenset({
 })
 """Probes carry no keys."""
 _tenant: ContextVar[str] = ContextVar("tenant", default="")
-"""Of the call that this task, or one that it started, serves."""
+"""Tenant of the call that the current task serves; tasks that it starts inherit it."""
 
 
 class Callers:
-    """Lets callers in by their keys. Without tenants, every caller; the gateway by its own key."""
+    """Admits tenants and the gateway by their keys; without tenants, every caller."""
 
     def __init__(self, tenants: Tenants, gateway_key: str, clock: Clock) -> None:
         self._tenants = tenants
@@ -46,7 +46,7 @@ class Callers:
         self._clock = clock
 
     def refusal(self, method: str, metadata: Mapping[str, str]) -> BatonError | None:
-        """Why a call may not come now; if it may, notes whose it is."""
+        """The error that refuses a call, or None. Also sets the tenant of an admitted call."""
         if not method.startswith(_GUARDED) or method in _OPEN:
             return None
         given = metadata.get("authorization", "")
@@ -63,13 +63,13 @@ class Callers:
 
 
 def mark(default: str = "") -> str:
-    """The prefix of the calling tenant's salts; of `default`'s where the caller has no tenant."""
+    """Prefix of the calling tenant's salts. `default` names the tenant if the call has none."""
     tenant = _tenant.get() or default
     return f"{tenant}:" if tenant else ""
 
 
 def salted(cache_salt: str) -> str:
-    """KV is shared within a tenant only."""
+    """Prefixes a salt with the calling tenant: KV is shared within a tenant only."""
     return mark() + cache_salt
 
 
@@ -79,7 +79,7 @@ def unsalted(text: str) -> str | None:
 
 
 PIN_TTL_S = 24 * 3600.0
-"""Of pins whose caller names no time."""
+"""Lifetime of a pin whose caller sets none."""
 
 
 class SchedulerFront:

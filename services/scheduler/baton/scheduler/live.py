@@ -41,7 +41,7 @@ class AcceptedRequest:
     deadline_s: float
     """On the scheduler's clock."""
     sampling: SamplingParams
-    """The caller's; with seed and max_tokens filled in once the prompt is known."""
+    """The caller's settings; `completed` fills in seed and max_tokens."""
     prompt_ids: tuple[int, ...] = ()
 
     @property
@@ -83,7 +83,7 @@ class AcceptedRequest:
 
 
 def tenant_of(cache_salt: str) -> str:
-    """The tenant in front of a salt; "" where there are no tenants. See `callers.salted`."""
+    """The tenant in front of a salt; "" where there are no tenants. See `front.salted`."""
     tenant, colon, _ = cache_salt.partition(":")
     return tenant if colon else ""
 
@@ -188,7 +188,7 @@ class LiveRequest:
 
     @property
     def is_complete(self) -> bool:
-        """True when the limit was reached, though the worker may have died before it said so."""
+        """True if the output has max_tokens tokens, with or without a finish reason."""
         limit = self.asked.sampling.max_tokens
         return limit is not None and len(self.output.ids) >= limit
 
@@ -196,7 +196,7 @@ class LiveRequest:
         """Time left.
 
         Raises:
-            DeadlineExceeded: none.
+            DeadlineExceeded: no time is left.
         """
         left_s = self.asked.deadline_s - self.clock.now()
         if left_s <= 0:
@@ -230,11 +230,11 @@ class LiveRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
-    """A record, and what callers do not see of it."""
+    """A record, with the fields that callers do not see."""
 
     record: RequestRecord
     cache_salt: str
-    """Tells whose it is."""
+    """Begins with the tenant whose request it is."""
     arrived_at_s: float
     """On the scheduler's clock."""
 

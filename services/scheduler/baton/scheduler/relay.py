@@ -32,10 +32,10 @@ MAX_ANSWER_BYTES = 1 << 20
 """Larger answers are not kept."""
 _STORE_TIMEOUT_S = 5.0
 _MAX_STORES = 64
-"""Under way at a time; more answers are not kept."""
+"""Most answers being stored at a time; others are not kept."""
 _WHOLE = frozenset({"stop", "length"})
 MAX_DESCRIBED_TOKENS = 8192
-"""In one message: a prompt's log-probabilities ask for more, and tokens may be long texts."""
+"""Most in one message. A prompt's log-probabilities may need more, which go in several."""
 
 
 class OutputRelay:
@@ -52,7 +52,7 @@ class OutputRelay:
         self._has_begun = False
 
     async def feed(self, batch: TokenBatch) -> bool:
-        """Sends what is new in a batch, which leaves no gap; True when the output has ended."""
+        """Sends the new tokens of a batch without gap; True if the output has ended."""
         self._live.output.count_drafts(batch)
         start = len(self._live.output.ids)
         num_known = start - batch.token_index if batch.token_ids else 0
@@ -61,6 +61,7 @@ class OutputRelay:
             return False
         logprobs = batch.logprobs[num_known:]
         reply = await self._to_text(batch, token_ids, logprobs)
+        # Negative if a replay to another tokenizer stopped within tokens that were sent before.
         num_shown = max(0, reply.num_tokens) if reply.stop else len(token_ids)
         await self._send(batch, token_ids[:num_shown], logprobs[:num_shown], reply)
         return batch.finish_reason is not None or bool(reply.stop)

@@ -16,11 +16,11 @@ _PICTURES = MappingProxyType(
     | {0x7F: 0x2421}
     | {code: f"\\x{code:x}" for code in range(0x80, 0xA0)}
 )
-"""What stands for each control character but line breaks and tabs."""
+"""A visible symbol for each control character except line breaks and tabs."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while an answer was streaming; `completion` is what had come so far."""
+    """Ctrl-C while an answer was streaming; `completion` holds the part that had arrived."""
 
     def __init__(self, completion: Completion) -> None:
         super().__init__("interrupted")
@@ -76,9 +76,9 @@ def to_document(completion: Completion) -> dict[str, Any]:
 
 
 def write(console: Console, text: str) -> None:
-    """Text without markup or wrapping, at once. A terminal gets control characters as pictures.
+    """Writes text at once, without markup or wrapping; on a terminal, with visible control codes.
 
-    A model may write escape sequences, which would set titles, clipboards and colours.
+    A model may produce escape sequences, which could set titles, clipboards and colours.
     """
     console.file.write(text.translate(_PICTURES) if console.is_terminal else text)
     console.file.flush()

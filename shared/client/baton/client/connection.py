@@ -16,7 +16,7 @@ from baton.core.errors import InvalidRequest
 from baton.wire.calls import CallTerms
 
 MAX_TIMEOUT_S = 365 * 24 * 3600.0
-"""A longer time limit is none: gRPC counts deadlines in nanoseconds, and would overflow."""
+"""A longer limit counts as none: gRPC counts deadlines in nanoseconds and would overflow."""
 _LOOPBACK = re.compile(r"unix:.*|(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?")
 _CHANNEL_OPTIONS = MappingProxyType({
     "grpc.keepalive_time_ms": 30_000,
@@ -30,16 +30,16 @@ _CHANNEL_OPTIONS = MappingProxyType({
 
 
 def default_api_key(address: str) -> str | None:
-    """The key of a client that is given none: $BATON_API_KEY, or else the local gateway's own.
+    """The key for a client whose caller passes none: $BATON_API_KEY, or the local gateway's.
 
-    The gateway's key speaks for every tenant: it goes to addresses of this machine only.
+    The gateway's key acts for every tenant, so it is sent to loopback addresses only.
     """
     own = os.environ.get("BATON_GATEWAY_KEY") if _LOOPBACK.fullmatch(address) else None
     return os.environ.get("BATON_API_KEY") or own or None
 
 
 def default_tls() -> Tls | None:
-    """The certificates of clients that are given none: those that services read as well.
+    """Certificates for a client whose caller passes none: from BATON_TLS_*, as services read them.
 
     Raises:
         InvalidRequest: a file that the environment names cannot be read.
@@ -63,7 +63,7 @@ class Connection:
     address: str
     """host:port."""
     timeout_s: float
-    """Deadline of calls that name none."""
+    """Time limit of calls that set none."""
     api_key: str | None = None
     tls: Tls | None = None
 
@@ -91,7 +91,7 @@ class Connection:
         return grpc.secure_channel(self.address, credentials, self.channel_options)
 
     def terms(self, remaining_s: float) -> CallTerms:
-        """The terms of a call that starts now: its time, the key, and the caller's trace."""
+        """What a call that starts now sends along: time limit, key, and the caller's trace."""
         key = (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
         timeout_s = max(0.0, remaining_s) if remaining_s < MAX_TIMEOUT_S else None
         return CallTerms(timeout_s, key + trace_metadata())

@@ -1,4 +1,4 @@
-"""Waits between the calls of a stream, which a cancellation ends."""
+"""Pauses between the calls of a stream; cancelling the stream ends them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import threading
 
 
 class AsyncPause:
-    """For one task; the loop's other tasks end it between two waits."""
+    """For one task. Other tasks of its loop may end it; a wait under way runs to its end."""
 
     def __init__(self) -> None:
         self.has_ended = False
 
     def end(self) -> None:
-        """Cancels: no wait begins from here on."""
+        """Cancels: every wait returns True from now on. Does not wake the one under way."""
         self.has_ended = True
 
     async def ended_within(self, delay_s: float) -> bool:
@@ -35,7 +35,7 @@ class Pause:
         return self._event.is_set()
 
     def end(self) -> None:
-        """Cancels: ends a running wait, and no other begins."""
+        """Ends the wait under way, and makes every later one return at once."""
         self._event.set()
 
     def ended_within(self, delay_s: float) -> bool:

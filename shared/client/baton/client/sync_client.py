@@ -108,8 +108,8 @@ class Client:
         """Generates text for a prompt, `messages=` or `token_ids=`; see GenerateOptions.
 
         Raises:
-            BatonError: the reason's own class, such as InvalidRequest or QueueFull; a mistake that
-                shows here already is raised at once.
+            BatonError: a subclass per reason, such as InvalidRequest or QueueFull. Invalid
+                arguments raise at once, not when the answer is awaited.
         """
         answer = TextStream(
             generate_request(prompt, options),
@@ -177,16 +177,16 @@ class Client:
         """Vectors of a text, of texts, or of token ids: hidden states of the served model.
 
         Raises:
-            BatonError: the reason's own class, such as InvalidRequest or PromptTooLong.
+            BatonError: a subclass per reason, such as InvalidRequest or PromptTooLong.
         """
         request = embed_request(inputs, options)
         return self._call(partial(self._caller.embed, request), options.get("timeout_s"))
 
     def pin_prefix(self, prompt: str | None = None, **options: Unpack[PinOptions]) -> PinnedPrefix:
-        """Keeps a prompt's KV from eviction, for a limited time; again, it renews the pin.
+        """Keeps a prompt's KV from eviction for a limited time. Calling it again renews the pin.
 
         Raises:
-            KvCacheFull: it does not fit what pins may take.
+            KvCacheFull: the prompt exceeds the room for pins.
         """
         request = pin_request(prompt, options)
         return self._call(partial(self._caller.pin, request), options.get("timeout_s"))
@@ -208,7 +208,7 @@ class Client:
     ) -> RequestList:
         """The latest requests of this scheduler, with their stages; at most `limit`, 0 for all.
 
-        `tenant` is for gateways, which tell tenants apart themselves: only that one's.
+        `tenant` is for gateways, which authenticate tenants themselves: it selects that one's.
         """
         query = RecordQuery(limit=limit, tenant=tenant)
         return self._call(partial(self._caller.requests, query), timeout_s)

@@ -87,7 +87,7 @@ class TextStream(Iterator[Chunk]):
             terms = self._connection.terms(ends_at_s - time.monotonic())
             call = self._call = self._open_call(terms)
             if self._pause.has_ended:
-                call.cancel()  # another thread cancelled before it could see this call
+                call.cancel()  # `cancel` came before `_call` was set
             has_chunks = False
             try:
                 for chunk in call:

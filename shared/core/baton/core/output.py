@@ -26,7 +26,7 @@ class DecodeTimings:
     first_step_s: float
     cached_tokens: int
     kv_chunks: tuple[Slice, ...] = ()
-    """That the KV arrived in, relative to the reservation."""
+    """Chunks in which the KV arrived, relative to the reservation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +57,4 @@ class Usage:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     response_cached: bool = False
-    """True when no model ran: the whole answer was kept of an identical request."""
+    """True if no model ran: an identical request's kept answer was returned."""

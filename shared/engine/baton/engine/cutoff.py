@@ -1,7 +1,7 @@
 """The tokens that a wide top-k or top-p keeps, found without sorting the vocabulary.
 
 Tokens are counted into bins by their logits. Only the bin that holds the cutoff is looked at more
-closely. A flat distribution over 150,000 tokens so takes a few passes instead of a sort.
+closely. Even a flat distribution over 150,000 tokens then takes a few passes instead of a sort.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from baton.core.sampling import SamplingParams
 
 _NUM_BINS = 1024
 _NUM_SORTED = 1024
-"""So many tokens are sorted rather than put into bins."""
+"""Up to this many tokens are sorted instead of put into bins."""
 _UNIT = 2.0**34
 """Probabilities are whole numbers, relative to the largest one: sums of as many as a vocabulary has
 are exact in float64, in whatever order a device adds them up."""
@@ -21,15 +21,15 @@ are exact in float64, in whatever order a device adds them up."""
 def kept_tokens(
     logits: torch.Tensor, scaled: torch.Tensor, sampling: SamplingParams
 ) -> torch.Tensor:
-    """The tokens of one row that top-k, then top-p keep; of equals, those with the lower ids.
+    """Which tokens of one row remain after top-k, then top-p. Ties go to lower ids.
 
     Args:
-        logits: float32 [vocab_size]; they decide the order.
-        scaled: the logits by temperature, the largest at 0.
+        logits: float32 [vocab_size]; their order is the order of the tokens.
+        scaled: the logits divided by the temperature, shifted so that the largest is 0.
         sampling: the row's settings.
 
     Returns:
-        bool [vocab_size].
+        bool [vocab_size], True for tokens that remain.
     """
     kept = logits.isfinite()
     if not kept.any():
@@ -45,7 +45,7 @@ def kept_tokens(
 def _leading(
     logits: torch.Tensor, allowed: torch.Tensor, weights: torch.Tensor, limit: float
 ) -> torch.Tensor:
-    """The allowed tokens, most likely first, while those before them weigh less than `limit`."""
+    """The most likely allowed tokens, up to the one whose running weight reaches `limit`."""
     pool = allowed.nonzero().flatten()
     values, mass, before = logits[pool].double(), weights[pool], 0.0
     while len(pool) > _NUM_SORTED:

@@ -194,7 +194,7 @@ class Engine:
             return events
 
     def deliver_with(self, deliver: Callable[[], None]) -> None:
-        """Sets what the engine thread calls when a step has events before it ends."""
+        """Sets a callback that the engine thread calls for events within a step (LayersReady)."""
         self._state.deliver = deliver
 
     def fail_all(self, error: BatonError) -> None:

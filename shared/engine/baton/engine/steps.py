@@ -200,7 +200,7 @@ class StepLoop:
             entry.sampled = list(islice(sampled, entry.num_logits))
 
     def _pool(self, work: Sequence[StepEntry]) -> None:
-        """Takes the hidden states of sequences that are computed for them."""
+        """Pools the hidden states of sequences that are computed for embeddings."""
         hidden = iter(self._runner.hidden)
         for entry in work:
             pooling = entry.sequence.spec.pooling

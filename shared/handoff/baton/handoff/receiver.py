@@ -130,7 +130,7 @@ class Intake(Generic[SessionT]):
         self.num_bytes = 0
         """Payload bytes written."""
         self.has_rounded_kv = False
-        """KV here, or what was computed from it, may not be what its block hashes promise."""
+        """A push brought rounded KV: blocks may differ from what their hashes promise."""
 
     def close(self) -> None:
         """Waits for the writing threads."""
@@ -141,7 +141,7 @@ class Intake(Generic[SessionT]):
         """Serves one push to its end.
 
         Raises:
-            RequestNotFound, StaleEpoch: the reservation is gone, or was never this sender's.
+            RequestNotFound, StaleEpoch: the reservation has ended, or never existed.
             KvLayoutMismatch, KvChecksum: what came is not what belongs here.
             KvTransferLost: the sender stopped before its manifest.
             Stalled: nothing came for too long.
@@ -296,7 +296,7 @@ def _end(limit: TimeLimit) -> None:
 
 
 def _ended(error: BatonError) -> BatonError:
-    """The sender's answer. The reader of the tokens may have noticed its silence first."""
+    """The error that the sender gets; Stalled if the Decode call noticed the silence first."""
     return (
         error
         if isinstance(error, Stalled)

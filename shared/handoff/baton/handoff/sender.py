@@ -79,7 +79,7 @@ class SenderParts:
     """Threads that read KV."""
     clock: Clock
     progress_timeout_s: float
-    """The push fails when the receiver is silent for so long."""
+    """How long the receiver may be silent before the push fails."""
     encoding: KvEncoding = KvEncoding.NATIVE
 
 
@@ -138,7 +138,7 @@ class PushSender:
         self.ready(self._num_blocks)
 
     async def run(self, request_id: str, attempt: int, worker_id: str) -> PushReport:
-        """Does the push.
+        """Pushes everything, and waits for the commit.
 
         Raises:
             BatonError: what the receiver says, KvTransferLost, or Stalled.
@@ -192,7 +192,8 @@ class PushSender:
 
     async def _send(self, call: PushStream) -> PushReport:
         block_start = self._target.num_cached_blocks
-        await self._until(lambda: self._num_credits > 0)  # and then the transport is known
+        # The first credit also settles the transport.
+        await self._until(lambda: self._num_credits > 0)
         num_bytes = self._layout.block_bytes * (self._num_blocks - block_start)
         piece_bytes = max(_MIN_PIECE_BYTES, num_bytes // _NUM_PIECES)
         while not self._outgoing.is_empty:
@@ -262,7 +263,7 @@ class PushSender:
         )
 
     async def _wait_for_computation(self, call: PushStream) -> None:
-        """Waits for news of it, and gives the receiver a sign of life when there are none."""
+        """Waits for progress of the computation; without any, sends a sign of life."""
         interval_s = min(_MAX_SIGN_OF_LIFE_INTERVAL_S, self._progress_timeout_s / 3)
         waits_since_s = self._clock.now()
         if not await self._has_news(interval_s):
@@ -286,7 +287,7 @@ class PushSender:
         self._raise_failure()
 
     async def _has_news(self, timeout_s: float) -> bool:
-        """False when nothing happened in the time. Raises what the receiver ended the push with."""
+        """False if nothing happened in time. Raises the error with which the receiver ended it."""
         self._raise_failure()
         self._news.clear()
         try:

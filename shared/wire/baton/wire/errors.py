@@ -146,9 +146,9 @@ class FailedCall(Protocol):
 
 
 def error_from_rpc(call: FailedCall, address: str = "") -> BatonError:
-    """What a failed call means. Never raises, whatever the peer sent.
+    """The BatonError for a failed call. Never raises, however malformed the peer's answer.
 
-    Callers outside the cluster give the address, which the message then names.
+    Callers outside the cluster pass `address`, and the message names it.
     """
     metadata = _text_metadata(call)
     code, details = call.code(), call.details() or ""
@@ -202,7 +202,7 @@ def rpc_errors() -> Iterator[None]:
 
 
 class CallErrors:
-    """Within it, a call of the SDK, blocking or not, fails with the BatonError that it means."""
+    """A context that turns gRPC errors of the SDK's calls, blocking or not, into BatonErrors."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -226,7 +226,7 @@ def reason_to_pb(reason: ErrorReason) -> common_pb2.ErrorReason:
 
 
 def reason_from_pb(value: int) -> ErrorReason:
-    """The reason; INTERNAL for one that is not set or comes from a newer peer."""
+    """The reason; INTERNAL if it is missing or unknown here."""
     try:
         return ErrorReason(value)
     except ValueError:

@@ -56,7 +56,7 @@ class FirstToken:
     """The prompt is computed; the tail of its KV may still be on its way."""
 
     batch: TokenBatch
-    """The request's next token, in the form of those that follow it."""
+    """The one token, as a batch like those that the decode worker sends afterwards."""
     compute_s: float
     """From leaving the queue to the token."""
     chunks: tuple[Slice, ...] = ()
@@ -65,7 +65,7 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
-    """The KV is committed at the decode worker, or stays here when nothing was pushed."""
+    """The decode worker has committed the KV. All zero if there was no push."""
 
     num_bytes: int = 0
     num_blocks: int = 0
@@ -112,7 +112,7 @@ class PrefillServer(Protocol):
         """Computes a prompt for its vector."""
 
     async def release(self, request_id: str, attempt: int) -> int:
-        """Lets go of the KV kept of one attempt, or of all for 0; returns the blocks."""
+        """Frees the KV kept for one attempt, or for all if 0; returns the number of blocks."""
 
     async def measure_path(self, decode_worker_id: str, num_bytes: int) -> PathMeasurement:
         """Sends bytes that go nowhere to a decode worker."""

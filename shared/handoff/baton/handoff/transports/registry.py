@@ -62,11 +62,11 @@ class SenderTransports:
         }
 
     def declined(self, name: str) -> None:
-        """A worker did not offer the transport: it has no room, or does not use it."""
+        """Notes that a worker did not offer the transport: it has no room, or does not use it."""
         self._on_fallback(name, "declined")
 
     def failed(self, address: str, name: str, at: str, error: Exception) -> None:
-        """The transport did not work; pushes to this worker do without it for a while."""
+        """Notes that a transport failed; pushes to that worker avoid it for a while."""
         self._on_fallback(name, at)
         key = (address, name)
         if key not in self._failed_at_s:
@@ -98,7 +98,7 @@ class ReceiverTransports:
                 logger.warning("transport left out", extra={"error": str(error)})
 
     async def open(self, opening: Opening, num_slots: int) -> Inlet:
-        """The first of the sender's transports that works here; at last the stream itself."""
+        """The first of the sender's transports that works here; the stream itself if none does."""
         for name in dict.fromkeys((*opening.transports, _ALWAYS)):
             end = self._ends.get(name)
             try:

@@ -46,10 +46,10 @@ class ReceiverSlots:
     """Slots in memory that the receiver made. `close` it on every path."""
 
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
-        """Makes the memory; pages are taken as they are written.
+        """Makes the memory; the system allocates a page when it is first written.
 
         Raises:
-            OSError: the system does not give it.
+            OSError: the system has no memory for it.
         """
         fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -87,7 +87,7 @@ class ReceiverSlots:
         return copy.data
 
     def close(self) -> None:
-        """Lets go: the receiver reads nothing of what a sender still writes. Idempotent."""
+        """Frees the memory: this process reads nothing that a sender writes later. Idempotent."""
         if self._memory is not None:
             self._memory = None
             os.close(self.offer.fd)
@@ -184,10 +184,10 @@ class SharedReceiver:
     """Regions that this worker lends to senders."""
 
     def __init__(self, max_bytes: int) -> None:
-        """At most `max_bytes` of memory are lent or idle at a time."""
+        """Lent and idle memory together never exceed `max_bytes`."""
         self._num_free_bytes = max_bytes
         self._idle: deque[tuple[str, ReceiverSlots]] = deque()
-        """With the sender that may use them again, the longest idle first."""
+        """Sender and its slots, the longest idle first."""
 
     async def inlet(self, opening: Opening, num_slots: int) -> SharedInlet | None:
         """See ReceiverEnd."""
@@ -208,13 +208,13 @@ class SharedReceiver:
         return SharedInlet(self, sender, slots)
 
     def keep(self, sender: str, slots: ReceiverSlots) -> None:
-        """Has slots wait for another push of the sender."""
+        """Keeps slots for the sender's next push; drops the longest idle if too many wait."""
         self._idle.append((sender, slots))
         if len(self._idle) > _MAX_IDLE_LENT:
             self.drop(self._idle.popleft()[1])
 
     def drop(self, slots: ReceiverSlots) -> None:
-        """Ends slots."""
+        """Frees the memory of slots."""
         slots.close()
         self._num_free_bytes += slots.offer.num_bytes
 

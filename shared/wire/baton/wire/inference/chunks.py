@@ -15,7 +15,7 @@ from baton.wire.sampling import finish_to_pb
 from baton.wire.timing import seconds_from_pb
 
 MAX_PART_BYTES = 1 << 20
-"""Of prompt log-probabilities in one message; callers take messages of 4 MiB."""
+"""Most prompt log-probabilities in one message; callers accept messages of up to 4 MiB."""
 _FINISH_NAMES = {0: "", **{reason.value: reason.name.lower() for reason in FinishReason}}
 
 
@@ -65,7 +65,7 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
-    """Of the prompt's tokens from the second on, where asked for; several chunks may share them."""
+    """Of the prompt's tokens from the second on, if requested; maybe split over several chunks."""
     request_id: str = ""
     model: str = ""
     trace_id: str = ""
@@ -77,9 +77,9 @@ class Chunk:
     stages: tuple[Stage, ...] = ()
     placement: PlacementTaken | None = None
     seed: int | None = None
-    """Of the noise; on the first chunk, as is `fingerprint`."""
+    """Seed of the sampling noise. Only the first chunk has it, and `fingerprint`."""
     fingerprint: bytes = b""
-    """Digest of the model that computes the answer: what a resumed answer must go on with."""
+    """Digest of the model that computes the answer; only the same model may resume it."""
 
 
 def chunk_to_pb(chunk: Chunk, request: pb2.GenerateRequest) -> Iterable[pb2.GenerateResponse]:
@@ -105,7 +105,7 @@ def chunk_to_pb(chunk: Chunk, request: pb2.GenerateRequest) -> Iterable[pb2.Gene
 def _in_parts(
     message: pb2.GenerateResponse,
 ) -> Iterable[pb2.GenerateResponse]:
-    """The same in several messages: prompt log-probabilities first, then all else."""
+    """Splits a message: prompt log-probabilities first, then everything else."""
     entries = list(message.prompt_logprobs)
     message.ClearField("prompt_logprobs")
     # Each part names the request, as the first message must; the text comes with the last one.
@@ -191,7 +191,7 @@ def placement_from_pb(pb: pb2.Placement) -> PlacementTaken:
 
 
 def content_to_pb(chunk: Chunk) -> pb2.GenerateResponse:
-    """The chunk without what names its request."""
+    """The chunk's message, without the fields that identify its request."""
     message = pb2.GenerateResponse(
         text=chunk.text,
         token_index=chunk.token_index,
