@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import ErrorReason, KvLayoutMismatch
-from baton.core.handoff.frames import Chunk, ChunkFrame, Opening, Span
+from baton.core.handoff.frames import ChunkFrame, KvChunk, Opening, Span
 from baton.v1 import decode_pb2, kv_transfer_pb2, prefill_pb2
 from baton.wire.channel import ChannelPool
 from baton.wire.push import RpcPushCall
@@ -182,7 +182,7 @@ async def test_a_push_cannot_write_outside_of_its_reservation(pair: Pair) -> Non
     await call.read()
     span = Span(0, fingerprint.layout.num_layers, 3, 1)
     payload = bytes(span.num_bytes(fingerprint.layout))
-    await call.write(ChunkFrame(Chunk(grant.epoch, 0, span, 0), memoryview(payload)))
+    await call.write(ChunkFrame(KvChunk(grant.epoch, 0, span, 0), memoryview(payload)))
     with pytest.raises(KvLayoutMismatch, match=r"blocks \[3, 4\) are outside"):
         await call.read()
     call.cancel()

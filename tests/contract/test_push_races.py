@@ -11,7 +11,7 @@ import pytest
 import xxhash
 
 from baton.core.errors import ErrorReason, StaleEpoch
-from baton.core.handoff.frames import Chunk, ChunkFrame, Credit, Opening, Span
+from baton.core.handoff.frames import ChunkFrame, Credit, KvChunk, Opening, Span
 from baton.handoff.receiver import _end
 from baton.v1 import decode_pb2
 from baton.wire.channel import ChannelPool
@@ -57,7 +57,7 @@ async def test_a_release_during_a_write_ends_the_push_when_the_write_has_ended(
         span = Span(0, fingerprint.layout.num_layers, 0, 1)
         payload = bytes(span.num_bytes(fingerprint.layout))
         checksum = xxhash.xxh3_64_intdigest(payload)
-        await call.write(ChunkFrame(Chunk(grant.epoch, 0, span, checksum), memoryview(payload)))
+        await call.write(ChunkFrame(KvChunk(grant.epoch, 0, span, checksum), memoryview(payload)))
         await eventually(is_writing.is_set)
 
         released = await pair.to_decode.Release(

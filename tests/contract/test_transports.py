@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from baton.core.errors import KvChecksum, StaleEpoch
-from baton.core.handoff.frames import Chunk, Committed, Credit, Opening, Span
+from baton.core.handoff.frames import Committed, Credit, KvChunk, Opening, Span
 from baton.handoff.push_stream import PushStream
 from baton.handoff.transports.nixl import NixlAgent
 from baton.handoff.transports.registry import SenderTransports
@@ -209,7 +209,7 @@ class _Writer:
 
     async def send(self, epoch: int, room: memoryview) -> None:
         checksum = xxhash.xxh3_64_intdigest(room)
-        await self.call.chunk(Chunk(epoch, 0, self.span, checksum), room)
+        await self.call.chunk(KvChunk(epoch, 0, self.span, checksum), room)
 
     async def close(self) -> None:
         self.call.cancel()
@@ -236,7 +236,7 @@ async def test_what_changes_before_it_is_taken_is_refused(pair: Pair) -> None:
     room = writer.fill(b"\x01")
     checksum = xxhash.xxh3_64_intdigest(room)
     room[7] = 9
-    await writer.call.chunk(Chunk(grant.epoch, 0, writer.span, checksum), room)
+    await writer.call.chunk(KvChunk(grant.epoch, 0, writer.span, checksum), room)
     with pytest.raises(KvChecksum):
         await writer.call.read()
     await writer.close()

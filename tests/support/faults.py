@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from baton.core.errors import BatonError, InvalidRequest
-from baton.core.handoff.frames import Chunk, Committed, Credit, Manifest, Opening, PushFrame
+from baton.core.handoff.frames import Committed, Credit, KvChunk, Manifest, Opening, PushFrame
 from baton.handoff.push_stream import PushStream
 
 FROM_REQUEST_ID = "from_request_id"
@@ -122,7 +122,7 @@ class FaultyStream(PushStream):
     def __init__(self, stream: PushStream, faults: Faults) -> None:
         self._inner = stream
         self._faults = faults
-        self._late: tuple[Chunk, memoryview] | None = None
+        self._late: tuple[KvChunk, memoryview] | None = None
         self._is_over = asyncio.Event()
 
     async def open(self, opening: Opening) -> None:
@@ -143,7 +143,7 @@ class FaultyStream(PushStream):
         """Memory to put a chunk into."""
         return self._inner.room(sequence, num_bytes)
 
-    async def chunk(self, chunk: Chunk, payload: memoryview) -> None:
+    async def chunk(self, chunk: KvChunk, payload: memoryview) -> None:
         """Sends a chunk, or does something worse with it."""
         faults, sequence = self._faults, chunk.sequence
         if faults.silent_s and sequence == 0:

@@ -13,7 +13,7 @@ from typing import Any
 
 from baton.core.blocks import BlockPool, BlockState
 from baton.core.errors import BatonError, KvCacheFull
-from baton.core.handoff.frames import Chunk, Manifest, Opening, Span
+from baton.core.handoff.frames import KvChunk, Manifest, Opening, Span
 from baton.core.handoff.reservation import Reservation, ReservationState, ReservationTable
 from baton.core.handoff.verification import Expected, Ledger, Receiver
 from baton.core.hashing import Fingerprint, KvLayout
@@ -60,7 +60,7 @@ class Frame:
     epoch: int
     number: int
     """Position within its push."""
-    body: Opening | Manifest | tuple[Chunk, bytes] = field(repr=False, compare=False)
+    body: Opening | Manifest | tuple[KvChunk, bytes] = field(repr=False, compare=False)
 
 
 def frames_of(request_id: str, reservation: Reservation, block_start: int) -> tuple[Frame, ...]:
@@ -68,7 +68,7 @@ def frames_of(request_id: str, reservation: Reservation, block_start: int) -> tu
     chunks = []
     for index in range(block_start, len(PROMPTS[request_id])):
         payload = payload_of(request_id, index)
-        chunk = Chunk(epoch, ledger.num_chunks, Span(0, 1, index, 1), digest(payload))
+        chunk = KvChunk(epoch, ledger.num_chunks, Span(0, 1, index, 1), digest(payload))
         ledger.add(len(payload), chunk.checksum)
         chunks.append((chunk, payload))
     num_blocks = len(chunks)

@@ -14,7 +14,7 @@ from baton.core.errors import (
     KvLayoutMismatch,
     StaleEpoch,
 )
-from baton.core.handoff.frames import Chunk, Manifest, Opening
+from baton.core.handoff.frames import KvChunk, Manifest, Opening
 from baton.core.handoff.outgoing import Outgoing
 from baton.core.handoff.reservation import Reservation, ReservationState, ReservationTable
 from baton.core.handoff.verification import Expected, Ledger, Receiver
@@ -35,7 +35,7 @@ class Push:
     """A whole push as frames."""
 
     opening: Opening
-    chunks: tuple[tuple[Chunk, bytes], ...]
+    chunks: tuple[tuple[KvChunk, bytes], ...]
     manifest: Manifest
 
 
@@ -47,7 +47,7 @@ def _push(block_start: int, block_end: int, max_chunk_bytes: int, epoch: int = 1
     outgoing.blocks_ready(block_end)
     while (span := outgoing.take(max_chunk_bytes)) is not None:
         payload = rng.randbytes(span.num_bytes(LAYOUT))
-        chunks.append((Chunk(epoch, ledger.num_chunks, span, _digest(payload)), payload))
+        chunks.append((KvChunk(epoch, ledger.num_chunks, span, _digest(payload)), payload))
         ledger.add(len(payload), _digest(payload))
     manifest = Manifest(
         epoch=epoch,

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 
 from baton.core.errors import Cancelled, StaleEpoch
-from baton.core.handoff.frames import Chunk, ChunkFrame, Span
+from baton.core.handoff.frames import ChunkFrame, KvChunk, Span
 from baton.handoff.receiver import Intake, _IncomingPush
 from baton.wire.clock import SystemClock
 
@@ -42,7 +42,7 @@ async def test_blocks_stay_quarantined_while_a_write_of_an_ended_push_goes_on() 
     intake: Any = mock.Mock()
     writing = intake.start_write.return_value = asyncio.get_running_loop().create_future()
     push = _IncomingPush(intake, sessions, mock.sentinel.session, mock.Mock())
-    chunk = ChunkFrame(Chunk(1, 0, Span(0, 1, 0, 1), 0), memoryview(b"kv"))
+    chunk = ChunkFrame(KvChunk(1, 0, Span(0, 1, 0, 1), 0), memoryview(b"kv"))
     task = asyncio.create_task(push.write(chunk))
     await asyncio.sleep(0)
     task.cancel()

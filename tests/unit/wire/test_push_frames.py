@@ -6,10 +6,10 @@ import pytest
 
 from baton.core.errors import InvalidRequest, KvChecksum
 from baton.core.handoff.frames import (
-    Chunk,
     ChunkFrame,
     Committed,
     Credit,
+    KvChunk,
     KvEncoding,
     Manifest,
     Opening,
@@ -34,7 +34,7 @@ from baton.wire.push_frames import (
 
 FINGERPRINT = Fingerprint("m", "c", "w", "t", KvLayout.one_group(16, "bfloat16", (2,), (8,)))
 STAGED = Staged(b"agent", 1 << 40, 8, 1 << 20, b"t" * 16)
-CHUNK = Chunk(7, 3, Span(1, 4, 2, 5), (1 << 64) - 1)
+CHUNK = KvChunk(7, 3, Span(1, 4, 2, 5), (1 << 64) - 1)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from baton.wire.prefill import PromptVector
 _ENGINE_CHECK_INTERVAL_S = 5.0
 
 
-class Embeddings:
+class EmbeddingRunner:
     """Has the engine compute prompts, and gives every block back on every path."""
 
     def __init__(self, worker: EngineWorker, prefix: PrefixSource, clock: Clock) -> None:

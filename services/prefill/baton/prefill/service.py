@@ -17,7 +17,7 @@ from baton.engine.kv_int8 import int8_layout
 from baton.handoff.push_stream import PushStream
 from baton.handoff.sender import PushReport, PushSender, SenderParts
 from baton.handoff.transports.registry import SenderTransports, parse_transports
-from baton.prefill.embeddings import Embeddings
+from baton.prefill.embeddings import EmbeddingRunner
 from baton.prefill.jobs import Job, Jobs
 from baton.prefill.prefix import PrefixSource
 from baton.prefill.settings import PrefillSettings
@@ -48,7 +48,7 @@ class PrefillParts:
 
     host: EngineHost
     jobs: Jobs
-    embeddings: Embeddings
+    embeddings: EmbeddingRunner
     prefix: PrefixSource
 
     @property
@@ -183,7 +183,7 @@ class PrefillService(WorkerService[PrefillSettings, PrefillParts]):
             clock=self._runtime.clock,
             make_sender=self._make_sender,
         )
-        embeddings = Embeddings(host.worker, prefix, self._runtime.clock)
+        embeddings = EmbeddingRunner(host.worker, prefix, self._runtime.clock)
         return PrefillParts(host, jobs, embeddings, prefix)
 
     def _count(self, report: PushReport) -> None:

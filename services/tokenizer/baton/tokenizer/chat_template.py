@@ -24,7 +24,7 @@ _REFUSALS = (
 """What a template that dislikes its input may raise."""
 
 
-class _Generation(Extension):
+class _GenerationTag(Extension):
     """`{% generation %}` marks answers for training; here it only passes its content on."""
 
     tags = {"generation"}  # noqa: RUF012 - so typed by the base class
@@ -47,7 +47,7 @@ class ChatTemplate:
             trim_blocks=True,
             lstrip_blocks=True,
             autoescape=False,
-            extensions=[_Generation, loopcontrols],
+            extensions=[_GenerationTag, loopcontrols],
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception

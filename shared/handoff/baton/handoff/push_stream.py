@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from baton.core.errors import BatonError, ErrorReason, KvTransferLost
 from baton.core.handoff.frames import (
-    Chunk,
     Committed,
     Credit,
+    KvChunk,
     Offer,
     Opening,
     PullOffer,
@@ -62,7 +62,7 @@ class PushStream:
         outlet = self._outlet if num_bytes <= self.max_chunk_bytes else self._stream
         return outlet.room(sequence, num_bytes)
 
-    async def chunk(self, chunk: Chunk, payload: memoryview) -> None:
+    async def chunk(self, chunk: KvChunk, payload: memoryview) -> None:
         """Sends a chunk, which lies in its room."""
         outlet = self._outlet if payload.nbytes <= self.max_chunk_bytes else self._stream
         await self.send(outlet.frame(chunk, payload))

@@ -23,10 +23,10 @@ from baton.core.errors import (
     Stalled,
 )
 from baton.core.handoff.frames import (
-    Chunk,
     ChunkFrame,
     Committed,
     Credit,
+    KvChunk,
     KvEncoding,
     Manifest,
     Opening,
@@ -213,7 +213,7 @@ class Intake(Generic[SessionT]):
         self,
         session: SessionT,
         receiver: Receiver,
-        chunk: Chunk,
+        chunk: KvChunk,
         content: Callable[[], memoryview],
     ) -> asyncio.Future[None]:
         """Starts copying, verifying and writing a checked chunk on a thread, in this order."""

@@ -17,8 +17,8 @@ import xxhash
 from baton.core.clock import Clock
 from baton.core.errors import BatonError, InvalidRequest, KvTransferLost, Stalled
 from baton.core.handoff.frames import (
-    Chunk,
     Committed,
+    KvChunk,
     KvEncoding,
     Manifest,
     Opening,
@@ -238,7 +238,7 @@ class PushSender:
             checksum = await asyncio.shield(reading)
         finally:
             await asyncio.wait({reading})  # Else it might still write into another push's room.
-        chunk = Chunk(self._target.epoch, sequence, span, checksum)
+        chunk = KvChunk(self._target.epoch, sequence, span, checksum)
         self._sent.add(payload.nbytes, checksum)
         async with self._clock.timeout(self._progress_timeout_s):
             await call.chunk(chunk, payload)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from baton.core.errors import BatonError, KvLayoutMismatch, error_for
 from baton.core.handoff.frames import (
-    Chunk,
     ChunkFrame,
     Committed,
     Credit,
+    KvChunk,
     KvEncoding,
     Manifest,
     Opening,
@@ -71,7 +71,7 @@ def frame_from_bytes(message: bytes) -> PushFrame:
         case "chunk":
             sent = header.chunk
             span = as_value(Span, sent)
-            chunk = Chunk(header.epoch, sent.sequence, span, sent.checksum)
+            chunk = KvChunk(header.epoch, sent.sequence, span, sent.checksum)
             return ChunkFrame(chunk, payload, sent.slot_bytes)
         case "manifest":
             return _manifest_from_pb(header.manifest, header.epoch)

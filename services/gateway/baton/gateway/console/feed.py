@@ -8,17 +8,15 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
 
 from baton.client import AsyncClient, BatonError, ClusterStatus, RequestList, RequestNotFound
 from baton.core.cluster import ServiceStatus
+from baton.gateway.answer_format import Json
 from baton.gateway.schedulers import Schedulers
 
 logger = logging.getLogger(__name__)
 MAX_REQUESTS = 64
 _TIMEOUT_S = 3.0
-
-Json = dict[str, Any]
 
 
 class ConsoleFeed:

@@ -69,7 +69,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class KvChunk:
     """What a frame with KV says about it."""
 
     epoch: int
@@ -82,7 +82,7 @@ class Chunk:
 class ChunkFrame:
     """A chunk and its KV."""
 
-    chunk: Chunk
+    chunk: KvChunk
     payload: memoryview
     slot_bytes: int = 0
     """Payload bytes that lie in the chunk's slot instead."""

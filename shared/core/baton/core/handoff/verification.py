@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from baton.core.errors import KvChecksum, KvLayoutMismatch, StaleEpoch
-from baton.core.handoff.frames import Chunk, KvEncoding, Manifest, Opening, Span
+from baton.core.handoff.frames import KvChunk, KvEncoding, Manifest, Opening, Span
 from baton.core.handoff.reservation import Reservation, ReservationState
 from baton.core.hashing import Fingerprint
 
@@ -99,7 +99,7 @@ class Receiver:
         self.encoding = opening.encoding
         reservation.transition(ReservationState.FILLING)
 
-    def chunk(self, chunk: Chunk, payload: memoryview) -> None:
+    def chunk(self, chunk: KvChunk, payload: memoryview) -> None:
         """Checks a chunk and counts it as received: `check`, `verify` and `accept` in one.
 
         Raises:
@@ -109,7 +109,7 @@ class Receiver:
         self.verify(chunk, payload)
         self.accept(chunk)
 
-    def check(self, chunk: Chunk, num_bytes: int) -> None:
+    def check(self, chunk: KvChunk, num_bytes: int) -> None:
         """Checks all of a chunk but its content.
 
         Raises:
@@ -133,7 +133,7 @@ class Receiver:
         if any(bits & mask for bits in self._written[span.layer_start : span.layer_end]):
             raise KvChecksum(f"chunk {chunk.sequence} repeats blocks that were sent before")
 
-    def verify(self, chunk: Chunk, payload: memoryview) -> None:
+    def verify(self, chunk: KvChunk, payload: memoryview) -> None:
         """Checks a chunk's content, on any thread: only then may it be written.
 
         Raises:
@@ -142,7 +142,7 @@ class Receiver:
         if self._digest(payload) != chunk.checksum:
             raise KvChecksum(f"content of chunk {chunk.sequence} does not match its checksum")
 
-    def accept(self, chunk: Chunk) -> None:
+    def accept(self, chunk: KvChunk) -> None:
         """Counts a chunk that has passed `check` and `verify` as received."""
         for layer in range(chunk.span.layer_start, chunk.span.layer_end):
             self._written[layer] |= _mask(chunk.span)

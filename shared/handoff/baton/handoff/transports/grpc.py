@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from baton.core.errors import KvTransferLost
-from baton.core.handoff.frames import Chunk, ChunkFrame, Offer, Opening
+from baton.core.handoff.frames import ChunkFrame, KvChunk, Offer, Opening
 
 _MAX_FRAME_BYTES = 1 << 20
 """Larger messages are slower over gRPC, and hold up what shares their connection."""
@@ -34,7 +34,7 @@ class StreamOutlet:
             self._buffer = bytearray(num_bytes)
         return memoryview(self._buffer)[:num_bytes]
 
-    def frame(self, chunk: Chunk, payload: memoryview) -> ChunkFrame:
+    def frame(self, chunk: KvChunk, payload: memoryview) -> ChunkFrame:
         """See Outlet."""
         return ChunkFrame(chunk, payload)
 

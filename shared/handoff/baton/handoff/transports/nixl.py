@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from baton.core.errors import KvLayoutMismatch, KvTransferLost
-from baton.core.handoff.frames import Chunk, ChunkFrame, Offer, Opening, PullOffer, Staged
+from baton.core.handoff.frames import ChunkFrame, KvChunk, Offer, Opening, PullOffer, Staged
 
 _MODULES = ("nixl", "nixl_cu12", "nixl_cu13")
 """The meta package, and what it is made of: one of these is enough, and works without CUDA too."""
@@ -185,7 +185,7 @@ class NixlOutlet:
         start = (self._start or 0) + sequence % _NUM_SLOTS * _SLOT_BYTES
         return self._sender.agent.view(start, num_bytes)
 
-    def frame(self, chunk: Chunk, payload: memoryview) -> ChunkFrame:
+    def frame(self, chunk: KvChunk, payload: memoryview) -> ChunkFrame:
         """See Outlet."""
         return ChunkFrame(chunk, _NOTHING, payload.nbytes)
 

@@ -25,8 +25,8 @@ import numpy as np
 from baton.core.errors import KvLayoutMismatch
 from baton.core.handoff.frames import (
     SLOTS_START_BYTES,
-    Chunk,
     ChunkFrame,
+    KvChunk,
     Offer,
     Opening,
     SlotOffer,
@@ -167,7 +167,7 @@ class SharedOutlet:
         """See Outlet."""
         return self._slots.slot(sequence, num_bytes) if self._slots is not None else _NOTHING
 
-    def frame(self, chunk: Chunk, payload: memoryview) -> ChunkFrame:
+    def frame(self, chunk: KvChunk, payload: memoryview) -> ChunkFrame:
         """See Outlet."""
         return ChunkFrame(chunk, _NOTHING, payload.nbytes)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from baton.core.handoff.frames import Chunk, ChunkFrame, Offer, Opening
+from baton.core.handoff.frames import ChunkFrame, KvChunk, Offer, Opening
 
 
 class Outlet(Protocol):
@@ -36,7 +36,7 @@ class Outlet(Protocol):
         """Memory to put chunk `sequence` into. The sender must have credit for it."""
         ...
 
-    def frame(self, chunk: Chunk, payload: memoryview) -> ChunkFrame:
+    def frame(self, chunk: KvChunk, payload: memoryview) -> ChunkFrame:
         """The frame of a chunk that lies in its room."""
         ...
 
