@@ -55,6 +55,13 @@ async def test_sigterm_lets_a_running_stream_end_and_exits_clean(demo: Demo) -> 
     assert demo.events()[-1] == "stopped"
 
 
+async def test_collections_do_not_walk_what_loading_left(demo: Demo) -> None:
+    demo.start()
+    await demo.ready()
+    status = (await demo.control.status(demo.address, lease_s=1)).status
+    assert status.stats["num_frozen_objects"] > 10_000
+
+
 async def test_the_grace_ends_and_a_second_signal_ends_it_sooner(demo: Demo) -> None:
     demo.start("--drain-grace-s", "0.2")
     await demo.ready()

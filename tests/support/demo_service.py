@@ -7,6 +7,7 @@ file named by its settings exists.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import AsyncIterator
@@ -83,7 +84,12 @@ class DemoService(grpc.GenericRpcHandler):
     def snapshot(self) -> ServiceSnapshot:
         if not self._has_loaded:
             raise RuntimeError("nothing is known yet")
-        return ServiceSnapshot(model="demo", kv_blocks={"free": 7}, num_running=len(self._running))
+        return ServiceSnapshot(
+            model="demo",
+            kv_blocks={"free": 7},
+            num_running=len(self._running),
+            stats={"num_frozen_objects": gc.get_freeze_count()},
+        )
 
     def kv_snapshot(self) -> tuple[int, list[bytes]]:
         return 3, [b"h" * 16]

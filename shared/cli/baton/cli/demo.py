@@ -122,7 +122,12 @@ def _run_in(run_dir: RunDirectory, console: Console) -> DemoResult:
 def _complete(client: Client, console: Console) -> Completion:
     """One request to warm up (other text, so that nothing is cached), then the one that counts."""
     prompt = demo_prompt()
-    client.generate(prompt[::-1], max_tokens=8, temperature=0.0, ignore_eos=True)
+    warm_up = client.generate(
+        prompt[::-1], stream=True, max_tokens=8, temperature=0.0, ignore_eos=True, explain=True
+    )
+    with warm_up:
+        for _ in warm_up:
+            pass
     console.rule("prompt, and its completion", style="dim")
     console.print(prompt[-200:], style="dim", markup=False, highlight=False, end="")
     completion = stream_to(

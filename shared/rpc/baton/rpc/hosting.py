@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -165,6 +166,10 @@ class Hosting:
         return error is None
 
     async def _become_ready(self, on_ready: Callable[[dict[str, object]], None]) -> None:
+        # What loading left lives as long as the process. Unfrozen, each full collection would walk
+        # it again: 0.1 to 0.2 s in a worker, with every stream standing still.
+        gc.collect()
+        gc.freeze()
         self._has_loaded = True
         self._lifecycle.state = ServiceState.READY
         await self._set_health(_SERVING)
